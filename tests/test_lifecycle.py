@@ -1,4 +1,4 @@
-"""The appliance's states, and what a stop asks for."""
+"""The states of the process, and its stop."""
 
 from appliance.lifecycle import Lifecycle
 
@@ -19,7 +19,7 @@ def test_drain_and_resume_change_the_state_back_and_forth() -> None:
     assert states("resume") == "serving"
 
 
-def test_what_stops_is_not_drained_or_resumed() -> None:
+def test_a_stopping_appliance_is_not_drained_or_resumed() -> None:
     lifecycle = Lifecycle([])
     lifecycle.set_state("stopping")
     lifecycle.drain()
@@ -28,7 +28,7 @@ def test_what_stops_is_not_drained_or_resumed() -> None:
     assert not lifecycle.is_serving
 
 
-def test_followers_of_the_status_hear_of_each_change_once() -> None:
+def test_followers_of_the_status_get_each_change_once() -> None:
     lifecycle = Lifecycle([])
     lifecycle.set_state("serving")
     lifecycle.set_state("serving")
@@ -37,7 +37,7 @@ def test_followers_of_the_status_hear_of_each_change_once() -> None:
     assert lifecycle.changed.value == 2
 
 
-def test_the_second_stop_is_in_a_hurry() -> None:
+def test_the_second_stop_cuts_off_running_requests() -> None:
     lifecycle = Lifecycle([])
     lifecycle.shutdown(12.0)
     assert (lifecycle.stop_requested.is_set(), lifecycle.hurry.is_set(), lifecycle.grace_s) == (

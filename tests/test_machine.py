@@ -48,7 +48,7 @@ async def test_only_200_is_healthy(page: bytes, is_healthy: bool) -> None:
     assert not await answers_health("127.0.0.1", port)
 
 
-async def test_a_worker_port_that_is_taken_is_a_warning(
+async def test_a_worker_port_in_use_is_a_warning(
     appliance: Appliance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with (

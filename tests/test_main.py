@@ -48,9 +48,7 @@ def test_a_wrong_command_line_ends_with_2(
         (["models", "schema"], '"$schema"'),
     ],
 )
-def test_what_is_asked_for_is_printed(
-    capsys: pytest.CaptureFixture[str], words: list[str], text: str
-) -> None:
+def test_verbs_that_only_print_do_so(capsys: pytest.CaptureFixture[str], words: list[str], text: str) -> None:
     assert main(words) == 0
     assert text in capsys.readouterr().out
 
@@ -70,7 +68,7 @@ def test_the_usage_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class Answers(BaseHTTPRequestHandler):
-    """Gives the page that the test has set."""
+    """Serves the page that the test has set."""
 
     page: tuple[int, bytes] = (200, b"{}")
 
@@ -129,7 +127,7 @@ def test_the_servers_state_decides(
 
 
 @pytest.mark.parametrize("body", [b"[]", b"no json"])
-def test_a_response_that_is_no_object_is_unhealthy(
+def test_a_response_that_is_not_an_object_is_unhealthy(
     port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], body: bytes
 ) -> None:
     monkeypatch.setenv("PORT", str(port))

@@ -1,4 +1,4 @@
-"""A reload: what is refused, what would change, what is put back when it fails."""
+"""A reload: refusals, the list of changes, the roll-back."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -56,7 +56,7 @@ async def test_without_a_difference_nothing_is_done(appliance: Appliance) -> Non
     assert (result.applied, result.changes, result.message) == (False, (), "Nothing differs.")
 
 
-async def test_what_needs_a_restart_stays_as_it_is(appliance: Appliance) -> None:
+async def test_settings_that_need_a_restart_are_not_applied(appliance: Appliance) -> None:
     seen = appliance.lifecycle.changed.value
     result = await Reloader(appliance).reload({"HEARTBEAT_S": "3", "PROXY_PORT": "15000"}, dry_run=False)
     assert (result.applied, result.message) == (True, "Applied, except for PROXY_PORT: these need a restart.")
@@ -83,7 +83,7 @@ async def test_secrets_and_proxies_are_not_shown(appliance: Appliance) -> None:
     assert "secret-key" not in str(result)
 
 
-async def test_what_fails_is_put_back(appliance: Appliance, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_reload_is_rolled_back(appliance: Appliance, monkeypatch: pytest.MonkeyPatch) -> None:
     applied: list[float] = []
     apply = appliance.fleet.apply
 

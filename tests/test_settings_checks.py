@@ -1,4 +1,4 @@
-"""What is wrong with settings when several packages are seen together."""
+"""Checks that concern settings of several packages."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""`appliance sidecar`: system E's flags and defaults, its health, readiness that follows the engine, errors as `{detail}`."""
+"""`appliance sidecar`: compatible flags and defaults, health, readiness of the engine, errors as `{detail}`."""
 
 import asyncio
 import contextlib
@@ -22,15 +22,15 @@ from tests.journeys.running import free_port
 
 def get(url: str, method: str = "GET") -> tuple[int, Any]:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=5) as answer:
-            return answer.status, json.load(answer)
+        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=5) as response:
+            return response.status, json.load(response)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
 
 
 @contextlib.asynccontextmanager
 async def beside(url: str, tmp_path: Path, **more: Any) -> AsyncIterator[str]:
-    """A sidecar in this process; gives its address."""
+    """A sidecar in this process; yields its address."""
     options = SidecarOptions("llamacpp", "127.0.0.1", 0, url, **more)
     settings, _ = sidecar_settings(
         options, {"STATE_DIR": str(tmp_path / "state"), "METRICS_CACHE_TTL_SECONDS": "0.2"}
@@ -39,7 +39,7 @@ async def beside(url: str, tmp_path: Path, **more: Any) -> AsyncIterator[str]:
         yield f"http://{addresses[0][0]}:{addresses[0][1]}"
 
 
-def test_flags_and_defaults_are_system_es() -> None:
+def test_flags_and_defaults_are_the_compatible_ones() -> None:
     assert parse(["-E", "vllm"]) == SidecarOptions(
         "vllm", "0.0.0.0", 9000, "http://localhost:8000", "/metrics", "", ""
     )
@@ -82,7 +82,7 @@ def test_a_wrong_command_line_is_refused_with_a_sentence(
     assert words in capsys.readouterr().err
 
 
-def test_an_address_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_address_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match="engine-base-url"):
         sidecar_settings(SidecarOptions("vllm", base_url="ftp://x"), {"STATE_DIR": str(tmp_path)})
 
@@ -96,7 +96,7 @@ def test_settings_name_one_engine_and_no_other_backend(tmp_path: Path) -> None:
     assert not settings.engines.novita_api_key.get_secret_value()
 
 
-async def test_health_is_exactly_system_es_whatever_the_engine_does(tmp_path: Path) -> None:
+async def test_health_does_not_depend_on_the_engine(tmp_path: Path) -> None:
     async with beside(f"http://127.0.0.1:{free_port()}", tmp_path) as url:
         assert await _get(url + "/health") == (200, {"status": "healthy", "service": "runtime"})
 
@@ -122,7 +122,7 @@ async def test_readiness_follows_a_real_engine(llama: Llama, tmp_path: Path) -> 
         assert await _comes_to(url, 200)
 
 
-async def test_a_real_engines_metrics_are_told_under_three_names(llama: Llama, tmp_path: Path) -> None:
+async def test_a_real_engines_metrics_have_three_names(llama: Llama, tmp_path: Path) -> None:
     server = await llama()
     async with beside(server.url, tmp_path) as url:
         page = await asyncio.to_thread(_text, url + "/metrics")
@@ -133,7 +133,7 @@ async def test_a_real_engines_metrics_are_told_under_three_names(llama: Llama, t
         assert (await _get(url + "/metrics"))[0] == 502
 
 
-async def test_adapters_and_downloads_have_system_es_addresses(tmp_path: Path) -> None:
+async def test_adapters_and_downloads_have_the_compatible_addresses(tmp_path: Path) -> None:
     async with beside(f"http://127.0.0.1:{free_port()}", tmp_path) as url:
         assert (await _get(url + "/v1/lora_adapters"))[0] == 200
         assert await _get(url + "/v1/jobs") == (200, {"jobs": []})
@@ -149,7 +149,7 @@ async def test_errors_are_details(tmp_path: Path) -> None:
         assert (status, list(value)) == (405, ["detail"])
 
 
-def test_the_verb_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
+def test_the_verb_serves_until_it_is_stopped(tmp_path: Path) -> None:
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "appliance", "sidecar", "-E", "vllm", "-P", str(port), "-H", "127.0.0.1"],
@@ -187,11 +187,11 @@ async def _comes_to(url: str, status: int) -> bool:
 
 
 def _text(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=5) as answer:
-        return str(answer.read().decode())
+    with urllib.request.urlopen(url, timeout=5) as response:
+        return str(response.read().decode())
 
 
-async def test_inside_the_appliance_it_is_about_a_server_or_own_models(
+async def test_in_the_appliance_it_shows_a_server_or_a_local_model(
     managed: Managed,
 ) -> None:
     port = free_port()

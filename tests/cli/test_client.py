@@ -1,4 +1,4 @@
-"""Addresses, tokens and the sentences of failures."""
+"""Addresses, tokens, and the texts of failures."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def test_addresses_are_read(given: str, expected: str) -> None:
 @pytest.mark.parametrize(
     "given", ["", "box", "box:", ":50051", "box:0", "box:65536", "box:http", "http://box:50051"]
 )
-def test_what_is_no_address_is_wrong_usage(given: str) -> None:
+def test_an_invalid_address_is_wrong_usage(given: str) -> None:
     with pytest.raises(CallFailed, match="host:port") as caught:
         parse_address(given)
     assert caught.value.exit_code == 2
@@ -69,7 +69,7 @@ def test_the_token_comes_from_its_variable_or_its_file(tmp_path: Path) -> None:
         {"CONTROL_TOKEN_FILE": "/does/not/exist"},
     ],
 )
-def test_a_token_that_cannot_be_had_is_wrong_usage(environ: dict[str, str]) -> None:
+def test_an_unreadable_token_is_wrong_usage(environ: dict[str, str]) -> None:
     text = "are both set. Unset one" if "CONTROL_TOKEN" in environ else "Cannot read CONTROL_TOKEN_FILE="
     with pytest.raises(CallFailed, match=text) as caught:
         read_token(environ)

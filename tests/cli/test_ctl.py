@@ -168,7 +168,7 @@ async def test_logs_are_followed_until_the_appliance_stops(terminal: Terminal) -
     assert [jsons.loads(line)["text"] for line in terminal.out.splitlines()] == ["old", "new"]
 
 
-async def test_chat_shows_the_answer_as_it_is_made(terminal: Terminal) -> None:
+async def test_chat_shows_the_reply_while_it_is_generated(terminal: Terminal) -> None:
     terminal.fake.backend.script = [
         event({"content": "he"}),
         event({"content": "llo\nyou"}),
@@ -184,14 +184,14 @@ async def test_chat_shows_the_answer_as_it_is_made(terminal: Terminal) -> None:
     assert (asked.model, asked.stream) == ("house", True)
 
 
-async def test_chat_in_one_piece_and_as_json(terminal: Terminal) -> None:
+async def test_a_whole_chat_and_a_chat_as_json(terminal: Terminal) -> None:
     assert await terminal.run("chat", "--no-stream", "--json", "hi") == 0
     reply, receipt = map(jsons.loads, terminal.out.splitlines())
     assert reply["reply"]["choices"][0]["message"]["content"] == "hello"
     assert receipt["receipt"]["finish"] == "done"
 
 
-async def test_chat_that_breaks_off_tells_so_on_a_line_of_its_own(terminal: Terminal) -> None:
+async def test_a_chat_that_breaks_off_ends_with_an_error_line(terminal: Terminal) -> None:
     terminal.fake.backend.script = [event({"content": "he"}), UpstreamFailed("It broke off.")]
     assert await terminal.run("chat", "hi") == 1
     assert (terminal.out, terminal.err) == ("he\n", "error: It broke off.\n")
@@ -247,7 +247,9 @@ async def test_wrong_usage_is_exit_code_2(terminal: Terminal, arguments: list[st
     assert not terminal.out
 
 
-async def test_nobody_there_is_exit_code_3_in_one_sentence(terminal: Terminal, tmp_path: Path) -> None:
+async def test_an_unreachable_appliance_is_exit_code_3_in_one_sentence(
+    terminal: Terminal, tmp_path: Path
+) -> None:
     for address in (f"127.0.0.1:{free_port()}", f"unix:{tmp_path / 'none.sock'}"):
         assert await terminal.run("status", "--address", address) == 3
         assert (
@@ -256,7 +258,7 @@ async def test_nobody_there_is_exit_code_3_in_one_sentence(terminal: Terminal, t
         )
 
 
-async def test_no_answer_in_time_is_exit_code_3(terminal: Terminal) -> None:
+async def test_no_response_in_time_is_exit_code_3(terminal: Terminal) -> None:
     terminal.fake.backend.script = "hang"
     assert await terminal.run("chat", "hi", "--timeout", "0.3") == 3
     assert "No response from" in terminal.err
@@ -303,7 +305,7 @@ async def test_mutual_tls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert terminal.err.count("\n") == 1
 
 
-def test_there_is_no_way_to_give_the_token_as_an_argument(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_argument_takes_the_token(capsys: pytest.CaptureFixture[str]) -> None:
     assert ctl.main(["--token", "x", "status"]) == 2
 
 

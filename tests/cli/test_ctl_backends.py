@@ -111,7 +111,7 @@ async def test_the_strategy_is_switched(start, engines) -> None:
     assert running.appliance.router.strategy == "round_robin"
 
 
-async def test_backends_are_watched_until_it_is_over(start, engines) -> None:
+async def test_backends_are_watched_until_the_appliance_stops(start, engines) -> None:
     running = await start(BACKENDS=f"e0={engines[0].url}", **QUICK)
     terminal = Terminal(running)
     assert (
@@ -141,7 +141,7 @@ async def test_backends_are_watched_until_it_is_over(start, engines) -> None:
         ),
     ],
 )
-async def test_what_cannot_be_is_said_with_its_exit_code(
+async def test_refusals_have_their_exit_codes(
     start,
     engines,
     arguments: list[str],

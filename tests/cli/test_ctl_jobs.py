@@ -71,7 +71,7 @@ async def test_a_download_is_followed_to_its_end_in_plain_lines(
     ]
 
 
-async def test_a_download_is_begun_and_left(
+async def test_a_detached_download_returns_at_once(
     terminal: Terminal, downloader: StandinDownloader, tmp_path: Path
 ) -> None:
     assert await terminal.run("ctl", "download", "ns/repo", "--detach") == 0
@@ -107,9 +107,7 @@ async def test_a_download_is_begun_and_left(
     assert terminal.err == "error: hf://ns/repo was cancelled\n"
 
 
-async def test_a_failed_download_is_told_with_its_reason(
-    terminal: Terminal, downloader: StandinDownloader
-) -> None:
+async def test_a_failed_download_shows_its_reason(terminal: Terminal, downloader: StandinDownloader) -> None:
     downloader.at_once = NotFound("There is no ns/repo.")
     assert await terminal.run("ctl", "download", "ns/repo") == 1
     assert terminal.err == "error: hf://ns/repo failed: There is no ns/repo.\n"
@@ -118,7 +116,7 @@ async def test_a_failed_download_is_told_with_its_reason(
     assert jsons.loads(terminal.out)["error"] == "There is no ns/repo."
 
 
-async def test_a_follower_is_told_when_the_appliance_stops(
+async def test_following_ends_when_the_appliance_stops(
     terminal: Terminal, downloader: StandinDownloader
 ) -> None:
     async with terminal.begin("ctl", "download", "ns/repo") as process:

@@ -43,7 +43,7 @@ async def test_an_adapter_is_loaded_listed_and_unloaded(start) -> None:
         assert second.adapters == {"own": "/elsewhere/own"}
 
 
-async def test_orders_that_are_not_done_are_listed_as_well(start, tmp_path: Path) -> None:
+async def test_pending_orders_are_listed(start, tmp_path: Path) -> None:
     async with LoraEngine("vllm") as engine, Hub({"adapter.bin": bytes(1 << 20)}) as hub:
         running = await start(BACKENDS=f"v={engine.url}", HF_ENDPOINT=hub.url, **QUICK)
         hub.drip_s = 0.5
@@ -78,7 +78,7 @@ async def test_orders_that_are_not_done_are_listed_as_well(start, tmp_path: Path
         )
 
 
-async def test_what_is_wrong_is_said(start, tmp_path: Path) -> None:
+async def test_refusals_are_shown(start, tmp_path: Path) -> None:
     async with LoraEngine("vllm", can_load=False) as engine:
         running = await start(BACKENDS=f"v={engine.url}", LORA_ALLOWED_DIRS="/adapters", **QUICK)
         terminal = Terminal(running)

@@ -29,7 +29,7 @@ BIG_ROW = "big\tready\t41000\t4\t2\t3\t3.0 GiB\tin 4m 30s\t25.0s ago"
 
 
 class Process:
-    """One run of the command, while it goes on."""
+    """One running command."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -108,14 +108,14 @@ BOTH = pytest.mark.parametrize("spelling", [["models"], ["ctl", "model"]], ids=[
 async def test_models_are_listed_in_a_table(terminal: Terminal, spelling: list[str]) -> None:
     assert await terminal.run(*spelling) == 0, terminal.err
     assert terminal.out.splitlines() == [HEADERS, SMALL_ROW, BIG_ROW]
-    answer = await terminal.json(*spelling)
-    assert [(model["alias"], model["status"]) for model in answer["models"]] == [
+    response = await terminal.json(*spelling)
+    assert [(model["alias"], model["status"]) for model in response["models"]] == [
         ("small", "MODEL_STATUS_OFF"),
         ("big", "MODEL_STATUS_READY"),
     ]
 
 
-async def test_the_table_tells_loads_pins_replicas_and_stays_for_ever(terminal: Terminal) -> None:
+async def test_the_table_shows_loads_pins_replicas_and_endless_stays(terminal: Terminal) -> None:
     terminal.manager.put(model_view("small", status="loading", load_progress=40, is_pinned=True, replicas=2))
     terminal.manager.put(ready_view("big", expires_at_s=None))
     assert await terminal.run("models") == 0
@@ -207,7 +207,7 @@ async def test_a_loads_progress_is_lines_without_a_terminal(terminal: Terminal, 
     assert terminal.manager.asked == [("load", "small", 600.0)]
 
 
-async def test_a_load_is_told_as_json_a_line_each(terminal: Terminal) -> None:
+async def test_a_load_is_shown_as_lines_of_json(terminal: Terminal) -> None:
     async with terminal.begin("models", "load", "small", "--keep-alive", "-1", "--json") as process:
         assert jsons.loads(await process.line())["status"] == "MODEL_STATUS_OFF"
         await asyncio.wait_for(terminal.manager.load_begun.wait(), PATIENCE_S)
@@ -217,7 +217,7 @@ async def test_a_load_is_told_as_json_a_line_each(terminal: Terminal) -> None:
     assert terminal.manager.asked == [("load", "small", -1.0)]
 
 
-async def test_a_load_that_fails_is_told_in_one_sentence(terminal: Terminal) -> None:
+async def test_a_failed_load_is_one_sentence(terminal: Terminal) -> None:
     async with terminal.begin("models", "load", "small") as process:
         await process.line()
         await asyncio.wait_for(terminal.manager.load_begun.wait(), PATIENCE_S)
@@ -254,12 +254,12 @@ async def test_ending_the_command_does_not_stop_the_load(terminal: Terminal) -> 
         ("-5m", -300),
     ],
 )
-def test_stays_are_read_as_ollama_writes_them(text: str, expected: float) -> None:
+def test_keep_alive_is_parsed_as_in_ollama(text: str, expected: float) -> None:
     assert commands.parse_keep_alive(text) == expected
 
 
 @pytest.mark.parametrize("text", ["soon", "10 m", "m", "-", "1h-30m", "inf", "nan", "1e3"])
-def test_a_stay_that_is_no_time_is_refused(text: str) -> None:
+def test_an_invalid_keep_alive_is_wrong_usage(text: str) -> None:
     with pytest.raises(CallFailed, match="--keep-alive") as found:
         commands.parse_keep_alive(text)
     assert found.value.exit_code == 2
@@ -335,7 +335,7 @@ async def test_wrong_usage_is_exit_code_2(terminal: Terminal, arguments: list[st
     assert terminal.manager.asked == []
 
 
-async def test_nobody_there_is_exit_code_3(terminal: Terminal, tmp_path: Path) -> None:
+async def test_an_unreachable_appliance_is_exit_code_3(terminal: Terminal, tmp_path: Path) -> None:
     assert await terminal.run("models", "--address", f"unix:{tmp_path / 'none.sock'}") == 3
     assert terminal.err.startswith("error: No appliance responds at unix:")
 

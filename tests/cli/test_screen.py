@@ -1,4 +1,4 @@
-"""What is written for people, programs and terminals."""
+"""Output for people, programs and terminals."""
 
 import io
 
@@ -24,7 +24,7 @@ def test_control_characters_cannot_reach_a_terminal() -> None:
     ("seconds", "expected"),
     [(0.04, "0.0s"), (7.84, "7.8s"), (65, "1m 5s"), (3_720, "1h 2m"), (100_000, "1d 3h")],
 )
-def test_durations_are_told_in_fitting_units(seconds: float, expected: str) -> None:
+def test_durations_are_shown_in_fitting_units(seconds: float, expected: str) -> None:
     assert duration(seconds) == expected
 
 

@@ -1,4 +1,4 @@
-"""What stands behind the control API in tests: real router, receipts and log; scripted backend, worker and reload."""
+"""An appliance for tests of the control API: real router, receipts and log; scripted backend, worker, reload."""
 
 import asyncio
 import itertools
@@ -67,7 +67,7 @@ def event(delta: dict[str, Any], *, finish: str | None = None, index: int = 0) -
 
 
 class ScriptedBackend(Base):
-    """Answers as `script` says: bytes = a whole answer, a list = a stream's pieces, an error = raised, `hang` = never."""
+    """Replies by `script`: bytes = whole, a list = the pieces of a stream, an error = raised, `hang` = never."""
 
     def __init__(self) -> None:
         super().__init__(FakeClock())
@@ -143,7 +143,7 @@ class ScriptedBackend(Base):
 
 
 class Events(Stream):
-    """A stream that must be closed by whoever reads it: nothing else does."""
+    """A stream that only its reader closes."""
 
     def __init__(self, backend: ScriptedBackend, pieces: Iterator[Any]) -> None:
         self._backend = backend
@@ -157,7 +157,7 @@ class Events(Stream):
 
 
 class ScriptedWorker:
-    """Changes its state on demand; `refuses` makes every start a refusal."""
+    """Changes its state on demand; `refuses` makes every start fail."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {
@@ -200,7 +200,7 @@ class ScriptedWorker:
 
 
 class FakeAppliance:
-    """Everything behind the control API."""
+    """Everything that the control API uses."""
 
     def __init__(self) -> None:
         self.clock = FakeClock()
@@ -370,7 +370,7 @@ class FakeAppliance:
 
 
 def free_port() -> int:
-    """Give a port that was free a moment ago."""
+    """Return a port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -406,7 +406,7 @@ async def opened(
 
 
 async def refused(call: Callable[[], Awaitable[Any]] | Any) -> grpc.aio.AioRpcError:
-    """Give the error with which a call ends; fail when it ends without one."""
+    """Return the error of a call; fail if it has none."""
     try:
         if hasattr(call, "__aiter__"):
             async for _ in call:

@@ -42,7 +42,7 @@ def model_view(alias: str, **values: Any) -> ModelView:
 
 
 def ready_view(alias: str, *, expires_at_s: float | None = STARTED_AT_S + 300, **values: Any) -> ModelView:
-    """Give a model that is loaded on GPU 0."""
+    """Return a model that is loaded on GPU 0."""
     runner = RunnerView(
         alias,
         41000,
@@ -77,7 +77,7 @@ def ready_view(alias: str, *, expires_at_s: float | None = STARTED_AT_S + 300, *
 
 
 class ScriptedManager:
-    """Keeps what it was asked. A load goes on until the test says `ready` or `fail`; `leave_alone` lets loads be ready at once."""
+    """Records its calls. A load runs until the test calls `ready` or `fail`; `leave_alone` makes loads ready at once."""
 
     def __init__(self, *views: ModelView) -> None:
         self.views = {view.alias: view for view in views}
@@ -99,7 +99,7 @@ class ScriptedManager:
         self.server_started_at_s = self.server_updated_at_s = STARTED_AT_S
 
     def put(self, view: ModelView) -> None:
-        """Let a model be so from now on."""
+        """Change a model."""
         self.views[view.alias] = view
         self.bump()
 
@@ -107,14 +107,14 @@ class ScriptedManager:
         self.changed.set(self.changed.value + 1)
 
     def ready(self, alias: str) -> None:
-        """End the load well."""
+        """Let the load succeed."""
         view = ready_view(alias)
         self.put(view)
         assert self._coming is not None
         self._coming.set_result(view)
 
     def fail(self, error: ApplianceError) -> None:
-        """End the load badly."""
+        """Let the load fail."""
         assert self._coming is not None
         self._coming.set_exception(error)
 

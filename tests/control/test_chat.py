@@ -1,4 +1,4 @@
-"""Chat over gRPC: the same router as HTTP, with deltas, a receipt, cancellation and errors as gRPC users expect."""
+"""Chat over gRPC: deltas, receipt, cancellation and errors, on the router that HTTP uses."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -38,7 +38,7 @@ async def control(tmp_path: Path) -> AsyncIterator[OpenControl]:
         yield control
 
 
-async def test_an_answer_in_one_piece_comes_as_a_reply_and_a_receipt(control: OpenControl) -> None:
+async def test_a_whole_reply_is_sent_with_a_receipt(control: OpenControl) -> None:
     call = control.stub.Chat(pb.ChatRequest(model="house", messages=HELLO))
     reply, receipt = await rest_of(call)
     assert (reply.reply.text, reply.reply.reasoning, reply.reply.finish_reason) == ("hello", "hm", "stop")
@@ -69,7 +69,7 @@ async def test_an_answer_in_one_piece_comes_as_a_reply_and_a_receipt(control: Op
     assert kept.receipt == reported
 
 
-async def test_a_stream_comes_as_deltas_then_a_receipt(control: OpenControl) -> None:
+async def test_a_stream_is_sent_as_deltas_then_a_receipt(control: OpenControl) -> None:
     control.fake.backend.script = [
         event({"role": "assistant"}) + event({"content": "hel"}),
         b": heartbeat\n\n",
@@ -104,7 +104,7 @@ async def test_a_cancelled_call_ends_the_upstream_and_settles(control: OpenContr
     assert (control.fake.finished[0].finish_label, control.fake.finished[0].status) == ("client_left", 499)
 
 
-async def test_a_cancelled_call_ends_the_wait_for_an_answer(control: OpenControl) -> None:
+async def test_a_cancelled_call_ends_the_wait_for_a_reply(control: OpenControl) -> None:
     control.fake.backend.script = "hang"
     call = control.stub.Chat(pb.ChatRequest(messages=HELLO))
     await control.fake.backend.begun.wait()
@@ -286,7 +286,7 @@ def test_fields_and_options_become_openais_body() -> None:
     assert (got.raw, got.model, got.stream) == (None, "m", False)
 
 
-def test_a_whole_body_travels_as_the_callers_own_bytes() -> None:
+def test_a_whole_body_is_sent_as_the_callers_bytes() -> None:
     raw = b'{"model": "m",  "messages": [{"role": "user", "content": "hi"}], "x_new": 1, "stream": true}'
     got = read(pb.ChatRequest(openai_json=raw))
     assert (got.raw, got.model, got.stream, got.body["x_new"]) == (raw, "m", True, 1)
@@ -297,7 +297,7 @@ def test_a_stream_beside_a_whole_body_changes_the_body() -> None:
     assert (got.raw, got.stream, got.body["stream"]) == (None, True, True)
 
 
-def test_messages_with_parts_may_stand_in_options() -> None:
+def test_options_may_contain_messages_with_parts() -> None:
     request = pb.ChatRequest()
     request.options.update({"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]})
     assert read(request).body["messages"][0]["content"][0]["text"] == "hi"
@@ -329,13 +329,13 @@ def both(**options: Any) -> pb.ChatRequest:
         (both(messages=[{"role": "user", "content": "twice"}]), "messages"),
     ],
 )
-def test_a_request_that_cannot_be_read_names_the_field(request_: pb.ChatRequest, param: str) -> None:
+def test_an_invalid_request_names_the_field(request_: pb.ChatRequest, param: str) -> None:
     with pytest.raises(Invalid) as caught:
         read(request_)
     assert caught.value.param == param
 
 
-async def test_a_request_that_cannot_be_read_is_an_invalid_argument(control: OpenControl) -> None:
+async def test_an_invalid_request_is_an_invalid_argument(control: OpenControl) -> None:
     error = await refused(control.stub.Chat(pb.ChatRequest()))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert details_of(error)["BadRequest"].field_violations[0].field == "messages"
@@ -356,7 +356,7 @@ def test_deltas_keep_choices_apart_and_survive_odd_events() -> None:
     assert [(d.index, d.text) for d in deltas] == [(1, "a"), (0, ""), (0, "")]
 
 
-async def test_a_lone_surrogate_in_an_answer_does_not_break_the_call(control: OpenControl) -> None:
+async def test_a_lone_surrogate_in_a_reply_is_replaced(control: OpenControl) -> None:
     control.fake.backend.script = completion("x").replace(b'"content":"x"', b'"content":"\\ud800"')
     reply, _ = await rest_of(control.stub.Chat(pb.ChatRequest(messages=HELLO)))
     assert reply.reply.text == "?"

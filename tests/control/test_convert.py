@@ -1,4 +1,4 @@
-"""Our objects as messages."""
+"""Objects of the appliance as messages."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from appliance.control.v1 import control_pb2 as pb
 from appliance.host.worker.worker import WorkerStatus
 
 
-def test_an_empty_status_is_no_error() -> None:
+def test_an_empty_status_is_converted() -> None:
     assert to_status({}) == pb.Status(gpu=pb.Gpu(), worker=pb.Worker(state=pb.WORKER_STATE_OFF), nat=pb.Nat())
 
 
@@ -33,7 +33,7 @@ def test_each_worker_state_has_its_value(word: str) -> None:
     assert pb.WorkerState.Name(to_worker_state(word)) == f"WORKER_STATE_{word.upper()}"
 
 
-def test_a_word_that_the_file_does_not_know_is_unspecified() -> None:
+def test_an_unknown_word_is_unspecified() -> None:
     assert to_appliance_state("dancing") == 0
     assert to_worker_state("") == 0
 
@@ -43,7 +43,7 @@ def test_a_worker_that_never_ran_has_no_pid_no_code_and_no_time() -> None:
     assert [worker.HasField(name) for name in ("pid", "exit_code", "started_at")] == [False, False, False]
 
 
-def test_an_exit_code_of_zero_is_told() -> None:
+def test_an_exit_code_of_zero_is_sent() -> None:
     assert to_worker({"state": "exited", "exit_code": 0}).HasField("exit_code")
 
 

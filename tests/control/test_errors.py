@@ -1,4 +1,4 @@
-"""Every failure has its status code and details that programs can read."""
+"""Errors as gRPC statuses: codes, and details that programs can read."""
 
 import grpc
 import pytest
@@ -22,7 +22,7 @@ def test_every_kind_has_a_code_and_every_code_a_status() -> None:
     assert set(GRPC_CODE.values()) | {grpc.StatusCode.ABORTED} <= set(HTTP_OF_CODE)
 
 
-def test_details_say_why_where_and_when_to_come_back() -> None:
+def test_details_have_reason_field_and_retry_delay() -> None:
     status = rich_status(
         Exhausted("Full.", param="n", retry_after_s=0.0015, details={"attempts": [{"url": "u"}]}),
         request_id="r1",
@@ -83,5 +83,5 @@ def test_a_roll_back_is_aborted() -> None:
         (None, "The upstream responded with status 400."),
     ],
 )
-def test_an_error_reply_of_any_shape_becomes_words(body: bytes | None, message: str) -> None:
+def test_an_error_reply_of_any_shape_has_a_message(body: bytes | None, message: str) -> None:
     assert error_of_reply(EngineReply(status=400, body=body)).message == message

@@ -55,7 +55,7 @@ def is_token_sent(metadata: list[tuple[str, str]]) -> bool:
     return any(key == "x-api-key" or value.startswith("Bearer ") for key, value in metadata)
 
 
-def test_without_a_token_everybody_passes() -> None:
+def test_without_a_token_every_caller_passes() -> None:
     Guard("").check([])
 
 
@@ -74,7 +74,7 @@ def test_without_a_token_everybody_passes() -> None:
         ("", False),
     ],
 )
-def test_loopback_is_told_from_the_rest(host: str, expected: bool) -> None:
+def test_loopback_addresses_are_recognised(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
 
 
@@ -100,7 +100,7 @@ def test_the_defaults_are_safe() -> None:
     assert reported(control_port=50051) == []
 
 
-def test_a_door_that_is_off_has_no_problems() -> None:
+def test_a_control_api_that_is_off_has_no_problems() -> None:
     assert reported(control=False, control_host="0.0.0.0", control_port=50051) == []
 
 
@@ -134,7 +134,7 @@ def test_tls_with_a_token_and_mutual_tls_are_both_fine(tls: Path) -> None:
     assert reported(**pair) == [("CONTROL_HOST", True)]
 
 
-def test_tls_files_that_do_not_fit_are_named(tls: Path) -> None:
+def test_tls_files_that_do_not_match_are_named(tls: Path) -> None:
     one = {"control_tls_cert": tls / "one.pem", "control_tls_key": tls / "one.key"}
     assert reported(control_tls_cert=tls / "one.pem") == [("CONTROL_TLS_KEY", True)]
     assert reported(control_tls_key=tls / "one.key") == [("CONTROL_TLS_CERT", True)]
@@ -149,12 +149,12 @@ def test_tls_files_that_do_not_fit_are_named(tls: Path) -> None:
 
 
 @pytest.mark.parametrize("token", ["tiny", "ünïcödé-token", "with a blank in it", "line\nbreak-token"])
-def test_a_token_that_cannot_serve_is_refused_and_not_shown(token: str) -> None:
+def test_an_unusable_token_is_refused_and_not_shown(token: str) -> None:
     (problem,) = problems(control_settings(control_token=token))
     assert (problem.variable, problem.is_fatal) == ("CONTROL_TOKEN", True)
     assert token not in str(problem)
 
 
 @pytest.mark.parametrize("path", [Path("relative.sock"), Path("/" + "x" * 107)])
-def test_a_socket_path_that_cannot_be_is_refused(path: Path) -> None:
+def test_an_impossible_socket_path_is_refused(path: Path) -> None:
     assert reported(control_socket=path) == [("CONTROL_SOCKET", True)]

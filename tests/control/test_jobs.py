@@ -85,7 +85,9 @@ async def test_a_download_is_started_and_seen(
     assert list((await control.stub.ListJobs(pb.ListJobsRequest())).jobs) == [now]
     assert (await started(control, config={"revision": "v1"})).id == job.id
     run.finish()
-    done = [answer.job for answer in await rest_of(control.stub.WatchJob(pb.WatchJobRequest(id=job.id)))][-1]
+    done = [response.job for response in await rest_of(control.stub.WatchJob(pb.WatchJobRequest(id=job.id)))][
+        -1
+    ]
     assert (done.state, done.files, done.files_done, done.total_bytes, done.percent, done.seconds) == (
         pb.JOB_STATE_COMPLETED,
         2,
@@ -96,7 +98,7 @@ async def test_a_download_is_started_and_seen(
     )
 
 
-async def test_watching_tells_each_change_until_the_end(
+async def test_watching_sends_each_change_until_the_end(
     control: OpenControl, downloader: StandinDownloader
 ) -> None:
     job = await started(control)
@@ -138,7 +140,7 @@ async def test_a_download_is_cancelled(control: OpenControl, downloader: Standin
         ({"source": "hf://../../etc", "output_dir": "../x"}, grpc.StatusCode.PERMISSION_DENIED, "output_dir"),
     ],
 )
-async def test_what_is_asked_wrongly_is_refused(
+async def test_an_invalid_download_is_refused(
     control: OpenControl, fields: dict[str, object], code: grpc.StatusCode, field: str
 ) -> None:
     error = await refused(started(control, **fields))
@@ -158,7 +160,7 @@ async def test_a_default_folder_is_named_after_the_source(
 
 
 @pytest.mark.parametrize("method", ["GetJob", "CancelJob", "WatchJob"])
-async def test_a_job_that_there_is_not(control: OpenControl, method: str) -> None:
+async def test_an_unknown_job_is_not_found(control: OpenControl, method: str) -> None:
     for job_id, code in (("x", grpc.StatusCode.NOT_FOUND), ("", grpc.StatusCode.INVALID_ARGUMENT)):
         assert (
             await refused(getattr(control.stub, method)(getattr(pb, f"{method}Request")(id=job_id)))
@@ -166,7 +168,7 @@ async def test_a_job_that_there_is_not(control: OpenControl, method: str) -> Non
 
 
 @pytest.mark.parametrize("method", ["ListJobs", "GetJob", "StartDownload", "CancelJob", "WatchJob"])
-async def test_where_nothing_can_be_downloaded_every_call_says_so(tmp_path: Path, method: str) -> None:
+async def test_without_downloads_every_call_is_refused(tmp_path: Path, method: str) -> None:
     async with opened(tmp_path) as control:
         request = getattr(pb, f"{method}Request")
         error = await refused(
@@ -180,15 +182,15 @@ async def test_where_nothing_can_be_downloaded_every_call_says_so(tmp_path: Path
         )
 
 
-async def test_credentials_are_in_no_answer(control: OpenControl, downloader: StandinDownloader) -> None:
+async def test_credentials_are_in_no_response(control: OpenControl, downloader: StandinDownloader) -> None:
     downloader.at_once = NotFound(f"f.bin: token={SECRET} {SECRET}")
     job = await started(
         control, source=f"https://host/f?sig={SECRET}", config={"hf_token": SECRET, "odd": SECRET}
     )
-    answers = await rest_of(control.stub.WatchJob(pb.WatchJobRequest(id=job.id)))
-    assert answers[-1].job.state == pb.JOB_STATE_FAILED
-    assert "[secret]" in answers[-1].job.error
-    assert SECRET not in f"{answers} {await control.stub.ListJobs(pb.ListJobsRequest())}"
+    responses = await rest_of(control.stub.WatchJob(pb.WatchJobRequest(id=job.id)))
+    assert responses[-1].job.state == pb.JOB_STATE_FAILED
+    assert "[secret]" in responses[-1].job.error
+    assert SECRET not in f"{responses} {await control.stub.ListJobs(pb.ListJobsRequest())}"
 
 
 def test_every_state_has_its_value() -> None:

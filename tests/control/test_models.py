@@ -38,8 +38,8 @@ async def test_models_are_listed_in_the_order_of_the_table(
     control: OpenControl, manager: ScriptedManager
 ) -> None:
     manager.lines = [QueueView("big", 3, 12, 8, 1, 2, 4.5, 100)]
-    answer = await control.stub.ListModels(pb.ListModelsRequest())
-    small, big = answer.models
+    response = await control.stub.ListModels(pb.ListModelsRequest())
+    small, big = response.models
     assert (small.alias, small.status, small.path) == ("small", pb.MODEL_STATUS_OFF, "/models/small.gguf")
     assert (small.context_tokens, small.slots, small.replicas, small.size_bytes, small.estimate_bytes) == (
         8192,
@@ -68,10 +68,10 @@ async def test_models_are_listed_in_the_order_of_the_table(
     )
     assert (big.active, big.queue_length, big.memory_bytes) == (2, 3, 3 * GIB)
     assert big.expires_at.seconds == STARTED_AT_S + 300
-    assert answer.at.seconds == control.fake.clock.now_s()
+    assert response.at.seconds == control.fake.clock.now_s()
 
 
-async def test_a_models_processes_are_told_with_where_they_lie(control: OpenControl) -> None:
+async def test_a_model_has_its_processes_and_their_devices(control: OpenControl) -> None:
     (runner,) = (await control.stub.ListModels(pb.ListModelsRequest())).models[1].runners
     assert (runner.port, runner.pid, runner.status, runner.slots, runner.active) == (
         41000,
@@ -128,7 +128,7 @@ async def test_watch_models_sends_each_change_until_the_stop(
     assert await call.code() is grpc.StatusCode.OK
 
 
-async def test_watching_tells_the_models_again_after_the_interval(control: OpenControl) -> None:
+async def test_watching_sends_the_models_again_after_the_interval(control: OpenControl) -> None:
     call = control.stub.WatchModels(pb.WatchModelsRequest(interval_s=1))
     first, second = await call.read(), await call.read()
     assert list(first.models) == list(second.models)
@@ -142,9 +142,7 @@ async def test_watching_refuses_an_interval_out_of_range(control: OpenControl, i
     assert details_of(error)["BadRequest"].field_violations[0].field == "interval_s"
 
 
-async def test_the_queue_tells_who_waits_for_which_model(
-    control: OpenControl, manager: ScriptedManager
-) -> None:
+async def test_the_queue_of_each_model_is_shown(control: OpenControl, manager: ScriptedManager) -> None:
     manager.lines = [QueueView("small", 0, 0, 0, 0, 0), QueueView("big", 3, 12, 8, 1, 2, 4.5, 50)]
     small, big = (await control.stub.GetQueue(pb.GetQueueRequest())).queues
     assert (small.alias, small.queue_length, small.limit) == ("small", 0, 100)
@@ -155,7 +153,7 @@ async def test_the_queue_tells_who_waits_for_which_model(
     ] == ["big"]
 
 
-async def test_memory_is_told_by_device_with_the_models_that_take_it(
+async def test_memory_is_shown_by_device_with_its_models(
     control: OpenControl, manager: ScriptedManager
 ) -> None:
     manager.put(ready_view("small"))
@@ -198,7 +196,7 @@ async def test_a_load_sends_each_step_and_ends_ready(control: OpenControl, manag
     assert manager.asked == [("load", "small", 90.0)]
 
 
-async def test_a_model_that_is_ready_already_is_told_once(
+async def test_a_model_that_is_ready_already_is_sent_once(
     control: OpenControl, manager: ScriptedManager
 ) -> None:
     manager.is_quick = True
@@ -208,7 +206,7 @@ async def test_a_model_that_is_ready_already_is_told_once(
 
 
 @pytest.mark.parametrize("keep_alive_s", [0, -1, -1e300, 31_536_000])
-async def test_a_stay_may_be_none_for_ever_or_a_year(
+async def test_keep_alive_may_be_zero_endless_or_a_year(
     control: OpenControl, manager: ScriptedManager, keep_alive_s: float
 ) -> None:
     manager.is_quick = True
@@ -217,7 +215,7 @@ async def test_a_stay_may_be_none_for_ever_or_a_year(
 
 
 @pytest.mark.parametrize("keep_alive_s", [31_536_001, float("inf"), float("-inf"), float("nan")])
-async def test_a_stay_that_is_no_sensible_number_is_refused(
+async def test_an_invalid_keep_alive_is_out_of_range(
     control: OpenControl, manager: ScriptedManager, keep_alive_s: float
 ) -> None:
     error = await refused(
@@ -244,7 +242,7 @@ async def test_a_stay_that_is_no_sensible_number_is_refused(
         ),
     ],
 )
-async def test_a_load_that_comes_to_nothing_ends_with_its_reason(
+async def test_a_failed_load_ends_with_its_reason(
     control: OpenControl,
     manager: ScriptedManager,
     failure: ApplianceError,
@@ -275,7 +273,7 @@ async def test_a_caller_that_leaves_does_not_stop_the_load(
     follower.cancel()
 
 
-async def test_a_load_that_fails_without_a_caller_does_no_harm(
+async def test_a_failed_load_without_a_caller_is_handled(
     control: OpenControl, manager: ScriptedManager
 ) -> None:
     call = control.stub.LoadModel(pb.LoadModelRequest(alias="small"))
@@ -314,13 +312,13 @@ async def test_a_model_removed_while_it_loads_ends_the_call(
 
 @pytest.mark.parametrize("force", [False, True])
 async def test_a_model_is_ejected(control: OpenControl, manager: ScriptedManager, force: bool) -> None:
-    answer = await control.stub.EjectModel(pb.EjectModelRequest(alias="big", force=force))
-    assert (answer.was_loaded, answer.waited_for, answer.model.status) == (True, 2, pb.MODEL_STATUS_OFF)
+    response = await control.stub.EjectModel(pb.EjectModelRequest(alias="big", force=force))
+    assert (response.was_loaded, response.waited_for, response.model.status) == (True, 2, pb.MODEL_STATUS_OFF)
     assert manager.asked == [("eject", "big", force)]
     assert not (await control.stub.EjectModel(pb.EjectModelRequest(alias="big"))).was_loaded
 
 
-async def test_an_eject_goes_on_when_its_caller_leaves(
+async def test_a_caller_that_leaves_does_not_stop_an_eject(
     control: OpenControl, manager: ScriptedManager
 ) -> None:
     is_asked, may_end, has_ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -345,13 +343,11 @@ async def test_an_eject_goes_on_when_its_caller_leaves(
     assert manager.views["big"].status == "off"
 
 
-async def test_a_failed_model_is_reset_and_its_failures_are_told(
-    control: OpenControl, manager: ScriptedManager
-) -> None:
+async def test_a_reset_returns_the_former_failures(control: OpenControl, manager: ScriptedManager) -> None:
     manager.put(model_view("small", status="failed", attempts=3, error_message="bad file"))
     manager.failures["small"] = FailedView("small", 3, "bad file")
-    answer = await control.stub.ResetModel(pb.ResetModelRequest(alias="small"))
-    assert (answer.had_failures, answer.attempts, answer.error, answer.model.status) == (
+    response = await control.stub.ResetModel(pb.ResetModelRequest(alias="small"))
+    assert (response.had_failures, response.attempts, response.error, response.model.status) == (
         True,
         3,
         "bad file",
@@ -368,8 +364,8 @@ async def test_a_model_is_pinned_or_unpinned(
     control: OpenControl, manager: ScriptedManager, given: dict[str, bool], is_pinned: bool
 ) -> None:
     manager.put(ready_view("big", is_pinned=not is_pinned))
-    answer = await control.stub.PinModel(pb.PinModelRequest(alias="big", **given))
-    assert answer.model.is_pinned == is_pinned
+    response = await control.stub.PinModel(pb.PinModelRequest(alias="big", **given))
+    assert response.model.is_pinned == is_pinned
     assert manager.asked == [("pin", "big", is_pinned)]
 
 
@@ -383,7 +379,7 @@ def asking(control: OpenControl, name: str, **fields: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", NAMED)
-async def test_a_call_about_one_model_wants_its_name(
+async def test_a_call_about_one_model_needs_its_name(
     control: OpenControl, manager: ScriptedManager, name: str
 ) -> None:
     error = await refused(asking(control, name))
@@ -418,9 +414,7 @@ async def test_without_a_table_of_models_none_are_listed(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["ListModels", *NAMED, "WatchModels", "GetQueue", "GetVram"])
-async def test_no_call_about_models_is_answered_without_the_token(
-    tmp_path: Path, manager: ScriptedManager, name: str
-) -> None:
+async def test_calls_about_models_need_the_token(tmp_path: Path, manager: ScriptedManager, name: str) -> None:
     fake = FakeAppliance()
     fake.manager = manager
     async with opened(tmp_path, fake, control_token="a-long-random-token") as control:

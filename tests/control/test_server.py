@@ -45,7 +45,7 @@ async def control(tmp_path: Path) -> AsyncIterator[OpenControl]:
 # ---- where it opens
 
 
-async def test_it_opens_a_port_and_a_socket_and_tells_both(tmp_path: Path) -> None:
+async def test_it_opens_a_port_and_a_socket(tmp_path: Path) -> None:
     port = free_port()
     settings = control_settings(control_port=port, control_socket=tmp_path / "c.sock")
     async with serving_control(settings, FakeAppliance().parts()) as addresses:
@@ -83,7 +83,7 @@ async def test_unauthenticated_listening_beyond_loopback_is_refused() -> None:
             raise AssertionError("it opened")
 
 
-async def test_a_taken_port_is_named() -> None:
+async def test_a_port_in_use_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -109,7 +109,7 @@ async def test_the_socket_is_private_and_removed_at_the_end(tmp_path: Path) -> N
     assert not path.exists()
 
 
-async def test_a_dead_socket_is_taken_away(tmp_path: Path) -> None:
+async def test_a_dead_socket_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "c.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -135,7 +135,7 @@ def test_a_file_in_the_sockets_place_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "precious"
 
 
-async def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="CONTROL_SOCKET"):
         async with serving_control(
             control_settings(control_socket=tmp_path / "none" / "c.sock"), FakeAppliance().parts()
@@ -213,7 +213,7 @@ async def ask(port: int, credentials: grpc.ChannelCredentials | None, **call: An
         return await control_pb2_grpc.ControlStub(channel).GetStatus(pb.GetStatusRequest(), **call)
 
 
-async def test_tls_shows_the_certificate_and_still_asks_for_the_token(pki: Pki) -> None:
+async def test_tls_still_needs_the_token(pki: Pki) -> None:
     port = free_port()
     async with serving_control(
         control_settings(control_port=port, control_token=TOKEN, **pki.settings), FakeAppliance().parts()
@@ -305,7 +305,7 @@ async def test_an_unknown_call_is_unimplemented(control: OpenControl) -> None:
 # ---- bounds
 
 
-async def test_calls_beyond_the_bound_are_refused_and_room_comes_back(tmp_path: Path) -> None:
+async def test_calls_beyond_the_limit_are_refused_until_others_end(tmp_path: Path) -> None:
     async with opened(tmp_path, max_calls=2) as control:
         watches = [control.stub.WatchStatus(pb.WatchStatusRequest()) for _ in range(2)]
         for watch in watches:
@@ -327,7 +327,7 @@ async def test_a_message_that_is_too_large_is_refused(control: OpenControl) -> N
     assert control.fake.backend.asked == []
 
 
-async def test_a_message_that_cannot_be_read_does_not_hurt_the_door(control: OpenControl) -> None:
+async def test_an_invalid_message_is_refused_and_the_server_stays(control: OpenControl) -> None:
     call = control.channel.unary_unary(f"/{SERVICE}/GetReceipt")
     assert (await refused(call(b"\xff\xff\xff"))).code() is grpc.StatusCode.INVALID_ARGUMENT
     assert (await control.stub.GetStatus(pb.GetStatusRequest())).status.ok
@@ -355,7 +355,7 @@ async def test_each_call_leaves_one_line_with_its_code_and_no_token(tmp_path: Pa
     assert "a-wrong-token" not in str(logs)
 
 
-async def test_a_strangers_message_is_not_even_read(tmp_path: Path) -> None:
+async def test_a_message_without_a_token_is_not_parsed(tmp_path: Path) -> None:
     async with opened(tmp_path, control_token=TOKEN) as control:
         call = control.channel.unary_unary(f"/{SERVICE}/GetReceipt")
         assert (await refused(call(b"\xff\xff\xff"))).code() is grpc.StatusCode.UNAUTHENTICATED
@@ -382,7 +382,7 @@ async def test_followers_end_at_once_and_running_calls_after_the_grace(
     assert fake.finished[0].finish_label == "client_left"
 
 
-async def test_a_follower_does_not_hold_the_door_open(tmp_path: Path) -> None:
+async def test_a_watch_does_not_delay_the_shutdown(tmp_path: Path) -> None:
     fake = FakeAppliance()
     fake.grace_s = 3600
     async with grpc.aio.insecure_channel(f"unix:{tmp_path / 'c.sock'}") as channel:
@@ -393,7 +393,7 @@ async def test_a_follower_does_not_hold_the_door_open(tmp_path: Path) -> None:
         assert await watch.code() is grpc.StatusCode.OK
 
 
-async def test_an_answer_that_ends_within_the_grace_arrives_whole(tmp_path: Path) -> None:
+async def test_a_reply_within_the_grace_period_arrives_whole(tmp_path: Path) -> None:
     fake = FakeAppliance()
     release = asyncio.Event()
 
@@ -425,7 +425,7 @@ async def test_an_answer_that_ends_within_the_grace_arrives_whole(tmp_path: Path
             await serving
 
 
-async def test_a_second_signal_takes_the_grace_away(tmp_path: Path) -> None:
+async def test_a_second_signal_ends_the_grace_period(tmp_path: Path) -> None:
     fake = FakeAppliance()
     fake.backend.script = [event({"content": "a"}), "hang"]
     fake.grace_s = 3600
@@ -437,7 +437,7 @@ async def test_a_second_signal_takes_the_grace_away(tmp_path: Path) -> None:
     assert fake.finished[0].finish_label == "client_left"
 
 
-async def test_shutdown_is_answered_before_the_door_closes(tmp_path: Path) -> None:
+async def test_shutdown_is_answered_before_the_server_closes(tmp_path: Path) -> None:
     fake = FakeAppliance()
     leave = asyncio.Event()
 

@@ -39,7 +39,7 @@ def details_of(error: grpc.aio.AioRpcError) -> dict[str, Any]:
 # ---- state
 
 
-async def test_status_carries_everything_healthz_tells(control: OpenControl) -> None:
+async def test_status_has_everything_that_healthz_shows(control: OpenControl) -> None:
     status = (await control.stub.GetStatus(pb.GetStatusRequest())).status
     assert (status.ok, status.state, status.version, status.uptime_s) == (
         True,
@@ -79,7 +79,7 @@ async def test_watch_status_sends_each_change_until_the_stop(
     assert await call.code() is grpc.StatusCode.OK
 
 
-async def test_watch_tells_the_state_again_after_the_interval(control: OpenControl) -> None:
+async def test_watch_sends_the_state_again_after_the_interval(control: OpenControl) -> None:
     call = control.stub.WatchStatus(pb.WatchStatusRequest(interval_s=1))
     first, second = await call.read(), await call.read()
     assert first.status == second.status
@@ -112,7 +112,7 @@ async def test_settings_are_listed_with_secrets_hidden(control: OpenControl) -> 
     assert [r.variable for r in rows] == ["CONTROL_TOKEN"]
 
 
-async def test_a_dry_run_tells_changes_and_changes_nothing(control: OpenControl) -> None:
+async def test_a_dry_run_lists_changes_and_applies_none(control: OpenControl) -> None:
     reply = await control.stub.Reload(pb.ReloadRequest(dry_run=True, overrides={"LOG_LEVEL": "debug"}))
     assert not reply.applied
     assert [(c.variable, c.old_value, c.new_value, c.needs_restart) for c in reply.changes] == [
@@ -122,7 +122,7 @@ async def test_a_dry_run_tells_changes_and_changes_nothing(control: OpenControl)
     assert control.fake.log_level == "info"
 
 
-async def test_a_dry_run_tells_problems(control: OpenControl) -> None:
+async def test_a_dry_run_lists_problems(control: OpenControl) -> None:
     reply = await control.stub.Reload(pb.ReloadRequest(dry_run=True, overrides={"LOG_LEVEL": "loud"}))
     assert [(p.variable, p.value, p.allowed) for p in reply.problems] == [
         ("LOG_LEVEL", "loud", "debug, info")
@@ -165,7 +165,7 @@ async def test_a_running_stream_survives_a_reload(control: OpenControl) -> None:
 # ---- life
 
 
-async def test_drain_and_resume_tell_the_new_state_and_may_be_repeated(control: OpenControl) -> None:
+async def test_drain_and_resume_return_the_state_and_may_be_repeated(control: OpenControl) -> None:
     for _ in range(2):
         assert (await control.stub.Drain(pb.DrainRequest())).status.state == pb.APPLIANCE_STATE_DRAINING
     for _ in range(2):
@@ -180,7 +180,7 @@ async def test_a_stopping_appliance_cannot_be_drained_or_resumed(control: OpenCo
     assert details_of(error)["ErrorInfo"].reason == "IS_STOPPING"
 
 
-async def test_shutdown_hands_the_grace_on(control: OpenControl) -> None:
+async def test_shutdown_passes_the_grace_period_on(control: OpenControl) -> None:
     await control.stub.Shutdown(pb.ShutdownRequest())
     await control.stub.Shutdown(pb.ShutdownRequest(grace_s=0))
     await control.stub.Shutdown(pb.ShutdownRequest(grace_s=2.5))
@@ -196,7 +196,7 @@ async def test_shutdown_refuses_a_grace_out_of_range(control: OpenControl) -> No
 # ---- worker
 
 
-async def test_the_worker_is_told_started_stopped_and_restarted(control: OpenControl) -> None:
+async def test_the_worker_is_shown_started_stopped_and_restarted(control: OpenControl) -> None:
     worker = (await control.stub.GetWorker(pb.GetWorkerRequest())).worker
     assert (worker.state, worker.command, worker.restarts) == (pb.WORKER_STATE_RUNNING, "work --fast", 2)
     worker = (await control.stub.StopWorker(pb.StopWorkerRequest())).worker
@@ -252,7 +252,7 @@ async def test_a_lost_caller_does_not_interrupt_the_workers_stop(control: OpenCo
 # ---- log
 
 
-async def test_the_tail_gives_the_latest_lines_of_one_source(control: OpenControl) -> None:
+async def test_the_tail_has_the_latest_lines_of_one_source(control: OpenControl) -> None:
     for number in range(5):
         control.fake.lines.add(
             1_800_000_000 + number, "worker.stdout" if number % 2 else "appliance", f"line {number}"
@@ -276,12 +276,12 @@ async def test_a_log_follower_gets_each_line_once_until_the_stop(control: OpenCo
     assert await call.code() is grpc.StatusCode.OK
 
 
-async def test_a_follower_without_a_tail_begins_with_what_comes(control: OpenControl) -> None:
+async def test_a_follower_without_a_tail_gets_new_lines_only(control: OpenControl) -> None:
     control.fake.lines.add(1, "appliance", "old")
     call = control.stub.TailLogs(pb.TailLogsRequest(follow=True, source="worker"))
     async with Tasks() as tasks:
         reading = tasks.start(call.read(), name="read")
-        while not reading.done():  # nothing tells when the call has arrived
+        while not reading.done():  # there is no signal for the arrival of the call
             control.fake.lines.add(2, "worker.stderr", "new")
             await asyncio.sleep(0.01)
         assert (await reading).text == "new"

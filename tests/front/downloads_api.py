@@ -34,7 +34,7 @@ from tests.downloads.standin_downloader import StandinDownloader
 
 @dataclass
 class DownloadsApi:
-    """What a test reaches: the address, the stand-in, and what was asked of others."""
+    """What a test uses: the address, the stand-in, and the recorded calls of others."""
 
     home: Path
     downloader: StandinDownloader
@@ -87,8 +87,8 @@ async def downloads_api(
         )
         await jobs.open()
 
-        def admit(call: Request) -> None:
-            pipeline.keys.check(Access.OPERATOR, call.headers, call.peer)
+        def admit(request: Request) -> None:
+            pipeline.keys.check(Access.OPERATOR, request.headers, request.peer)
 
         pulls = Pulls(jobs, pulled, lister=api.list, eject=api.eject)
         system = SystemHandlers(

@@ -43,7 +43,7 @@ class FakeManager:
     def put(
         self, path: Path, *, alias: str = "", params: dict[str, Any] | None = None, **values: Any
     ) -> None:
-        """Put a model of the table, off by default."""
+        """Add a model to the table, off by default."""
         alias = alias or path.stem
         model = Model(alias, path, Params(**(params or {})), "table")
         self.catalogue = replace(self.catalogue, models={**self.catalogue.models, alias: model})

@@ -1,4 +1,4 @@
-"""A feed of server-sent events, read with a real client of them (OpenAI's SDK brings one) and by a strict hand reader."""
+"""A feed of server-sent events, read with the SSE client of OpenAI's SDK and by a strict parser."""
 
 import json
 import re
@@ -12,12 +12,12 @@ PIECE = re.compile(rb"event: (\w+)\ndata: (\{[^\n]*\})\n\n")
 Event = tuple[str, dict[str, Any]]
 
 
-async def events_of(answer: httpx.Response) -> AsyncIterator[Event]:
-    """Give the events that the client reads, each looked at by the hand reader too: no other bytes may be in the stream."""
+async def events_of(response: httpx.Response) -> AsyncIterator[Event]:
+    """Yield the events that the SDK reads; a strict parser checks that nothing else is sent."""
     raw, count = bytearray(), 0
 
     async def bytes_of() -> AsyncIterator[bytes]:
-        async for chunk in answer.aiter_bytes():
+        async for chunk in response.aiter_bytes():
             raw.extend(chunk)
             yield chunk
 

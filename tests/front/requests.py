@@ -1,4 +1,4 @@
-"""A request as handlers take it, and the JSON body of a response, for tests without a server."""
+"""A request for handlers, and the JSON body of a response, for tests without a server."""
 
 from typing import Any
 

@@ -91,7 +91,7 @@ def failed(alias: str) -> ModelView:
 
 
 class StaticManager:
-    """What the manager promises, over values that a test sets. A load takes two steps, each let go by `step`."""
+    """The manager's API over values that a test sets. A load takes two steps; `step` releases each."""
 
     def __init__(self, *views: ModelView) -> None:
         self.views = {view.alias: view for view in views}

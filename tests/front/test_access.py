@@ -79,7 +79,9 @@ def test_access_by_address_keys_and_caller(
         ({"via": "1.1 proxy"}, False),
     ],
 )
-def test_loopback_is_no_trust_for_pages_and_proxies(headers: dict[str, str], is_open: bool) -> None:
+def test_loopback_does_not_admit_pages_of_other_sites_or_proxies(
+    headers: dict[str, str], is_open: bool
+) -> None:
     own = keys({"cors_origins": "https://app.example"})
     if is_open:
         own.check(Access.OPERATOR, headers, HERE)
@@ -137,6 +139,6 @@ def test_without_client_keys_the_models_are_open() -> None:
     assert not keys(CLIENT_ONLY).is_open
 
 
-def test_a_short_key_is_no_key() -> None:
+def test_a_key_that_is_too_short_is_refused() -> None:
     with pytest.raises(ValueError, match="a key is shorter than 8 characters; use long random keys"):
         keys({"appliance_api_keys": "long-enough-1,short"})

@@ -21,7 +21,7 @@ def written(log: AccessLog, made: Receipt, path: str = "/v1/chat/completions") -
     log.write(made, method="POST", path=path, peer="10.0.0.9", sent_bytes=7)
 
 
-def test_a_line_of_json_has_the_receipts_facts() -> None:
+def test_a_json_line_has_the_fields_of_the_receipt() -> None:
     out = io.StringIO()
     log = AccessLog(clock=FakeClock(), form="json", stream=out)
     written(log, receipt(model="m", backend="b1", prompt_tokens=3))
@@ -79,7 +79,7 @@ def test_secrets_are_hidden_in_path_model_and_error() -> None:
     assert "hidden-secret-1" not in out.getvalue()
 
 
-def test_lines_are_gathered_and_passed_on_at_once() -> None:
+def test_lines_are_buffered_and_copied_at_once() -> None:
     out, seen = io.StringIO(), []
     clock = FakeClock()
     log = AccessLog(

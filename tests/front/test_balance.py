@@ -64,7 +64,7 @@ async def test_health_is_ok_while_every_backend_is_up(
         ),
     ],
 )
-async def test_health_shows_the_engines_figures_where_known(values: Any, metrics: Any) -> None:
+async def test_health_shows_the_engines_load_where_known(values: Any, metrics: Any) -> None:
     state = BackendState("a", "vllm", True, "", **values)
     (row,) = json_of(await handlers(state).health(make_request()))["details"]
     assert (row["metrics"], row["backend"], row["ready"]) == (metrics, "a", state.standing == "ready")
@@ -79,7 +79,7 @@ async def test_strategy_is_shown_and_changed() -> None:
 
 
 @pytest.mark.parametrize("body", [{}, {"strategy": 3}, {"strategy": None}])
-async def test_a_strategy_that_is_no_string_is_refused(body: Any) -> None:
+async def test_a_strategy_that_is_not_a_string_is_refused(body: Any) -> None:
     with pytest.raises(Invalid, match="`strategy` must be a string") as refused:
         await handlers(UP).put_strategy(make_request(body=body))
     assert refused.value.param == "strategy"

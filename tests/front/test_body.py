@@ -25,13 +25,13 @@ from appliance.front.pipeline.body import (
         (b"null", "invalid_json", "must be a JSON object, not null"),
     ],
 )
-def test_a_body_that_is_no_object_is_refused(body: bytes, code: str, text: str) -> None:
+def test_a_body_that_is_not_an_object_is_refused(body: bytes, code: str, text: str) -> None:
     with pytest.raises(Invalid, match=text) as caught:
         read_object(body)
     assert caught.value.code == code
 
 
-def test_an_object_is_read_whole() -> None:
+def test_all_fields_of_an_object_are_read() -> None:
     assert read_object(b' {"a": 1, "b": null} ') == {"a": 1, "b": None}
 
 
@@ -69,13 +69,13 @@ def test_null_counts_as_absent_and_unknown_fields_pass() -> None:
         ([{"role": "user"}, {"role": "user", "content": 5}], "messages.1.content", "invalid_type"),
     ],
 )
-def test_what_is_wrong_in_messages_is_named_by_its_place(messages: Any, param: str, code: str) -> None:
+def test_a_fault_in_messages_is_named_by_its_path(messages: Any, param: str, code: str) -> None:
     with pytest.raises(Invalid, match=r"`messages(\.\d)?") as caught:
         check_messages(messages)
     assert (caught.value.param, caught.value.code) == (param, code)
 
 
-def test_messages_have_text_parts_or_nothing() -> None:
+def test_content_may_be_text_parts_or_null() -> None:
     check_messages([{"role": "a", "content": "x"}, {"role": "b", "content": []}, {"role": "c"}])
 
 

@@ -25,7 +25,7 @@ COLD = b"GET /cold HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class Transport:
-    """What the connection did to its client."""
+    """Records what the connection writes and calls."""
 
     def __init__(self) -> None:
         self.out = b""
@@ -49,7 +49,7 @@ class Transport:
 
 
 class Inner:
-    """Another protocol: keeps what it was given."""
+    """The inner protocol; records what it receives."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -82,7 +82,7 @@ class Pieces(Stream):
 
 
 class Fatal(BaseException):
-    """No Exception: such as SystemExit."""
+    """Not an Exception, such as SystemExit."""
 
 
 class Harness:
@@ -156,7 +156,7 @@ async def test_a_stop_closes_idle_connections_and_takes_no_new_one() -> None:
     assert "close" in transport.calls
 
 
-async def test_a_cut_ends_what_is_being_answered() -> None:
+async def test_a_cut_ends_running_requests() -> None:
     harness = Harness()
     connection, transport = harness.connect()
     connection.data_received(HOT)
@@ -340,7 +340,7 @@ async def test_a_client_that_leaves_is_settled_once() -> None:
     assert (receipt.finish_label, receipt.status, harness.pipeline.in_flight) == ("client_left", 499, 0)
 
 
-async def test_a_client_that_leaves_before_the_task_begins_counts_nowhere() -> None:
+async def test_leaving_before_the_task_begins_is_not_counted() -> None:
     harness = Harness()
     connection, _ = harness.connect()
     connection.data_received(HOT)
@@ -411,7 +411,7 @@ async def test_an_exit_of_the_process_settles_the_request() -> None:
         (HOT[:-1], 61, True, b"The request body did not arrive in time (BODY_TIMEOUT_S)."),
     ],
 )
-async def test_a_slow_client_is_not_waited_for(
+async def test_a_slow_client_is_closed_by_its_timeout(
     data: bytes, after_s: float, is_over: bool, text: bytes
 ) -> None:
     harness = Harness()
@@ -439,7 +439,7 @@ async def test_a_connection_that_was_served_may_be_idle_longer() -> None:
     assert "close" in transport.calls
 
 
-async def test_an_answer_that_takes_long_is_no_idleness() -> None:
+async def test_a_long_running_request_is_not_idle() -> None:
     harness = Harness()
     connection, transport = harness.connect()
     connection.data_received(HOT)

@@ -57,10 +57,10 @@ def asking(client: httpx.AsyncClient, **body: Any) -> "asyncio.Task[httpx.Respon
 # ---- downloading
 
 
-async def test_a_download_is_answered_when_it_is_there(
+async def test_a_download_is_answered_when_it_is_complete(
     api: DownloadsApi, http: httpx.AsyncClient, tmp_path: Path
 ) -> None:
-    answering = asking(http, max_workers=3, config={"hf_token": SECRET, "revision": "v1"})
+    responding = asking(http, max_workers=3, config={"hf_token": SECRET, "revision": "v1"})
     run = await api.downloader.next()
     assert (run.request.source, run.request.output_dir, run.request.max_workers) == (
         "hf://ns/repo",
@@ -69,9 +69,9 @@ async def test_a_download_is_answered_when_it_is_there(
     )
     assert run.request.config == {"hf_token": SECRET, "revision": "v1"}
     run.finish()
-    answer = await answering
-    body = answer.json()
-    assert answer.status_code == 200
+    response = await responding
+    body = response.json()
+    assert response.status_code == 200
     assert body.pop("job").startswith("job_")
     assert body == {
         "status": "completed",
@@ -83,12 +83,12 @@ async def test_a_download_is_answered_when_it_is_there(
     }
 
 
-async def test_an_asynchronous_one_is_answered_at_once_and_goes_on(
+async def test_an_asynchronous_download_is_answered_at_once(
     api: DownloadsApi, http: httpx.AsyncClient
 ) -> None:
-    answer = await asking(http, async_download=True, config='{"hf_token": "' + SECRET + '"}')
-    body = answer.json()
-    assert (answer.status_code, body["status"], body["source"]) == (202, "started", "hf://ns/repo")
+    response = await asking(http, async_download=True, config='{"hf_token": "' + SECRET + '"}')
+    body = response.json()
+    assert (response.status_code, body["status"], body["source"]) == (202, "started", "hf://ns/repo")
     assert {"message", "output_dir", "job"} <= set(body)
     run = await api.downloader.next()
     assert run.request.config == {"hf_token": SECRET}
@@ -125,7 +125,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("change", "status", "param"), REFUSALS)
-async def test_what_is_asked_wrongly_is_refused_in_both_shapes(
+async def test_an_invalid_request_is_refused_in_both_shapes(
     api: DownloadsApi,
     http: httpx.AsyncClient,
     sidecar: tuple[DownloadsApi, httpx.AsyncClient],
@@ -133,26 +133,26 @@ async def test_what_is_asked_wrongly_is_refused_in_both_shapes(
     status: int,
     param: str,
 ) -> None:
-    answer = await asking(http, **change)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
+    response = await asking(http, **change)
+    assert (response.status_code, response.json()["error"]["param"]) == (status, param)
     beside = await asking(sidecar[1], **change)
     assert (beside.status_code, beside.json()) == (
         status,
-        {"detail": answer.json()["error"]["message"].replace(str(api.home), str(sidecar[0].home))},
+        {"detail": response.json()["error"]["message"].replace(str(api.home), str(sidecar[0].home))},
     )
-    assert SECRET not in answer.text + beside.text
+    assert SECRET not in response.text + beside.text
     assert api.downloader.runs + sidecar[0].downloader.runs == []
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{"])
 @pytest.mark.parametrize("path", ["download_model", "downloads/verify", "downloads/repair"])
-async def test_a_body_that_is_no_object_is_refused(
+async def test_a_body_that_is_not_an_object_is_refused(
     http: httpx.AsyncClient, sidecar: tuple[DownloadsApi, httpx.AsyncClient], body: bytes, path: str
 ) -> None:
-    answer = await http.post(f"/v1/{path}", content=body)
-    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+    response = await http.post(f"/v1/{path}", content=body)
+    assert (response.status_code, response.json()["error"]["type"]) == (400, "invalid_request_error")
     assert (await sidecar[1].post(f"/v1/{path}", content=body)).json() == {
-        "detail": answer.json()["error"]["message"]
+        "detail": response.json()["error"]["message"]
     }
 
 
@@ -176,9 +176,9 @@ async def test_a_failed_download_is_500_on_the_sidecars_port(
     status: int,
 ) -> None:
     api.downloader.at_once = sidecar[0].downloader.at_once = error
-    answer, beside = await asking(http), await asking(sidecar[1])
+    response, beside = await asking(http), await asking(sidecar[1])
     said = error.message if isinstance(error, ApplianceError) else "The download failed inside the appliance"
-    assert (answer.status_code, answer.json()["error"]["message"].startswith(said)) == (status, True)
+    assert (response.status_code, response.json()["error"]["message"].startswith(said)) == (status, True)
     assert beside.status_code == 500
     assert list(beside.json()) == ["detail"]
     assert beside.json()["detail"].startswith(f"Download failed: {said}")
@@ -206,8 +206,8 @@ async def test_the_same_download_with_other_settings_is_a_conflict(
     api: DownloadsApi, http: httpx.AsyncClient
 ) -> None:
     await asking(http, async_download=True)
-    answer = await asking(http, config={"revision": "v2"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "download_runs")
+    response = await asking(http, config={"revision": "v2"})
+    assert (response.status_code, response.json()["error"]["code"]) == (409, "download_runs")
 
 
 async def test_operators_only(tmp_path: Path) -> None:
@@ -235,16 +235,16 @@ async def test_operators_only(tmp_path: Path) -> None:
 # ---- jobs
 
 
-async def test_a_job_is_cancelled_by_delete_and_whoever_waits_is_told(
+async def test_delete_cancels_a_job_and_ends_the_wait_for_it(
     api: DownloadsApi, http: httpx.AsyncClient
 ) -> None:
-    answering = asking(http)
+    responding = asking(http)
     run = await api.downloader.next()
     job_id = api.jobs.all()[0].id
     cancelled = await http.delete(f"/v1/jobs/{job_id}")
     assert (cancelled.status_code, cancelled.json()["state"]) == (200, "cancelled")
     assert run.was_cancelled
-    assert ((await answering).status_code, (await answering).json()["error"]["code"]) == (
+    assert ((await responding).status_code, (await responding).json()["error"]["code"]) == (
         409,
         "download_cancelled",
     )
@@ -254,13 +254,13 @@ async def test_a_job_is_cancelled_by_delete_and_whoever_waits_is_told(
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "/v1/jobs/x"), ("DELETE", "/v1/jobs/x"), ("GET", "/v1/jobs/x/stream")]
 )
-async def test_a_job_that_there_is_not(
+async def test_an_unknown_job_is_not_found(
     http: httpx.AsyncClient, sidecar: tuple[DownloadsApi, httpx.AsyncClient], method: str, path: str
 ) -> None:
-    answer = await http.request(method, path)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_such_job")
+    response = await http.request(method, path)
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "no_such_job")
     beside = await sidecar[1].request(method, path)
-    assert (beside.status_code, beside.json()) == (404, {"detail": answer.json()["error"]["message"]})
+    assert (beside.status_code, beside.json()) == (404, {"detail": response.json()["error"]["message"]})
 
 
 async def test_another_method_is_refused(http: httpx.AsyncClient) -> None:
@@ -276,13 +276,13 @@ async def test_another_method_is_refused(http: httpx.AsyncClient) -> None:
 @asynccontextmanager
 async def following(client: httpx.AsyncClient, job_id: str) -> AsyncIterator[AsyncIterator[Event]]:
     """Follow a job with a real client of server-sent events, and by hand: there are no other bytes."""
-    async with client.stream("GET", f"/v1/jobs/{job_id}/stream") as answer:
-        assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
-        yield events_of(answer)
+    async with client.stream("GET", f"/v1/jobs/{job_id}/stream") as response:
+        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        yield events_of(response)
 
 
 @pytest.mark.parametrize("end", ["completed", "failed", "cancelled", "interrupted"])
-async def test_the_feed_tells_progress_and_ends_with_how_it_ended(
+async def test_the_feed_sends_progress_and_then_the_final_state(
     api: DownloadsApi, http: httpx.AsyncClient, end: str
 ) -> None:
     job_id = (await asking(http, async_download=True)).json()["job"]
@@ -329,11 +329,11 @@ async def test_a_follower_that_leaves_changes_nothing(api: DownloadsApi, http: h
 
 
 async def test_a_folder_is_verified(api: DownloadsApi, http: httpx.AsyncClient, tmp_path: Path) -> None:
-    answer = await http.post("/v1/downloads/verify", json={"output_dir": "a"})
-    assert answer.json() == {"output_dir": f"{tmp_path}/home/a", "ok": True, "flaws": []}
+    response = await http.post("/v1/downloads/verify", json={"output_dir": "a"})
+    assert response.json() == {"output_dir": f"{tmp_path}/home/a", "ok": True, "flaws": []}
     api.downloader.flaws = [FileFault("x.bin", "checksum", "sha256 differs")]
-    answer = await http.post("/v1/downloads/verify", json={"output_dir": "a"})
-    assert (answer.json()["ok"], answer.json()["flaws"]) == (
+    response = await http.post("/v1/downloads/verify", json={"output_dir": "a"})
+    assert (response.json()["ok"], response.json()["flaws"]) == (
         False,
         [{"path": "x.bin", "kind": "checksum", "detail": "sha256 differs"}],
     )
@@ -344,7 +344,7 @@ async def test_a_folder_is_verified(api: DownloadsApi, http: httpx.AsyncClient, 
 async def test_a_folder_is_repaired_as_a_job(
     api: DownloadsApi, http: httpx.AsyncClient, tmp_path: Path
 ) -> None:
-    answering = asyncio.create_task(
+    responding = asyncio.create_task(
         http.post("/v1/downloads/repair", json={"output_dir": "a", "config": {"hf_token": SECRET}})
     )
     run = await api.downloader.next()
@@ -352,7 +352,7 @@ async def test_a_folder_is_repaired_as_a_job(
     (job,) = (await http.get("/v1/jobs")).json()["jobs"]
     assert (job["kind"], job["source"], job["state"]) == ("repair", "", "running")
     run.finish()
-    body = (await answering).json()
+    body = (await responding).json()
     assert body == {
         "status": "completed",
         "message": f"{tmp_path}/home/a is complete.",
@@ -366,21 +366,21 @@ async def test_a_folder_is_repaired_as_a_job(
 
 
 @pytest.mark.parametrize("path", ["/v1/downloads/verify", "/v1/downloads/repair"])
-async def test_folders_that_may_not_or_cannot_be_looked_at(
+async def test_folders_that_are_forbidden_or_missing_are_refused(
     api: DownloadsApi, http: httpx.AsyncClient, path: str
 ) -> None:
     for folder, status in ((None, 400), ("", 400), (3, 400), ("/etc", 403), ("..", 403)):
         assert (await http.post(path, json={"output_dir": folder})).status_code == status
     await asking(http, async_download=True)
-    answer = await http.post(path, json={"output_dir": "a"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "download_runs")
+    response = await http.post(path, json={"output_dir": "a"})
+    assert (response.status_code, response.json()["error"]["code"]) == (409, "download_runs")
 
 
 async def test_a_repair_that_fails_on_the_sidecar(sidecar: tuple[DownloadsApi, httpx.AsyncClient]) -> None:
     api, client = sidecar
     api.downloader.at_once = NotFound("Nothing was downloaded to it.")
-    answer = await client.post("/v1/downloads/repair", json={"output_dir": "a"})
-    assert (answer.status_code, answer.json()) == (
+    response = await client.post("/v1/downloads/repair", json={"output_dir": "a"})
+    assert (response.status_code, response.json()) == (
         500,
         {"detail": "Repair failed: Nothing was downloaded to it."},
     )
@@ -390,7 +390,7 @@ async def test_a_repair_that_fails_on_the_sidecar(sidecar: tuple[DownloadsApi, h
 
 
 @pytest.mark.parametrize("is_sidecar", [False, True])
-async def test_credentials_come_back_by_no_address(tmp_path: Path, is_sidecar: bool) -> None:
+async def test_no_address_shows_credentials(tmp_path: Path, is_sidecar: bool) -> None:
     path = tmp_path / "jobs.json"
     async with (
         downloads_api(tmp_path / "home", is_sidecar=is_sidecar, jobs_path=path) as api,
@@ -400,22 +400,22 @@ async def test_credentials_come_back_by_no_address(tmp_path: Path, is_sidecar: b
         for key in ("hf_token", "ms_token", "access_key", "secret_key", "unheard_of"):
             api.downloader.at_once = Forbidden(f"file.bin: {key}={SECRET} was refused with {SECRET}.")
             for config in ({key: SECRET}, json.dumps({key: SECRET})):
-                answer = await client.post(
+                response = await client.post(
                     "/v1/download_model",
                     json={"source": f"https://host/f?sig={SECRET}", "output_dir": key, "config": config},
                 )
-                assert answer.status_code in {403, 500}
-                assert "[secret]" in answer.text
+                assert response.status_code in {403, 500}
+                assert "[secret]" in response.text
                 job_id = (await client.get("/v1/jobs")).json()["jobs"][0]["id"]
                 feed = await client.get(f"/v1/jobs/{job_id}/stream")
                 assert b"event: failed" in feed.content
-                answers = [
-                    answer,
+                responses = [
+                    response,
                     feed,
                     await client.get(f"/v1/jobs/{job_id}"),
                     await client.delete(f"/v1/jobs/{job_id}"),
                 ]
-                seen += [one.text + repr(one.headers) for one in answers]
+                seen += [one.text + repr(one.headers) for one in responses]
         listed = await client.get("/v1/jobs")
         assert len(listed.json()["jobs"]) == 10
         receipts = await client.get("/receipts")  # on the main port

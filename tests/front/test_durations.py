@@ -1,4 +1,4 @@
-"""Durations as clients write them."""
+"""Durations in request bodies."""
 
 import math
 from typing import Any
@@ -49,7 +49,7 @@ def refusal(call: Any, *arguments: Any) -> Invalid:
         ("9" * 400 + "s", -1),
     ],
 )
-def test_keep_alive_is_read_as_go_reads_durations(value: Any, seconds: float | None) -> None:
+def test_keep_alive_is_parsed_like_a_duration_in_go(value: Any, seconds: float | None) -> None:
     if value == "-1":
         assert refusal(parse_keep_alive_s, value).param == "keep_alive"
     else:
@@ -59,7 +59,7 @@ def test_keep_alive_is_read_as_go_reads_durations(value: Any, seconds: float | N
 @pytest.mark.parametrize(
     "value", ["", "5", "5 m", "m", "5x", "5m-3s", "1h 30m", "1.2.3s", "ever", True, [5], {"s": 5}, math.nan]
 )
-def test_a_keep_alive_that_is_no_duration_is_refused(value: Any) -> None:
+def test_an_invalid_keep_alive_is_refused(value: Any) -> None:
     error = refusal(parse_keep_alive_s, value)
     assert error.param == "keep_alive"
     assert "5m" in error.message

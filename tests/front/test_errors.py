@@ -1,4 +1,4 @@
-"""One failure in each dialect."""
+"""Errors as HTTP, in each dialect."""
 
 import json
 from typing import Any
@@ -56,7 +56,7 @@ def test_failed_attempts_and_own_fields_are_added() -> None:
     assert json.loads(error_body(error, "detail")) == {"detail": "no"}
 
 
-def test_inside_a_stream_it_is_the_dialects_last_piece() -> None:
+def test_a_failure_in_a_stream_is_the_dialects_last_piece() -> None:
     error = Invalid("no")
     assert error_event(error, "ollama") == b'{"error":"no"}\n'
     event = error_event(error, "openai")
@@ -74,7 +74,9 @@ def test_inside_a_stream_it_is_the_dialects_last_piece() -> None:
         (Unauthenticated("no"), [("WWW-Authenticate", "Bearer")]),
     ],
 )
-def test_headers_say_when_to_retry_and_how_to_log_in(error: Any, headers: list[tuple[str, str]]) -> None:
+def test_headers_say_when_to_retry_and_how_to_authenticate(
+    error: Any, headers: list[tuple[str, str]]
+) -> None:
     assert error_headers(error) == headers
 
 
@@ -101,7 +103,7 @@ def test_an_engines_refusal_keeps_its_status(status: int, body: bytes, text: str
         (b"[]", "The engine's reply is not a JSON object."),
     ],
 )
-def test_a_reply_that_is_no_object_is_the_engines_fault(body: bytes | None, text: str) -> None:
+def test_a_reply_that_is_not_an_object_is_an_upstream_failure(body: bytes | None, text: str) -> None:
     with pytest.raises(UpstreamFailed, match=text):
         parse_reply(EngineReply(body=body))
     assert parse_reply(EngineReply(body=b'{"a":1}')) == {"a": 1}

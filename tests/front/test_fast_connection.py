@@ -1,4 +1,4 @@
-"""The HTTP server on its sockets: what is bounded, what is refused, what is handed to aiohttp; byte by byte."""
+"""The HTTP server over real sockets: its limits, what it refuses, what it hands over to aiohttp."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n
 
 
 async def talk(running: Running, data: bytes, *, more: bytes = b"", pause_s: float = 0.05) -> bytes:
-    """Send bytes (and more after a pause), read until the server closes or falls silent."""
+    """Send bytes (and more after a pause); read until the server closes or is silent for a while."""
     host, port = running.appliance.http_addresses[0]
     reader, writer = await asyncio.open_connection(host, port)
     writer.write(data)
@@ -72,7 +72,7 @@ async def test_a_request_may_come_in_pieces(start: Start, size: int) -> None:
         % (len(BODY), BODY),
     ],
 )
-async def test_the_rare_forms_are_served_just_the_same(start: Start, head: bytes) -> None:
+async def test_rare_forms_of_a_request_are_served_as_well(start: Start, head: bytes) -> None:
     out = await talk(await start(), head)
     assert b" 200 OK" in out
     assert b"You said: Hello" in out
@@ -122,7 +122,7 @@ async def test_the_rare_forms_are_served_just_the_same(start: Start, head: bytes
         (b"GET /receipts/none HTTP/1.1\r\nHost: x\r\n\r\n", 404, b"last 1000"),
     ],
 )
-async def test_what_cannot_be_taken_is_refused_in_words(
+async def test_an_unacceptable_request_is_refused_with_a_message(
     start: Start, data: bytes, code: int, text: bytes
 ) -> None:
     out = await talk(await start(), data)
@@ -146,7 +146,7 @@ async def test_a_refusal_reaches_a_client_that_is_still_sending(start: Start) ->
     writer.close()
 
 
-async def test_a_large_chunked_body_is_refused_while_it_comes(start: Start) -> None:
+async def test_a_large_chunked_body_is_refused_while_it_arrives(start: Start) -> None:
     running = await start(MAX_BODY_BYTES="2000")
     out = await talk(
         running,
@@ -167,7 +167,9 @@ async def test_a_large_chunked_body_is_refused_while_it_comes(start: Start) -> N
         (HEAD % 100 + b"\r\nhalf", 408, b"The request body did not arrive in time (BODY_TIMEOUT_S)."),
     ],
 )
-async def test_slow_clients_are_not_waited_for(start: Start, data: bytes, code: int, text: bytes) -> None:
+async def test_slow_clients_are_closed_by_their_timeouts(
+    start: Start, data: bytes, code: int, text: bytes
+) -> None:
     running = await start(HEADER_TIMEOUT_S="0.3", BODY_TIMEOUT_S="0.3")
     host, port = running.appliance.http_addresses[0]
     reader, writer = await asyncio.open_connection(host, port)
@@ -178,7 +180,7 @@ async def test_slow_clients_are_not_waited_for(start: Start, data: bytes, code: 
     writer.close()
 
 
-async def test_a_slow_second_head_is_not_waited_for_either(start: Start) -> None:
+async def test_a_slow_second_head_is_closed_by_its_timeout(start: Start) -> None:
     running = await start(HEADER_TIMEOUT_S="0.3")
     host, port = running.appliance.http_addresses[0]
     reader, writer = await asyncio.open_connection(host, port)
@@ -189,7 +191,7 @@ async def test_a_slow_second_head_is_not_waited_for_either(start: Start) -> None
     writer.close()
 
 
-async def test_idle_connections_are_closed_and_too_many_turned_away(start: Start) -> None:
+async def test_idle_connections_are_closed_and_too_many_refused(start: Start) -> None:
     running = await start(KEEPALIVE_TIMEOUT_S="0.3", MAX_CONNECTIONS="3")
     host, port = running.appliance.http_addresses[0]
     held = [await asyncio.open_connection(host, port) for _ in range(3)]
@@ -207,7 +209,7 @@ async def test_idle_connections_are_closed_and_too_many_turned_away(start: Start
         writer.close()
 
 
-async def test_a_client_that_does_not_read_is_given_up(start: Start) -> None:
+async def test_a_client_that_does_not_read_is_disconnected(start: Start) -> None:
     running = await start(WRITE_TIMEOUT_S="0.5")
     host, port = running.appliance.http_addresses[0]
     reader, writer = await asyncio.open_connection(host, port, limit=1024)
@@ -220,7 +222,7 @@ async def test_a_client_that_does_not_read_is_given_up(start: Start) -> None:
     writer.close()
 
 
-async def test_cors_for_named_origins_alone(start: Start) -> None:
+async def test_cors_headers_are_sent_to_named_origins_only(start: Start) -> None:
     running = await start(CORS_ORIGINS="https://app.example")
     ask = HEAD % len(BODY) + b"Origin: %b\r\n\r\n" + BODY
     assert b"Access-Control-Allow-Origin: https://app.example\r\n" in await talk(
@@ -233,7 +235,7 @@ async def test_cors_for_named_origins_alone(start: Start) -> None:
     assert b"Access-Control-Allow-Methods: POST" in out
 
 
-async def test_ids_come_back_and_bad_ones_are_replaced(start: Start) -> None:
+async def test_valid_ids_are_returned_and_others_replaced(start: Start) -> None:
     running = await start()
     ask = HEAD % len(BODY) + b"x-request-id: %b\r\n\r\n" + BODY
     assert b"x-request-id: my-id.1\r\n" in await talk(running, ask % b"my-id.1")
@@ -242,7 +244,7 @@ async def test_ids_come_back_and_bad_ones_are_replaced(start: Start) -> None:
     assert value(receipt)["backend"] == "demo"
 
 
-async def test_operators_addresses_want_an_operators_key(start: Start) -> None:
+async def test_operator_addresses_need_an_operator_key(start: Start) -> None:
     running = await start(APPLIANCE_API_KEYS="client-key-1", OPERATOR_API_KEYS="operator-key-1")
     ask = b"GET /receipts HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\n\r\n"
     assert [
@@ -284,7 +286,7 @@ async def test_metrics_show_open_circuits_and_the_pool(start: Start, hosted) -> 
         assert line in text
 
 
-async def test_while_draining_health_answers_and_the_rest_is_refused(start: Start) -> None:
+async def test_while_draining_only_health_is_served(start: Start) -> None:
     running = await start()
     running.appliance.lifecycle.drain()
     out = await talk(running, HEAD % len(BODY) + b"\r\n" + BODY)

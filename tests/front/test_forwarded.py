@@ -1,4 +1,4 @@
-"""A request as it is to be sent on: its target, its model, its body."""
+"""A request that is passed on: its target, its model, its body."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ from tests.front.requests import make_request
 
 
 class Content:
-    """A body in pieces; None = it stops coming."""
+    """A body in pieces; None = no more arrives."""
 
     def __init__(self, *pieces: bytes | Exception | None) -> None:
         self._pieces = list(pieces)
@@ -30,7 +30,7 @@ class Content:
 
 
 class WebRequest:
-    """What is read of aiohttp's request."""
+    """The part of aiohttp's request that is used."""
 
     def __init__(
         self, *pieces: bytes | Exception | None, length: int | None = None, raw_path: str = "/x"
@@ -62,17 +62,17 @@ def upload(*pieces: bytes | Exception | None, limit_bytes: int = 10) -> Upload:
     [
         ("/a/b?x=%20&y", "/a/b?x=%20&y"),
         ("/a#part", "/a"),
-        ("http://door/a/b?x=1", "/a/b?x=1"),
-        ("http://door", "/"),
+        ("http://host/a/b?x=1", "/a/b?x=1"),
+        ("http://host", "/"),
         ("/a?next=http://x/y", "/a?next=http://x/y"),
     ],
 )
-def test_the_target_is_path_and_query_as_they_came(raw: str, target: str) -> None:
+def test_the_target_is_path_and_query_unchanged(raw: str, target: str) -> None:
     assert target_of(WebRequest(raw_path=raw)) == target  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("raw", ["*", "a/b", "door:443"])
-def test_an_address_that_is_no_path_is_refused(raw: str) -> None:
+@pytest.mark.parametrize("raw", ["*", "a/b", "host:443"])
+def test_an_address_that_is_not_a_path_is_refused(raw: str) -> None:
     with pytest.raises(Invalid, match="must be a path that begins with /") as caught:
         target_of(WebRequest(raw_path=raw))  # type: ignore[arg-type]
     assert caught.value.code == "invalid_address"
@@ -92,7 +92,7 @@ def test_an_address_that_is_no_path_is_refused(raw: str) -> None:
         ("DELETE", "/x", "", False, False),
     ],
 )
-async def test_only_work_and_questions_may_be_repeated(
+async def test_only_work_and_safe_methods_may_be_repeated(
     method: str, target: str, pin: str, is_work: bool, is_repeatable: bool
 ) -> None:
     sent = await forwarded(WebRequest(), method=method, target=target, pin=pin)
@@ -113,7 +113,7 @@ async def test_a_large_or_unannounced_body_is_streamed(length: int | None) -> No
     assert sent.has_begun_upload
 
 
-async def test_a_body_that_announces_too_much_is_not_read() -> None:
+async def test_a_body_that_announces_too_many_bytes_is_not_read() -> None:
     with pytest.raises(TooLarge, match=r"2000000 bytes \(MAX_BODY_BYTES\)"):
         await forwarded(WebRequest(None, length=2_000_001))
 
@@ -146,7 +146,7 @@ def test_a_model_is_named_in_body_or_query(body: bytes | None, target: str, mode
         ((b"1", ValueError("bad chunk")), Invalid, "The request body cannot be read: bad chunk."),
     ],
 )
-async def test_an_upload_that_goes_wrong_says_how(pieces: Any, kind: type[Exception], text: str) -> None:
+async def test_a_failed_upload_reports_its_error(pieces: Any, kind: type[Exception], text: str) -> None:
     body = upload(*pieces)
     assert (body.has_begun, body.error) == (False, None)
     with pytest.raises(kind, match=text) as caught:
@@ -155,7 +155,7 @@ async def test_an_upload_that_goes_wrong_says_how(pieces: Any, kind: type[Except
     assert body.error is caught.value
 
 
-async def test_an_upload_passes_as_it_comes() -> None:
+async def test_an_upload_is_passed_on_unchanged() -> None:
     body = upload(b"123", b"4567890")
     pieces: AsyncIterator[bytes] = body.pieces()
     assert [piece async for piece in pieces] == [b"123", b"4567890"]

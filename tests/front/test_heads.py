@@ -1,4 +1,4 @@
-"""Heads read and written, byte for byte."""
+"""HTTP heads, parsed and rendered byte for byte."""
 
 import pytest
 
@@ -34,12 +34,12 @@ def test_a_request_is_read(head: bytes, headers: dict[str, str], may_stay: bool)
 
 
 @pytest.mark.parametrize("head", [b"POST /a HTTP/1.1\r\nno colon\r\n\r\n", b"\x16\x03\x01\r\n\r\n"])
-def test_what_is_no_head_is_said_to_be_none(head: bytes) -> None:
+def test_an_invalid_head_is_refused(head: bytes) -> None:
     with pytest.raises(BadHead, match=r"\w"):
         parse_request_head(head)
 
 
-def test_a_wish_for_another_protocol_is_read() -> None:
+def test_an_upgrade_request_is_parsed() -> None:
     found = parse_upgrade(UPGRADE)
     assert found is not None
     assert (found.target, found.path) == ("/ws?a=%20b", "/ws")
@@ -70,12 +70,12 @@ def test_a_wish_for_another_protocol_is_read() -> None:
     ],
     ids=["no-get", "h2c", "connection-does-not-say-so", "http-1.0", "unreadable", "none"],
 )
-def test_what_is_no_such_wish_is_none(head: bytes) -> None:
+def test_any_other_request_is_not_an_upgrade(head: bytes) -> None:
     assert parse_upgrade(head) is None
 
 
 @pytest.mark.parametrize(
-    ("answer", "may_stay", "written"),
+    ("response", "may_stay", "written"),
     [
         (
             Response(),
@@ -89,8 +89,8 @@ def test_what_is_no_such_wish_is_none(head: bytes) -> None:
         ),
     ],
 )
-def test_an_answer_is_written(answer: Response, may_stay: bool, written: bytes) -> None:
+def test_a_response_head_is_rendered(response: Response, may_stay: bool, written: bytes) -> None:
     assert (
-        render_response_head(answer, b"Content-Length: 0\r\n", date_line=b"Date: d\r\n", may_stay=may_stay)
+        render_response_head(response, b"Content-Length: 0\r\n", date_line=b"Date: d\r\n", may_stay=may_stay)
         == written
     )

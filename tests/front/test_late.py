@@ -1,4 +1,4 @@
-"""A stream that is answered late begins with heartbeats; whatever comes then, comes inside it, and whoever leaves ends it all."""
+"""Late streams: heartbeats first, then the response or its error inside the stream; a client that leaves ends it."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ FORM = Response(
 
 
 class Source(Stream):
-    """What pieces are made from."""
+    """A source that records whether it was closed."""
 
     events = 3  # type: ignore[assignment]
     is_closed = False
@@ -38,14 +38,14 @@ async def two() -> AsyncGenerator[bytes, None]:
     yield b"2\n"
 
 
-async def given(answer: Response) -> Response:
-    return answer
+async def given(response: Response) -> Response:
+    return response
 
 
-async def late(answering: "asyncio.Future[Response]", **how: Any) -> Response:
-    answer = await respond_or_heartbeat(answering, FORM, heartbeat_s=SOON_S, **how)
-    assert isinstance(answer.pieces, LateStream)
-    return answer
+async def late(responding: "asyncio.Future[Response]", **how: Any) -> Response:
+    response = await respond_or_heartbeat(responding, FORM, heartbeat_s=SOON_S, **how)
+    assert isinstance(response.pieces, LateStream)
+    return response
 
 
 def future() -> "asyncio.Future[Response]":
@@ -53,13 +53,13 @@ def future() -> "asyncio.Future[Response]":
 
 
 @pytest.mark.parametrize("heartbeat_s", [0.0, NEVER_S])
-async def test_what_comes_in_time_is_given_as_it_is(heartbeat_s: float) -> None:
-    answer = Response(404, b"{}")
-    assert await respond_or_heartbeat(given(answer), FORM, heartbeat_s=heartbeat_s) is answer
+async def test_a_response_in_time_is_returned_unchanged(heartbeat_s: float) -> None:
+    response = Response(404, b"{}")
+    assert await respond_or_heartbeat(given(response), FORM, heartbeat_s=heartbeat_s) is response
 
 
 @pytest.mark.parametrize("heartbeat_s", [0.0, NEVER_S])
-async def test_what_fails_in_time_has_a_status_of_its_own(heartbeat_s: float) -> None:
+async def test_a_failure_in_time_keeps_its_status(heartbeat_s: float) -> None:
     async def failing() -> Response:
         raise Exhausted("full")
 
@@ -69,10 +69,10 @@ async def test_what_fails_in_time_has_a_status_of_its_own(heartbeat_s: float) ->
 
 async def test_late_pieces_follow_heartbeats() -> None:
     waiting, source = future(), Source()
-    answer = await late(waiting, late_headers=lambda: [("X-Queue-Position", "2")])
-    assert (answer.status, answer.content_type, answer.heartbeat) == (200, FORM.content_type, b" ")
-    assert answer.headers == [("Cache-Control", "no-cache"), ("X-Queue-Position", "2")]
-    pieces: Any = answer.pieces
+    response = await late(waiting, late_headers=lambda: [("X-Queue-Position", "2")])
+    assert (response.status, response.content_type, response.heartbeat) == (200, FORM.content_type, b" ")
+    assert response.headers == [("Cache-Control", "no-cache"), ("X-Queue-Position", "2")]
+    pieces: Any = response.pieces
     assert [await anext(pieces) for _ in range(3)] == [b" "] * 3
     waiting.set_result(Response(pieces=GeneratedStream(two(), source)))
     assert [piece async for piece in pieces] == [b"1\n", b"2\n"]
@@ -81,12 +81,12 @@ async def test_late_pieces_follow_heartbeats() -> None:
     assert source.is_closed
 
 
-async def test_the_form_is_nobodys_own() -> None:
+async def test_the_form_is_not_modified() -> None:
     await late(future(), late_headers=lambda: [("X-Queue-Position", "2")])
     assert FORM.headers == [("Cache-Control", "no-cache")]
 
 
-async def test_a_late_answer_in_one_piece_is_the_last_piece() -> None:
+async def test_a_late_whole_response_is_the_last_piece() -> None:
     waiting = future()
     pieces: Any = (await late(waiting)).pieces
     waiting.set_result(Response(body=b'{"done":true}\n'))
@@ -102,7 +102,7 @@ async def test_a_late_answer_in_one_piece_is_the_last_piece() -> None:
         (500, None, "The engine refused the request with status 500."),
     ],
 )
-async def test_a_late_refusal_is_an_error_with_the_engines_sentence(
+async def test_a_late_error_reply_is_an_error_with_the_engines_message(
     status: int, body: Any, said: str
 ) -> None:
     waiting = future()
@@ -114,7 +114,7 @@ async def test_a_late_refusal_is_an_error_with_the_engines_sentence(
     assert caught.value.details == {"status": status}
 
 
-async def test_who_leaves_before_the_first_heartbeat_ends_the_call() -> None:
+async def test_leaving_before_the_first_heartbeat_cancels_the_request() -> None:
     waiting = future()
     task = asyncio.get_running_loop().create_task(respond_or_heartbeat(waiting, FORM, heartbeat_s=NEVER_S))
     await asyncio.sleep(0)
@@ -124,7 +124,7 @@ async def test_who_leaves_before_the_first_heartbeat_ends_the_call() -> None:
     assert waiting.cancelled()
 
 
-async def test_who_leaves_between_heartbeats_ends_the_call() -> None:
+async def test_leaving_between_heartbeats_cancels_the_request() -> None:
     waiting = future()
     pieces: Any = (await late(waiting)).pieces
     assert await anext(pieces) == b" "
@@ -132,7 +132,7 @@ async def test_who_leaves_between_heartbeats_ends_the_call() -> None:
     assert waiting.cancelled()
 
 
-async def test_who_leaves_as_the_answer_comes_closes_it() -> None:
+async def test_leaving_as_the_response_arrives_closes_it() -> None:
     waiting, source = future(), Source()
     pieces: Any = (await late(waiting)).pieces
     waiting.set_result(Response(pieces=GeneratedStream(two(), source)))
@@ -140,7 +140,7 @@ async def test_who_leaves_as_the_answer_comes_closes_it() -> None:
     assert source.is_closed
 
 
-async def test_who_leaves_after_a_failure_hears_nothing_of_it() -> None:
+async def test_leaving_after_a_failure_raises_nothing() -> None:
     waiting = future()
     pieces: Any = (await late(waiting)).pieces
     waiting.set_exception(Exhausted("full"))

@@ -1,4 +1,4 @@
-"""The feeds of status and figures, read with a real client of server-sent events (OpenAI's SDK brings one) and by a strict hand reader."""
+"""The feeds of status and metrics, read with the SSE client of OpenAI's SDK and by a strict parser."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,15 +19,18 @@ from tests.journeys.running import until
 async def following(
     url: str, path: str = "/v1/models/status/stream", *, method: str = "GET", **request: Any
 ) -> AsyncIterator[AsyncIterator[Event]]:
-    """Follow a feed with the real client; give its events, each looked at by the hand reader too: no other bytes may be in the stream."""
+    """Follow a feed with the SDK's client; return its events. A strict parser checks that nothing else is sent."""
     async with (
         httpx.AsyncClient(timeout=10) as client,
-        client.stream(method, url + path, **request) as answer,
+        client.stream(method, url + path, **request) as response,
     ):
-        assert answer.status_code == 200
-        assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
-        assert (answer.headers["cache-control"], answer.headers["x-accel-buffering"]) == ("no-cache", "no")
-        yield events_of(answer)
+        assert response.status_code == 200
+        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert (response.headers["cache-control"], response.headers["x-accel-buffering"]) == (
+            "no-cache",
+            "no",
+        )
+        yield events_of(response)
 
 
 async def next_of(events: AsyncIterator[Event], *, seconds: float = 5) -> Event:
@@ -71,7 +74,7 @@ async def test_the_status_feed_starts_with_the_full_status() -> None:
         )
 
 
-async def test_a_change_in_nothing_that_is_told_makes_no_event() -> None:
+async def test_a_change_that_is_not_shown_makes_no_event() -> None:
     manager = StaticManager(off("a"))
     async with serving_manager(manager) as (url, _), following(url) as events:
         await next_of(events)
@@ -81,7 +84,7 @@ async def test_a_change_in_nothing_that_is_told_makes_no_event() -> None:
         assert (await next_of(events))[1]["status"] == "ready"
 
 
-async def test_a_model_that_leaves_the_table_is_told_as_unknown() -> None:
+async def test_a_model_that_leaves_the_table_becomes_unknown() -> None:
     manager = StaticManager(off("a"), off("b"))
     async with serving_manager(manager) as (url, _), following(url) as events:
         await next_of(events)
@@ -120,7 +123,7 @@ async def test_followers_get_the_latest_state_and_not_every_step() -> None:
         assert len(seen) <= 2
 
 
-async def test_a_slow_reader_delays_nobody_and_queues_nothing() -> None:
+async def test_a_slow_reader_delays_no_other_and_queues_nothing() -> None:
     manager = StaticManager(*(off(f"model-{number}") for number in range(50)))
     async with serving_manager(manager) as (url, parts), following(url) as lazy, following(url) as eager:
         await next_of(lazy)
@@ -131,7 +134,7 @@ async def test_a_slow_reader_delays_nobody_and_queues_nothing() -> None:
         assert parts.pipeline.in_flight == 2
 
 
-async def test_a_follower_that_leaves_is_forgotten_at_once() -> None:
+async def test_a_follower_that_leaves_is_removed_at_once() -> None:
     manager = StaticManager(off("a"))
     async with serving_manager(manager) as (url, parts):
         async with following(url) as events:
@@ -210,7 +213,7 @@ async def test_the_metrics_feed_ends_with_shutdown() -> None:
 # ---- a load, followed
 
 
-async def test_a_load_with_stream_tells_each_step_until_ready() -> None:
+async def test_a_load_with_stream_sends_each_step_until_ready() -> None:
     manager = StaticManager(off("org/b"))
     manager.steps.put_nowait(True)
     async with (
@@ -227,7 +230,7 @@ async def test_a_load_with_stream_tells_each_step_until_ready() -> None:
         assert (seen[-1][1]["status"], seen[-1][1]["port"]) == ("ready", 8090)
 
 
-async def test_a_load_of_what_is_ready_ends_with_one_update() -> None:
+async def test_a_load_of_a_ready_model_ends_with_one_update() -> None:
     manager = StaticManager(ready("a"))
     async with (
         serving_manager(manager) as (url, _),
@@ -251,7 +254,7 @@ async def test_a_failed_load_ends_its_stream_with_the_error() -> None:
         assert (seen[-1][1]["error"]["code"], seen[-1][1]["error"]["model"]) == ("model_failed", "a")
 
 
-async def test_who_leaves_a_load_gives_it_up() -> None:
+async def test_leaving_a_load_cancels_it() -> None:
     manager = StaticManager(off("a"))
     async with serving_manager(manager) as (url, parts):
         async with following(url, "/v1/models/a/load", method="POST", json={"stream": True}) as events:

@@ -1,4 +1,4 @@
-"""Every address of the manager over HTTP: the real front on loopback, a manager of plain values behind it."""
+"""Every address of the manager over HTTP: the real front on loopback, over a manager of plain values."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -43,10 +43,10 @@ SERVER = {
 
 
 async def test_row_get_v1_models_status(http: httpx.AsyncClient) -> None:
-    answer = await http.get("/v1/models/status")
-    body = answer.json()
-    assert answer.status_code == 200
-    assert answer.headers["x-request-id"]
+    response = await http.get("/v1/models/status")
+    body = response.json()
+    assert response.status_code == 200
+    assert response.headers["x-request-id"]
     assert list(body) == ["server", "models", "summary"]
     assert body["server"] == SERVER
     assert list(body["models"]) == ["qwen3-8b", "org/gemma-3", "broken"]
@@ -102,8 +102,8 @@ async def test_row_get_v1_models_alias_status(
     http: httpx.AsyncClient, manager: StaticManager, alias: str, body: dict[str, object]
 ) -> None:
     manager.put(replace(off("fallen"), status="crashed", error_message="killed by signal 9", port=8086))
-    answer = await http.get(f"/v1/models/{alias}/status")
-    assert (answer.status_code, answer.json()) == (200, body)
+    response = await http.get(f"/v1/models/{alias}/status")
+    assert (response.status_code, response.json()) == (200, body)
 
 
 async def test_row_get_v1_models_failed(http: httpx.AsyncClient, manager: StaticManager) -> None:
@@ -132,7 +132,7 @@ async def test_models_lists_what_is_configured_loaded_or_not(http: httpx.AsyncCl
     assert (await http.get("/v1/models/org/gemma-3")).json() == rows["org/gemma-3"]
 
 
-async def test_models_called_like_an_address_break_none() -> None:
+async def test_a_model_named_like_an_address_is_served() -> None:
     manager = StaticManager(*(off(name) for name in ("failed", "status", "eject", "file", "a/status")))
     async with serving_manager(manager) as (url, _), httpx.AsyncClient(base_url=url) as client:
 
@@ -157,8 +157,8 @@ async def test_models_called_like_an_address_break_none() -> None:
 
 async def test_row_post_v1_models_eject(http: httpx.AsyncClient, manager: StaticManager) -> None:
     async def eject(**body: object) -> tuple[int, dict[str, object]]:
-        answer = await http.post("/v1/models/eject", json=body)
-        return answer.status_code, answer.json()
+        response = await http.post("/v1/models/eject", json=body)
+        return response.status_code, response.json()
 
     assert await eject(model="qwen3-8b") == (
         200,
@@ -190,10 +190,10 @@ async def test_row_post_v1_models_alias_reset(http: httpx.AsyncClient) -> None:
         "previous_error": "llama_model_load: " + "x" * 400,
     }
     for alias in ("broken", "nobody"):
-        answer = await http.post(f"/v1/models/{alias}/reset")
-        assert answer.status_code == 200
-        assert answer.json().keys() == {"status", "model", "message"}
-        assert (answer.json()["status"], answer.json()["model"]) == ("not_found", alias)
+        response = await http.post(f"/v1/models/{alias}/reset")
+        assert response.status_code == 200
+        assert response.json().keys() == {"status", "model", "message"}
+        assert (response.json()["status"], response.json()["model"]) == ("not_found", alias)
 
 
 @pytest.mark.parametrize(
@@ -213,8 +213,8 @@ async def test_load_waits_and_answers_the_model(
 ) -> None:
     manager.steps.put_nowait(True)
     manager.steps.put_nowait(True)
-    answer = await http.post("/v1/models/org/gemma-3/load", **({} if body is None else {"json": body}))
-    assert (answer.status_code, answer.json()["status"], answer.json()["port"]) == (200, "ready", 8090)
+    response = await http.post("/v1/models/org/gemma-3/load", **({} if body is None else {"json": body}))
+    assert (response.status_code, response.json()["status"], response.json()["port"]) == (200, "ready", 8090)
     assert manager.asked == [("load", "org/gemma-3", stay_s)]
 
 
@@ -222,9 +222,9 @@ async def test_load_of_a_model_that_fails_is_503_with_the_reason(
     http: httpx.AsyncClient, manager: StaticManager
 ) -> None:
     manager.steps.put_nowait(False)
-    answer = await http.post("/v1/models/org/gemma-3/load")
-    error = answer.json()["error"]
-    assert (answer.status_code, error["code"], error["type"], error["attempts"]) == (
+    response = await http.post("/v1/models/org/gemma-3/load")
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["type"], error["attempts"]) == (
         503,
         "model_failed",
         "service_unavailable_error",
@@ -239,9 +239,13 @@ async def test_row_insufficient_vram_queue_full_and_timeout(
     manager.refusal = InsufficientMemory(
         "org/gemma-3", required_mb=9000, available_mb=512, loaded_models=["qwen3-8b"], retry_after_s=3
     )
-    answer = await http.post("/v1/models/org/gemma-3/load")
-    error = answer.json()["error"]
-    assert (answer.status_code, answer.headers["retry-after"], list(answer.json())) == (503, "3", ["error"])
+    response = await http.post("/v1/models/org/gemma-3/load")
+    error = response.json()["error"]
+    assert (response.status_code, response.headers["retry-after"], list(response.json())) == (
+        503,
+        "3",
+        ["error"],
+    )
     assert error.pop("message")
     assert error == {
         "type": "insufficient_vram_error",
@@ -253,15 +257,15 @@ async def test_row_insufficient_vram_queue_full_and_timeout(
         "loaded_models": ["qwen3-8b"],
     }
     manager.refusal = QueueFull("org/gemma-3", limit=100, retry_after_s=2)
-    answer = await http.post("/v1/models/org/gemma-3/load")
-    assert (answer.status_code, answer.json()["error"]["code"], answer.headers["retry-after"]) == (
+    response = await http.post("/v1/models/org/gemma-3/load")
+    assert (response.status_code, response.json()["error"]["code"], response.headers["retry-after"]) == (
         503,
         "queue_full",
         "2",
     )
     manager.refusal = QueueTimeout("org/gemma-3", waited_s=300)
-    answer = await http.post("/v1/models/org/gemma-3/load")
-    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "queue_timeout")
+    response = await http.post("/v1/models/org/gemma-3/load")
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "queue_timeout")
 
 
 async def test_pin_and_unpin_answer_the_model(http: httpx.AsyncClient, manager: StaticManager) -> None:
@@ -385,7 +389,7 @@ async def test_row_get_vram(http: httpx.AsyncClient) -> None:
     ("free_mib", "status", "more"),
     [(1000, "healthy", True), (999, "warning", True), (500, "warning", True), (499, "critical", False)],
 )
-async def test_vram_is_critical_below_what_a_model_needs_at_least(
+async def test_vram_is_critical_below_the_minimum_of_a_model(
     http: httpx.AsyncClient,
     manager: StaticManager,
     free_mib: int,
@@ -450,9 +454,9 @@ async def test_row_get_vram_models_alias(http: httpx.AsyncClient) -> None:
 
 
 async def test_metrics_have_the_router_families(http: httpx.AsyncClient) -> None:
-    answer = await http.get("/metrics")
-    assert answer.headers["content-type"].startswith("text/plain")
-    samples = dict(line.rsplit(" ", 1) for line in answer.text.splitlines() if not line.startswith("#"))
+    response = await http.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    samples = dict(line.rsplit(" ", 1) for line in response.text.splitlines() if not line.startswith("#"))
     assert float(samples['router_model_status{model="qwen3-8b"}']) == 2
     assert float(samples['router_model_status{model="broken"}']) == 3
     assert float(samples['router_queue_depth{model="qwen3-8b"}']) == 2
@@ -517,9 +521,9 @@ async def test_row_get_metrics_report(http: httpx.AsyncClient, manager: StaticMa
 async def test_health_has_checks_and_details(
     http: httpx.AsyncClient,
 ) -> None:
-    answer = await http.get("/health")
-    body = answer.json()
-    assert (answer.status_code, body["status"]) == (200, "ok")
+    response = await http.get("/health")
+    body = response.json()
+    assert (response.status_code, body["status"]) == (200, "ok")
     assert body["checks"] == {
         "gpu": {"status": "ok", "vram_used_gb": "4.00", "count": 1},
         "manager": {"status": "ok", "active_models": 1},
@@ -532,9 +536,9 @@ async def test_health_is_503_with_detail_when_a_check_fails(
     http: httpx.AsyncClient, manager: StaticManager
 ) -> None:
     manager.places = []
-    answer = await http.get("/health")
-    body = answer.json()
-    assert (answer.status_code, body["status"], body["detail"]["status"]) == (503, "degraded", "degraded")
+    response = await http.get("/health")
+    body = response.json()
+    assert (response.status_code, body["status"], body["detail"]["status"]) == (503, "degraded", "degraded")
     assert body["detail"]["checks"]["gpu"]["status"] == "error"
     manager.places = [DeviceView(-1, "system RAM", MIB, 0, MIB)]
     assert (await http.get("/health")).json()["checks"]["gpu"] == {

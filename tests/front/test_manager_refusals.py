@@ -1,4 +1,4 @@
-"""What the addresses of the model manager refuse, to whom, and in which words."""
+"""The refusals of the model manager's addresses: status, text, and who is refused."""
 
 import httpx
 import pytest
@@ -25,9 +25,9 @@ CLIENT, OPERATOR = {"Authorization": "Bearer client-key-1"}, {"Authorization": "
     ],
 )
 async def test_an_unknown_alias_is_404(http: httpx.AsyncClient, method: str, path: str) -> None:
-    answer = await http.request(method, path)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
-    assert "nobody" in answer.json()["error"]["message"]
+    response = await http.request(method, path)
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+    assert "nobody" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,9 @@ async def test_a_wrong_body_is_400_with_the_field(
     code: str | None,
     param: str | None,
 ) -> None:
-    answer = await http.post(f"/v1/models/{path}", content=content)
-    error = answer.json()["error"]
-    assert (answer.status_code, error["type"], error["code"], error["param"]) == (
+    response = await http.post(f"/v1/models/{path}", content=content)
+    error = response.json()["error"]
+    assert (response.status_code, error["type"], error["code"], error["param"]) == (
         400,
         "invalid_request_error",
         code,
@@ -67,9 +67,9 @@ async def test_a_wrong_body_is_400_with_the_field(
 @pytest.mark.parametrize(
     "path", ["eject", "qwen3-8b/load", "qwen3-8b/pin", "qwen3-8b/unpin", "org/gemma-3/reset"]
 )
-async def test_verbs_do_not_take_get(http: httpx.AsyncClient, path: str) -> None:
-    answer = await http.get(f"/v1/models/{path}")
-    assert (answer.status_code, answer.headers["allow"], answer.json()["error"]["code"]) == (
+async def test_get_is_refused_for_actions(http: httpx.AsyncClient, path: str) -> None:
+    response = await http.get(f"/v1/models/{path}")
+    assert (response.status_code, response.headers["allow"], response.json()["error"]["code"]) == (
         405,
         "POST",
         "method_not_allowed",
@@ -89,10 +89,10 @@ async def test_verbs_do_not_take_get(http: httpx.AsyncClient, path: str) -> None
         "/v1/telemetry/summary",
     ],
 )
-async def test_readings_do_not_take_post(http: httpx.AsyncClient, path: str) -> None:
-    answer = await http.post(path, json={})
-    assert answer.status_code == 405
-    assert "GET" in answer.headers["allow"]
+async def test_post_is_refused_for_read_only_addresses(http: httpx.AsyncClient, path: str) -> None:
+    response = await http.post(path, json={})
+    assert response.status_code == 405
+    assert "GET" in response.headers["allow"]
 
 
 READINGS = [
@@ -121,12 +121,12 @@ VERBS = [
 ]
 
 
-async def test_readings_take_a_clients_key_and_verbs_an_operators(manager: StaticManager) -> None:
+async def test_reading_needs_a_client_key_and_acting_an_operator_key(manager: StaticManager) -> None:
     async with serving_manager(manager, **KEYS) as (url, _), httpx.AsyncClient(base_url=url) as client:
         for path in READINGS:
             assert (await client.get(path)).status_code == 401, path
-            async with client.stream("GET", path, headers=CLIENT) as answer:
-                assert answer.status_code == 200, path
+            async with client.stream("GET", path, headers=CLIENT) as response:
+                assert response.status_code == 200, path
         for path in VERBS:
             body = {"model": "qwen3-8b"}
             assert (await client.post(path, json=body)).status_code == 401, path
@@ -140,31 +140,31 @@ async def test_readings_take_a_clients_key_and_verbs_an_operators(manager: Stati
 
 
 async def test_a_page_of_another_site_may_not_eject(http: httpx.AsyncClient, manager: StaticManager) -> None:
-    answer = await http.post(
+    response = await http.post(
         "/v1/models/eject", json={"model": "qwen3-8b"}, headers={"Origin": "https://elsewhere.example"}
     )
-    assert (answer.status_code, manager.asked) == (403, [])
+    assert (response.status_code, manager.asked) == (403, [])
 
 
-async def test_while_draining_readings_go_on_and_verbs_do_not(manager: StaticManager) -> None:
+async def test_while_draining_reading_works_and_acting_is_refused(manager: StaticManager) -> None:
     async with serving_manager(manager) as (url, parts), httpx.AsyncClient(base_url=url) as client:
         parts.lifecycle.set_state("draining")
         assert (await client.get("/v1/models/status")).status_code == 200
-        answer = await client.post("/v1/models/org/gemma-3/load")
-        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
+        response = await client.post("/v1/models/org/gemma-3/load")
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "draining")
 
 
 @pytest.mark.parametrize(("word", "status"), [("high", 200), ("Normal", 200), ("low", 200), ("urgent", 400)])
 async def test_row_header_x_request_priority(http: httpx.AsyncClient, word: str, status: int) -> None:
-    answer = await http.post(
+    response = await http.post(
         "/v1/chat/completions",
         json={"messages": [{"role": "user", "content": "Hello"}]},
         headers={"X-Request-Priority": word, "X-Request-ID": "mine-1"},
     )
-    assert (answer.status_code, answer.headers["x-request-id"]) == (status, "mine-1")
+    assert (response.status_code, response.headers["x-request-id"]) == (status, "mine-1")
 
 
-async def test_without_a_table_none_of_these_addresses_is_there() -> None:
+async def test_without_a_table_the_addresses_do_not_exist() -> None:
     async with serving_manager(None) as (url, _), httpx.AsyncClient(base_url=url) as client:
         for path in (
             "/vram",

@@ -1,4 +1,4 @@
-"""A context carries a conversation there and back; a foreign one is refused."""
+"""A context holds a conversation; a foreign one is refused."""
 
 from typing import Any
 
@@ -10,16 +10,16 @@ from appliance.front.ollama.context import pack_context, unpack_context
 TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Grüße 🎉\nzweite Zeile"}]
 
 
-@pytest.mark.parametrize("answer", ["", "a", "ab", "abc", "日本語 👩‍👩‍👧"])
-def test_what_was_packed_comes_back(answer: str) -> None:
-    assert unpack_context(pack_context(TALK, answer)) == [*TALK, {"role": "assistant", "content": answer}]
+@pytest.mark.parametrize("reply", ["", "a", "ab", "abc", "日本語 👩‍👩‍👧"])
+def test_a_packed_context_is_unpacked(reply: str) -> None:
+    assert unpack_context(pack_context(TALK, reply)) == [*TALK, {"role": "assistant", "content": reply}]
 
 
-def test_the_numbers_are_small_enough_for_every_client() -> None:
+def test_the_numbers_fit_into_32_bits() -> None:
     assert all(0 <= number < 2**24 for number in pack_context(TALK, "answer"))
 
 
-def test_pictures_are_left_out_and_their_text_stays() -> None:
+def test_images_are_left_out_and_their_text_stays() -> None:
     parts = [
         {"type": "text", "text": "what is this?"},
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
@@ -34,7 +34,7 @@ WHOLE = pack_context(TALK, "x")
 
 
 def holding(text: bytes) -> list[int]:
-    """Give a context with our mark and other JSON in it."""
+    """Return a context with the marker and other JSON in it."""
     return [WHOLE[0], *(int.from_bytes(text[at : at + 3], "big") for at in range(0, len(text), 3))]
 
 
@@ -56,7 +56,7 @@ def holding(text: bytes) -> list[int]:
         holding(b'[[["user"],"x"]]  '),
     ],
 )
-def test_a_context_from_elsewhere_is_refused(context: list[Any]) -> None:
+def test_a_foreign_context_is_refused(context: list[Any]) -> None:
     with pytest.raises(Invalid) as caught:
         unpack_context(context)
     assert caught.value.param == "context"

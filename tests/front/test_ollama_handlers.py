@@ -1,4 +1,4 @@
-"""The handlers of Ollama's dialect, on the real router with a backend that answers by script."""
+"""The handlers of Ollama's dialect, on the real router with a scripted backend."""
 
 import asyncio
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ STREAM = [
 
 
 class Events(Stream):
-    """A stream by script: bytes are given, errors raised, `hang` waits; each piece takes a second of the clock."""
+    """A scripted stream: bytes are yielded, errors raised, `hang` waits; each piece takes a second of the clock."""
 
     def __init__(self, clock: FakeClock, script: list[Any]) -> None:
         self._clock = clock
@@ -81,7 +81,7 @@ class Events(Stream):
 
 
 class Scripted(ScriptedBackend):
-    """Answers with `script`: bytes = one piece with `reply_status`, a list = a stream, an error = raised."""
+    """Replies by `script`: bytes = whole, with `reply_status`; a list = a stream; an error = raised."""
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(clock)
@@ -105,7 +105,7 @@ class Scripted(ScriptedBackend):
 
 
 class Api:
-    """The handlers with everything behind them."""
+    """The handlers over a real router."""
 
     def __init__(self, **settings: Any) -> None:
         self.clock = FakeClock()
@@ -118,7 +118,7 @@ class Api:
     async def ask(self, handler: str, ask: Any = None, *, body: bytes | None = None) -> Response:
         data = body if body is not None else b"" if ask is None else jsons.dumps(ask)
         path = next(route.path for route in self.handlers.routes() if route.handler.__name__ == handler)
-        call = Request(
+        request = Request(
             "POST",
             path,
             {},
@@ -129,22 +129,22 @@ class Api:
             path,
             began_s=self.clock.monotonic_s(),
         )
-        answer: Response = await getattr(self.handlers, handler)(call)
-        return answer
+        response: Response = await getattr(self.handlers, handler)(request)
+        return response
 
     async def result(self, handler: str, ask: Any) -> Any:
-        """Give the answer's one JSON object."""
-        answer = await self.ask(handler, ask)
-        assert (answer.status, answer.content_type, answer.pieces) == (200, "application/json", None)
-        return jsons.loads(answer.body)
+        """Return the response's one JSON object."""
+        response = await self.ask(handler, ask)
+        assert (response.status, response.content_type, response.pieces) == (200, "application/json", None)
+        return jsons.loads(response.body)
 
     async def lines(self, handler: str, ask: Any) -> list[Any]:
-        """Give the objects of a stream, which is closed then."""
-        answer = await self.ask(handler, ask)
-        assert answer.content_type == "application/x-ndjson"
-        assert answer.pieces is not None
-        lines = [jsons.loads(line) async for piece in answer.pieces for line in piece.splitlines()]
-        await answer.pieces.aclose()
+        """Return the objects of a stream, and close it."""
+        response = await self.ask(handler, ask)
+        assert response.content_type == "application/x-ndjson"
+        assert response.pieces is not None
+        lines = [jsons.loads(line) async for piece in response.pieces for line in piece.splitlines()]
+        await response.pieces.aclose()
         return lines
 
     async def refused(self, handler: str, ask: Any = None, *, body: bytes | None = None) -> ApplianceError:
@@ -176,13 +176,13 @@ async def test_root_and_version_are_what_clients_look_for(api: Api) -> None:
     assert all(part.isdigit() for part in (major, minor, patch))
 
 
-async def test_tags_are_the_union_of_system_a_and_ollama(api: Api) -> None:
+async def test_tags_have_ollamas_fields_and_the_compatible_ones(api: Api) -> None:
     [model] = (await api.result("tags", None))["models"]
     assert (model["name"], model["upstream"], model["aliases"]) == (
         "house/model",
         "maker/Llama-9b",
         ["house"],
-    )  # system A
+    )  # see docs/compatibility.md
     assert model["model"] == "house/model"  # Ollama
     assert model["modified_at"] == "2023-11-14T22:13:20.000000Z"
     assert model["size"] == 0
@@ -205,7 +205,7 @@ async def test_ps_says_that_a_relayed_model_takes_no_memory(api: Api) -> None:
 @pytest.mark.parametrize(
     "ask", [{"model": "house/model"}, {"name": "house"}, {"model": "any", "verbose": True}]
 )
-async def test_show_tells_what_is_known_by_any_name_that_is_answered(api: Api, ask: dict[str, Any]) -> None:
+async def test_show_finds_a_model_by_any_accepted_name(api: Api, ask: dict[str, Any]) -> None:
     shown = await api.result("show", ask)
     assert shown["model_info"]["general.name"] == "house/model"
     assert (shown["template"], shown["parameters"]) == ("", "")
@@ -217,10 +217,10 @@ async def test_show_tells_what_is_known_by_any_name_that_is_answered(api: Api, a
     ("ask", "name"),
     [({}, "house/model"), ({"model": "x"}, "x"), ({"name": "y", "stream": True}, "y"), (None, "house/model")],
 )
-async def test_pull_tells_system_as_four_lines(api: Api, ask: Any, name: str) -> None:
-    answer = await api.ask("pull", ask)
-    assert answer.content_type == "application/x-ndjson"
-    assert [jsons.loads(line)["status"] for line in answer.body.splitlines()] == [
+async def test_pull_of_a_relayed_model_sends_four_lines(api: Api, ask: Any, name: str) -> None:
+    response = await api.ask("pull", ask)
+    assert response.content_type == "application/x-ndjson"
+    assert [jsons.loads(line)["status"] for line in response.body.splitlines()] == [
         f"pulling {name}",
         "verifying sha256",
         "writing manifest",
@@ -267,7 +267,7 @@ async def test_a_chat_streams_unless_told_not_to(api: Api) -> None:
     assert api.backend.events.is_closed
 
 
-async def test_a_streams_numbers_are_measured(api: Api) -> None:
+async def test_the_numbers_of_a_stream_are_measured(api: Api) -> None:
     api.backend.script = STREAM
     last = (await api.lines("chat", {"messages": USER, "stream": True}))[-1]
     assert (last["prompt_eval_count"], last["eval_count"]) == (3, 2)
@@ -278,7 +278,7 @@ async def test_a_streams_numbers_are_measured(api: Api) -> None:
     )
 
 
-async def test_an_answer_in_one_piece_is_streamed_too(api: Api) -> None:
+async def test_a_whole_reply_is_streamed_too(api: Api) -> None:
     from_openai_reply = {**jsons.loads(WHOLE), "object": "chat.completion"}
     api.backend.script = jsons.dumps(from_openai_reply)
     lines = await api.lines("chat", {"messages": USER})
@@ -297,7 +297,7 @@ async def test_an_answer_in_one_piece_is_streamed_too(api: Api) -> None:
         [b"data: {rubbish\n\n"],
     ],
 )
-async def test_a_failure_before_the_first_line_has_a_real_status(api: Api, script: list[Any]) -> None:
+async def test_a_failure_before_the_first_line_has_its_status(api: Api, script: list[Any]) -> None:
     api.backend.script = script
     error = await api.refused("chat", {"messages": USER})
     assert status_of(error) == 502
@@ -308,17 +308,17 @@ async def test_a_failure_before_the_first_line_has_a_real_status(api: Api, scrip
 @pytest.mark.parametrize("ending", [[UpstreamFailed("it broke off")], []])
 async def test_a_failure_after_the_first_line_becomes_a_last_line(api: Api, ending: list[Any]) -> None:
     api.backend.script = [*STREAM[:3], *ending]
-    answer = await api.ask("chat", {"messages": USER})
-    assert answer.pieces is not None
-    assert jsons.loads(await anext(answer.pieces))["message"]["content"] == "hel"
+    response = await api.ask("chat", {"messages": USER})
+    assert response.pieces is not None
+    assert jsons.loads(await anext(response.pieces))["message"]["content"] == "hel"
     with pytest.raises(UpstreamFailed) as caught:
-        await anext(answer.pieces)
-    last = answer.on_error(caught.value)
+        await anext(response.pieces)
+    last = response.on_error(caught.value)
     assert last.endswith(b"\n")
     assert "broke" in jsons.loads(last)["error"]
 
 
-async def test_who_leaves_before_the_first_line_closes_the_upstream(api: Api) -> None:
+async def test_leaving_before_the_first_line_closes_the_upstream(api: Api) -> None:
     api.backend.script = [said({"role": "assistant"}), "hang"]
     task = asyncio.get_running_loop().create_task(api.ask("chat", {"messages": USER}))
     while api.backend.events is None:
@@ -331,18 +331,18 @@ async def test_who_leaves_before_the_first_line_closes_the_upstream(api: Api) ->
 
 
 @pytest.mark.parametrize("taken", [0, 1])
-async def test_who_leaves_within_a_stream_closes_the_upstream(api: Api, taken: int) -> None:
+async def test_leaving_within_a_stream_closes_the_upstream(api: Api, taken: int) -> None:
     api.backend.script = STREAM
-    answer = await api.ask("generate", {"prompt": "hi"})
-    assert answer.pieces is not None
+    response = await api.ask("generate", {"prompt": "hi"})
+    assert response.pieces is not None
     for _ in range(taken):
-        await anext(answer.pieces)
-    await answer.pieces.aclose()
+        await anext(response.pieces)
+    await response.pieces.aclose()
     assert api.backend.events is not None
     assert api.backend.events.is_closed
 
 
-async def test_an_engines_heartbeats_are_no_lines_and_ours_are_spaces(api: Api) -> None:
+async def test_heartbeats_are_spaces_and_never_lines(api: Api) -> None:
     api.backend.script = [HEARTBEAT] * 5 + STREAM
     assert len(await api.lines("generate", {"prompt": "hi"})) == 3
     assert (await api.ask("generate", {"prompt": "hi"})).heartbeat == b" "
@@ -351,7 +351,7 @@ async def test_an_engines_heartbeats_are_no_lines_and_ours_are_spaces(api: Api) 
 # ---- one piece
 
 
-async def test_a_chat_in_one_piece(api: Api) -> None:
+async def test_a_whole_chat(api: Api) -> None:
     out = await api.result("chat", {"messages": USER, "stream": False})
     assert out == {
         "model": "house/model",
@@ -365,7 +365,7 @@ async def test_a_chat_in_one_piece(api: Api) -> None:
     assert "stream" not in api.backend.asked[0].body
 
 
-async def test_generate_in_one_piece_has_system_as_fields(api: Api) -> None:
+async def test_a_whole_generate_has_the_compatible_fields(api: Api) -> None:
     out = await api.result("generate", {"model": "any", "prompt": "hi", "stream": False})
     assert (out["model"], out["upstream_model"], out["response"], out["done"]) == (
         "house/model",
@@ -376,7 +376,7 @@ async def test_generate_in_one_piece_has_system_as_fields(api: Api) -> None:
 
 
 @pytest.mark.parametrize("is_stream", [True, False])
-async def test_generate_remembers_by_its_context(api: Api, is_stream: bool) -> None:
+async def test_generate_continues_from_its_context(api: Api, is_stream: bool) -> None:
     api.backend.script = STREAM if is_stream else WHOLE
     if is_stream:
         *parts, last = await api.lines("generate", {"prompt": "hi", "system": "S"})
@@ -419,7 +419,9 @@ async def test_thinking_is_hidden_when_it_is_not_wanted(api: Api) -> None:
         ("chat", {"messages": None, "keep_alive": "0"}, "unload"),
     ],
 )
-async def test_nothing_to_answer_only_loads(api: Api, handler: str, ask: dict[str, Any], reason: str) -> None:
+async def test_a_request_without_a_prompt_only_loads(
+    api: Api, handler: str, ask: dict[str, Any], reason: str
+) -> None:
     out = await api.result(handler, {**ask, "model": "any", "stream": False})
     assert (out["model"], out["done"], out["done_reason"]) == ("house/model", True, reason)
     assert (
@@ -441,7 +443,7 @@ class Log:
         self.entries.append({"event": event, **fields})
 
 
-async def test_unknown_options_are_logged_and_cut(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unknown_options_are_logged_and_shortened(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     log = Log()
     monkeypatch.setattr(ollama, "log", log)
     await api.result(
@@ -465,7 +467,7 @@ def vectors(*rows: list[float]) -> bytes:
     )
 
 
-async def test_embed_gives_vectors_of_length_one(api: Api) -> None:
+async def test_embed_returns_vectors_of_length_one(api: Api) -> None:
     api.backend.script = vectors([3, 4], [0, 2])
     out = await api.result("embed", {"model": "any", "input": ["a", "b"], "dimensions": 2, "truncate": True})
     assert out == {"model": "house/model", "embeddings": [[0.6, 0.8], [0.0, 1.0]], "prompt_eval_count": 4}
@@ -474,7 +476,7 @@ async def test_embed_gives_vectors_of_length_one(api: Api) -> None:
     assert request.body == {"model": "any", "input": ["a", "b"], "dimensions": 2}
 
 
-async def test_embeddings_gives_one_vector_as_it_is(api: Api) -> None:
+async def test_embeddings_returns_one_vector_unchanged(api: Api) -> None:
     api.backend.script = vectors([3, 4])
     assert await api.result("embeddings", {"prompt": "a"}) == {"embedding": [3.0, 4.0]}
 
@@ -489,7 +491,7 @@ async def test_embeddings_gives_one_vector_as_it_is(api: Api) -> None:
         ("embeddings", {"prompt": ""}, {"embedding": []}),
     ],
 )
-async def test_nothing_to_embed_asks_nobody(
+async def test_nothing_to_embed_asks_no_engine(
     api: Api, handler: str, ask: dict[str, Any], out: dict[str, Any]
 ) -> None:
     assert await api.result(handler, ask) == out
@@ -516,7 +518,9 @@ async def test_embeddings_that_do_not_fit_are_a_failure(api: Api, body: bytes) -
         (b'"x"', "a string"),
     ],
 )
-async def test_a_body_that_is_no_object_is_refused(api: Api, handler: str, body: bytes, words: str) -> None:
+async def test_a_body_that_is_not_an_object_is_refused(
+    api: Api, handler: str, body: bytes, words: str
+) -> None:
     error = await api.refused(handler, body=body)
     assert isinstance(error, Invalid)
     assert words in error.message
@@ -619,11 +623,11 @@ async def test_an_engines_error_status_is_passed_on(
 
 
 @pytest.mark.parametrize("body", [b"", b"no json", b"[]", b"{}", b'{"choices":[]}'])
-async def test_an_engines_rubbish_is_a_failure_and_no_empty_answer(api: Api, body: bytes) -> None:
+async def test_an_invalid_reply_is_a_failure_and_not_an_empty_response(api: Api, body: bytes) -> None:
     api.backend.script = body
     assert status_of(await api.refused("chat", {"messages": USER, "stream": False})) == 502
 
 
-async def test_what_the_engines_raise_comes_out(api: Api) -> None:
+async def test_errors_of_the_engines_are_raised(api: Api) -> None:
     api.backend.script = Exhausted("too many", retry_after_s=3)
     assert (await api.refused("generate", {"prompt": "hi"})).retry_after_s == 3

@@ -1,4 +1,4 @@
-"""Messages, images and tool calls on their way up."""
+"""Ollama's messages, images and tool calls as OpenAI's."""
 
 import base64
 from typing import Any
@@ -24,7 +24,7 @@ def result(**fields: Any) -> dict[str, Any]:
     return {"role": "tool", "content": "42", **fields}
 
 
-def test_plain_messages_stay_what_they_are() -> None:
+def test_plain_messages_are_unchanged() -> None:
     talk = [
         {"role": "system", "content": "S"},
         {"role": "user", "content": "hi"},
@@ -36,7 +36,7 @@ def test_plain_messages_stay_what_they_are() -> None:
     ]
 
 
-def test_thinking_goes_up_as_reasoning() -> None:
+def test_thinking_is_sent_as_reasoning() -> None:
     assert (
         to_openai_messages([{"role": "assistant", "content": "a", "thinking": "hm"}])[0]["reasoning_content"]
         == "hm"
@@ -64,7 +64,7 @@ def test_an_image_alone_has_no_empty_text_beside_it() -> None:
     assert [part["type"] for part in message["content"]] == ["image_url", "image_url"]
 
 
-def test_images_join_parts_that_are_there() -> None:
+def test_images_are_added_to_existing_parts() -> None:
     [message] = to_openai_messages(
         [{"role": "user", "content": [{"type": "text", "text": "look"}], "images": [PNG]}]
     )
@@ -96,7 +96,7 @@ def test_media_types_are_read_from_the_first_bytes(data: bytes, kind: str) -> No
 @pytest.mark.parametrize(
     "image", ["", "no base64!", "AAA", "data:image/png,raw", "http://127.0.0.1/x.png", 5, None, [PNG]]
 )
-def test_what_is_no_base64_is_refused_by_place(image: Any) -> None:
+def test_invalid_base64_is_refused_by_its_path(image: Any) -> None:
     with pytest.raises(Invalid) as caught:
         to_openai_messages(
             [{"role": "user", "content": "x"}, {"role": "user", "content": "x", "images": [PNG, image]}]
@@ -127,18 +127,18 @@ def test_arguments_become_text_and_ids_stay() -> None:
         ([result(tool_name="b"), result(tool_name="a")], ["x2", "x1"]),  # by name
         ([result(tool_name="a"), result(tool_name="a")], ["x1", "x3"]),  # the same name twice: in order
         ([result(), result(), result()], ["x1", "x2", "x3"]),  # by order
-        ([result(tool_call_id="x1"), result()], ["x1", "x2"]),  # an answered call is not answered again
+        ([result(tool_call_id="x1"), result()], ["x1", "x2"]),  # a call has one result
         ([result(tool_call_id="other")], ["other"]),  # the client knows better
-        ([result(tool_name="c")], ["call_1_0"]),  # nobody called that
+        ([result(tool_name="c")], ["call_1_0"]),  # there is no such call
         ([result(), result(), result(), result()], ["x1", "x2", "x3", "call_4_0"]),  # one result too many
     ],
 )
-def test_results_find_their_calls(results: list[dict[str, Any]], ids: list[str]) -> None:
+def test_results_are_matched_with_their_calls(results: list[dict[str, Any]], ids: list[str]) -> None:
     up = to_openai_messages([called(call("a", id="x1"), call("b", id="x2"), call("a", id="x3")), *results])
     assert [message["tool_call_id"] for message in up[1:]] == ids
 
 
-def test_results_find_calls_without_ids() -> None:
+def test_results_are_matched_with_calls_without_ids() -> None:
     up = to_openai_messages(
         [
             {"role": "user", "content": "x"},
@@ -163,13 +163,13 @@ def test_results_find_calls_without_ids() -> None:
         ({"role": "user", "content": "x", "images": "x"}, "messages.0.images"),
     ],
 )
-def test_a_message_that_cannot_be_read_is_refused_by_place(message: dict[str, Any], param: str) -> None:
+def test_an_invalid_message_is_refused_by_its_path(message: dict[str, Any], param: str) -> None:
     with pytest.raises(Invalid) as caught:
         to_openai_messages([message])
     assert caught.value.param == param
 
 
-def test_a_tool_is_a_function_if_it_does_not_say() -> None:
+def test_a_tool_without_a_type_is_a_function() -> None:
     function = {"name": "add", "parameters": {"type": "object"}}
     from_openai_reply = {"type": "function", "function": function}
     assert to_openai_tools([{"function": function}, from_openai_reply]) == [

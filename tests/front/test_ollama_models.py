@@ -88,9 +88,9 @@ class Api:
         )  # type: ignore[arg-type]
 
     async def result(self, handler: str, ask: Any = None) -> Any:
-        """Give the answer's one JSON object."""
+        """Return the response's one JSON object."""
         path = next(route.path for route in self.handlers.routes() if route.handler.__name__ == handler)
-        call = Request(
+        request = Request(
             "POST",
             path,
             {},
@@ -101,9 +101,9 @@ class Api:
             path,
             began_s=self.clock.monotonic_s(),
         )
-        answer = await getattr(self.handlers, handler)(call)
-        assert answer.pieces is None
-        return jsons.loads(answer.body)
+        response = await getattr(self.handlers, handler)(request)
+        assert response.pieces is None
+        return jsons.loads(response.body)
 
     def load(self, alias: str, *runners: dict[str, Any], **values: Any) -> None:
         self.manager.put(
@@ -217,7 +217,7 @@ async def test_the_client_is_refused_in_ollamas_words(client: ollama.AsyncClient
 # ---- lists
 
 
-async def test_tags_keep_system_as_fields_for_local_models(api: Api) -> None:
+async def test_tags_keep_the_compatible_fields_for_local_models(api: Api) -> None:
     chat, embed, remote = (await api.result("tags"))["models"]
     assert (chat["upstream"], chat["aliases"], chat["capabilities"], embed["capabilities"]) == (
         "tiny-chat",
@@ -231,7 +231,7 @@ async def test_tags_keep_system_as_fields_for_local_models(api: Api) -> None:
 
 
 @pytest.mark.parametrize("has_library", [True, False])
-async def test_a_model_whose_file_tells_nothing_is_listed_all_the_same(api: Api, has_library: bool) -> None:
+async def test_a_model_with_an_unreadable_file_is_listed(api: Api, has_library: bool) -> None:
     api.chat.write_bytes(b"damaged" + bytes(40))
     if not has_library:
         api.handlers = OllamaHandlers(api.router, clock=api.clock, manager=api.manager)  # type: ignore[arg-type]
@@ -252,7 +252,7 @@ async def test_a_model_whose_file_tells_nothing_is_listed_all_the_same(api: Api,
         assert (await api.result("show", {"model": "tiny-chat", "verbose": True}))["model_info"] == {}
 
 
-async def test_a_digest_that_is_not_reckoned_yet_has_a_stand_in(api: Api, tmp_path: Path) -> None:
+async def test_a_digest_not_computed_yet_has_a_substitute(api: Api, tmp_path: Path) -> None:
     async with Tasks() as tasks:
         library = ModelLibrary(lambda: api.manager.catalogue.models, tasks=tasks, digest_wait_s=0.0)
         api.handlers = OllamaHandlers(api.router, clock=api.clock, manager=api.manager, library=library)  # type: ignore[arg-type]
@@ -261,7 +261,7 @@ async def test_a_digest_that_is_not_reckoned_yet_has_a_stand_in(api: Api, tmp_pa
         assert first["details"]["family"] == "llama"
 
 
-async def test_show_gives_vocabularies_only_when_verbose(api: Api) -> None:
+async def test_show_returns_vocabularies_only_when_verbose(api: Api) -> None:
     info = (await api.result("show", {"name": "tiny-chat", "verbose": True}))["model_info"]
     assert len(info["tokenizer.ggml.tokens"]) == info["llama.vocab_size"]
     assert info["tokenizer.ggml.merges"]
@@ -332,7 +332,7 @@ async def test_ps_lists_what_holds_memory(api: Api, status: str, is_listed: bool
         ] == 3 * GIB  # nothing is measured yet: what it is reckoned to take
 
 
-async def test_an_expiry_beyond_all_time_can_be_written(api: Api) -> None:
+async def test_an_endless_expiry_can_be_rendered(api: Api) -> None:
     api.load("tiny-chat", {"expires_at_s": 1e300})
     assert (await api.result("ps"))["models"][0]["expires_at"] > "2300"
 
@@ -350,7 +350,7 @@ async def test_an_expiry_beyond_all_time_can_be_written(api: Api) -> None:
         ("chat", {"keep_alive": 1.5}, 1.5),
     ],
 )
-async def test_nothing_to_answer_loads(
+async def test_a_request_without_a_prompt_loads(
     api: Api, handler: str, ask: dict[str, Any], stay_s: float | None
 ) -> None:
     out = await api.result(handler, {**ask, "model": "tiny-chat"})
@@ -366,9 +366,7 @@ async def test_nothing_to_answer_loads(
 @pytest.mark.parametrize(
     ("handler", "ask"), [("generate", {"keep_alive": 0}), ("chat", {"messages": [], "keep_alive": "0s"})]
 )
-async def test_keep_alive_zero_with_nothing_to_answer_unloads(
-    api: Api, handler: str, ask: dict[str, Any]
-) -> None:
+async def test_keep_alive_zero_without_a_prompt_unloads(api: Api, handler: str, ask: dict[str, Any]) -> None:
     out = await api.result(handler, {**ask, "model": "tiny-chat", "stream": False})
     assert api.manager.asked == [("eject", "tiny-chat")]
     assert (out["done_reason"], "load_duration" in out) == ("unload", False)
@@ -405,7 +403,7 @@ async def test_a_model_that_left_the_table_meanwhile_is_not_found(api: Api, ask:
     assert caught.value.message == "model 'tiny-chat' not found"
 
 
-async def test_a_keep_alive_that_cannot_be_read_touches_nothing(api: Api) -> None:
+async def test_an_invalid_keep_alive_loads_nothing(api: Api) -> None:
     for handler, ask in (
         ("generate", {}),
         ("chat", {}),
@@ -436,7 +434,7 @@ async def test_a_keep_alive_that_cannot_be_read_touches_nothing(api: Api) -> Non
     ("keep_alive", "stay_s"),
     [(None, None), (0, 0.0), ("0", 0.0), ("5m", 300.0), (30, 30.0), (-1, -1.0), ("-1s", -1.0)],
 )
-async def test_keep_alive_goes_along_with_a_request(
+async def test_keep_alive_is_sent_with_a_request(
     api: Api,
     handler: str,
     ask: dict[str, Any],
@@ -451,7 +449,7 @@ async def test_keep_alive_goes_along_with_a_request(
     assert not api.manager.asked  # the manager hears of it by the request
 
 
-async def test_keep_alive_goes_along_with_a_stream(api: Api, client: ollama.AsyncClient) -> None:
+async def test_keep_alive_is_sent_with_a_stream(api: Api, client: ollama.AsyncClient) -> None:
     parts = [
         part
         async for part in await client.chat(

@@ -1,4 +1,4 @@
-"""One object a line, whatever is in it."""
+"""NDJSON: one object per line, whatever its text contains."""
 
 from appliance.front.ollama.ndjson import json_line
 

@@ -74,7 +74,7 @@ async def test_a_pull_sends_ollamas_lines_and_indexes_the_model(api: DownloadsAp
 
 
 async def pulled_by(api: DownloadsApi) -> AsyncIterator[Any]:
-    """Pull with the official client; the stand-in makes progress as the lines come."""
+    """Pull with the official client; the stand-in makes progress with each line."""
 
     async def go() -> None:
         run = await api.downloader.next()
@@ -90,10 +90,10 @@ async def pulled_by(api: DownloadsApi) -> AsyncIterator[Any]:
         run.finish()
 
     going = asyncio.create_task(go())
-    answer = await client(api).pull(NAME, stream=True)
+    response = await client(api).pull(NAME, stream=True)
 
     async def parts() -> AsyncIterator[Any]:
-        async for part in answer:
+        async for part in response:
             yield part
         await going
 
@@ -103,16 +103,16 @@ async def pulled_by(api: DownloadsApi) -> AsyncIterator[Any]:
 async def test_a_pull_without_a_stream_is_its_last_object(api: DownloadsApi) -> None:
     api.downloader.at_once = True
     assert (await client(api).pull(NAME)).status == "success"
-    answer = await raw(api, model=NAME, stream=False)
-    assert (answer.headers["content-type"], answer.json()) == ("application/json", {"status": "success"})
+    response = await raw(api, model=NAME, stream=False)
+    assert (response.headers["content-type"], response.json()) == ("application/json", {"status": "success"})
 
 
 async def test_every_line_is_one_object_and_none_has_other_keys(api: DownloadsApi) -> None:
     api.downloader.at_once = True
-    answer = await raw(api, name=NAME)
-    assert answer.headers["content-type"] == "application/x-ndjson"
-    lines = [json.loads(text) for text in answer.text.splitlines()]
-    assert answer.text.endswith("\n")
+    response = await raw(api, name=NAME)
+    assert response.headers["content-type"] == "application/x-ndjson"
+    lines = [json.loads(text) for text in response.text.splitlines()]
+    assert response.text.endswith("\n")
     assert [line["status"] for line in lines if not line["status"].startswith("pulling ")] == [
         "verifying sha256 digest",
         "writing manifest",
@@ -146,15 +146,15 @@ FINDING = [
 
 
 @pytest.mark.parametrize(("offered", "status", "text"), FINDING)
-async def test_what_cannot_be_found_is_said_as_ollama_says_it(
+async def test_a_missing_repository_has_ollamas_error(
     api: DownloadsApi, offered: Any, status: int, text: str
 ) -> None:
     api.offered["hf://ns/tiny"] = offered
     with pytest.raises(ollama.ResponseError) as caught:
         await client(api).pull(NAME)
     assert (caught.value.status_code, caught.value.error) == (status, text)
-    answer = await raw(api, model=NAME)
-    assert (answer.status_code, [json.loads(line) for line in answer.text.splitlines()]) == (
+    response = await raw(api, model=NAME)
+    assert (response.status_code, [json.loads(line) for line in response.text.splitlines()]) == (
         200,
         [{"status": "pulling manifest"}, {"error": text}],
     )
@@ -163,7 +163,7 @@ async def test_what_cannot_be_found_is_said_as_ollama_says_it(
     assert api.downloader.runs == []
 
 
-async def test_a_download_that_fails_is_said_in_a_last_line(api: DownloadsApi) -> None:
+async def test_a_failed_download_is_the_last_line(api: DownloadsApi) -> None:
     api.downloader.at_once = Conflict("tiny.Q4_K_M.gguf: there is no space left.")
     lines = [json.loads(text) for text in (await raw(api, model=NAME)).text.splitlines()]
     assert lines[-1] == {"error": "tiny.Q4_K_M.gguf: there is no space left."}
@@ -174,7 +174,7 @@ async def test_a_download_that_fails_is_said_in_a_last_line(api: DownloadsApi) -
 
 
 @pytest.mark.parametrize("data", [b"", b"no model at all", b"GGUF"])
-async def test_a_pulled_file_that_is_no_model_is_refused(api: DownloadsApi, data: bytes) -> None:
+async def test_a_pulled_file_that_is_not_a_model_is_refused(api: DownloadsApi, data: bytes) -> None:
     api.downloader.at_once, api.downloader.writes = True, {"tiny.Q4_K_M.gguf": data}
     with pytest.raises(ollama.ResponseError, match="is not a GGUF model") as caught:
         await client(api).pull(NAME)
@@ -183,15 +183,15 @@ async def test_a_pulled_file_that_is_no_model_is_refused(api: DownloadsApi, data
 
 
 @pytest.mark.parametrize("name", ["hf.co/ns", "hf.co/ns/a/b", "hf.co/../x"])
-async def test_a_name_that_is_none_is_refused_before_anything(api: DownloadsApi, name: str) -> None:
+async def test_an_invalid_name_is_refused_first(api: DownloadsApi, name: str) -> None:
     for is_stream in (True, False):
-        answer = await raw(api, model=name, stream=is_stream)
-        assert (answer.status_code, answer.json()) == (400, {"error": "invalid model name"})
+        response = await raw(api, model=name, stream=is_stream)
+        assert (response.status_code, response.json()) == (400, {"error": "invalid model name"})
 
 
 async def test_other_names_are_answered_as_before(api: DownloadsApi) -> None:
-    answer = await raw(api, model="llama3")
-    assert [json.loads(text)["status"] for text in answer.text.splitlines()] == [
+    response = await raw(api, model="llama3")
+    assert [json.loads(text)["status"] for text in response.text.splitlines()] == [
         "pulling llama3",
         "verifying sha256",
         "writing manifest",
@@ -267,10 +267,10 @@ async def test_what_was_not_pulled_cannot_be_deleted(api: DownloadsApi) -> None:
         (NAME, 404, f"model '{NAME}' not found"),
         ("", 400, "model is required"),
     ):
-        answer = await raw(api, "DELETE", "/api/delete", model=name)
-        assert (answer.status_code, answer.json()) == (status, {"error": text})
-    answer = await raw(api, path="/api/copy", source="a", destination="b")
-    assert answer.status_code == 501
+        response = await raw(api, "DELETE", "/api/delete", model=name)
+        assert (response.status_code, response.json()) == (status, {"error": text})
+    response = await raw(api, path="/api/copy", source="a", destination="b")
+    assert response.status_code == 501
 
 
 async def test_a_model_that_is_being_pulled_again_is_not_deleted(api: DownloadsApi) -> None:

@@ -1,4 +1,4 @@
-"""What Ollama's dialect refuses, and in which words."""
+"""The refusals of Ollama's dialect, with their texts."""
 
 from collections.abc import Callable
 from typing import Any

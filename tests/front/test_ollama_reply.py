@@ -1,4 +1,4 @@
-"""What an OpenAI-shaped engine says, in Ollama's objects."""
+"""OpenAI's replies and chunks as Ollama's objects."""
 
 import base64
 import struct
@@ -29,7 +29,7 @@ def chunk(delta: dict[str, Any], *, finish: str | None = None, **more: Any) -> d
 
 
 def translate_all(reply_format: ReplyFormat, *events: dict[str, Any]) -> list[dict[str, Any]]:
-    """Tell events that come a second apart; the stream ends one second after the last."""
+    """Translate events that arrive a second apart; the stream ends one second after the last."""
     translator = StreamTranslator(reply_format)
     parts = [translator.translate(event, at_s=AT_S, elapsed_s=1.0 + n) for n, event in enumerate(events)]
     return [part for part in parts if part is not None] + translator.finish(
@@ -45,7 +45,7 @@ def fragment(index: int, arguments: str, **first: Any) -> dict[str, Any]:
 # ---- streams
 
 
-def test_a_chat_is_told_line_by_line_and_closed_with_numbers() -> None:
+def test_a_chat_is_sent_line_by_line_and_closed_with_numbers() -> None:
     objects = translate_all(
         CHAT,
         chunk({"role": "assistant", "content": ""}),
@@ -78,7 +78,7 @@ def test_generate_says_response_instead_of_message() -> None:
     assert all("message" not in part for part in objects)
 
 
-def test_a_completions_chunks_are_told_too() -> None:
+def test_chunks_of_a_completion_are_translated() -> None:
     objects = translate_all(
         GENERATE,
         {"choices": [{"index": 0, "text": "a", "finish_reason": None}]},
@@ -89,7 +89,7 @@ def test_a_completions_chunks_are_told_too() -> None:
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
-def test_thinking_is_told_or_hidden(name: str) -> None:
+def test_thinking_is_sent_or_hidden(name: str) -> None:
     events = [chunk({name: "hm"}), chunk({"content": "a"}), chunk({}, finish="stop")]
     assert [part["message"].get("thinking") for part in translate_all(CHAT, *events)] == ["hm", None, None]
     hidden = translate_all(ReplyFormat("m", is_chat=True, shows_thinking=False), *events)
@@ -100,7 +100,7 @@ def test_thinking_is_told_or_hidden(name: str) -> None:
     assert hidden[-1]["prompt_eval_duration"] == 10**9  # the model began when it began to think
 
 
-def test_tool_calls_are_told_whole_before_the_end() -> None:
+def test_tool_calls_are_sent_whole_before_the_end() -> None:
     objects = translate_all(
         CHAT,
         chunk({"role": "assistant", "content": None}),
@@ -136,7 +136,7 @@ def test_fragments_without_an_index_are_calls_of_their_own() -> None:
     ]
 
 
-def test_log_probabilities_travel_with_their_text() -> None:
+def test_log_probabilities_are_sent_with_their_text() -> None:
     entry = {"token": "hi", "logprob": -0.1, "bytes": [104, 105], "top_logprobs": []}
     objects = translate_all(
         CHAT, chunk({"content": "hi"}, logprobs={"content": [entry]}), chunk({}, finish="stop")
@@ -148,7 +148,7 @@ def test_log_probabilities_travel_with_their_text() -> None:
 @pytest.mark.parametrize(
     "event", [{}, {"choices": None}, {"choices": [None]}, {"choices": [{}]}, {"choices": [{"delta": None}]}]
 )
-def test_an_event_that_says_nothing_makes_no_line(event: dict[str, Any]) -> None:
+def test_an_empty_event_makes_no_line(event: dict[str, Any]) -> None:
     assert len(translate_all(CHAT, event)) == 1
 
 
@@ -156,7 +156,7 @@ def test_a_stream_without_usage_has_no_counts() -> None:
     assert not {"eval_count", "prompt_eval_count"} & set(translate_all(CHAT, chunk({"content": "a"}))[-1])
 
 
-# ---- answers in one piece
+# ---- whole replies
 
 
 def test_a_whole_chat_is_one_object() -> None:
@@ -204,7 +204,7 @@ def test_a_refusal_is_text() -> None:
 
 
 @pytest.mark.parametrize("reply", [{}, {"choices": []}, {"choices": None}, {"choices": ["x"]}, {"data": []}])
-def test_an_answer_without_choices_is_a_failure(reply: dict[str, Any]) -> None:
+def test_a_reply_without_choices_is_a_failure(reply: dict[str, Any]) -> None:
     with pytest.raises(UpstreamFailed):
         from_openai_reply(reply, CHAT, at_s=AT_S, elapsed_s=1)
 
@@ -283,7 +283,7 @@ def test_numbers_that_are_zero_are_left_out() -> None:
     assert closing_numbers({"prompt_tokens": None, "completion_tokens": 0}, total_s=0, first_s=0) == {}
 
 
-def test_the_engines_own_measurements_come_first() -> None:
+def test_the_engines_own_measurements_are_preferred() -> None:
     numbers = closing_numbers(USAGE, total_s=9, first_s=2, timings={"prompt_ms": 100.5, "predicted_ms": 250})
     assert (numbers["prompt_eval_duration"], numbers["eval_duration"]) == (100_500_000, 250_000_000)
 
@@ -311,7 +311,7 @@ def test_vectors_keep_the_order_of_their_inputs() -> None:
         {"data": [{"embedding": ["a"]}]},
     ],
 )
-def test_vectors_that_cannot_be_read_are_a_failure(reply: dict[str, Any]) -> None:
+def test_invalid_vectors_are_a_failure(reply: dict[str, Any]) -> None:
     with pytest.raises(UpstreamFailed):
         parse_vectors(reply, 1)
 

@@ -1,4 +1,4 @@
-"""What an Ollama request asks of an OpenAI-shaped engine, field by field, and what is refused."""
+"""Ollama's requests as OpenAI's, field by field, and what is refused."""
 
 from typing import Any
 
@@ -67,7 +67,7 @@ def test_options_become_fields(options: dict[str, Any] | None, fields: dict[str,
     assert to_openai_options(options)[0] == fields
 
 
-def test_an_unknown_option_is_named_and_no_error() -> None:
+def test_an_unknown_option_is_reported_and_not_an_error() -> None:
     assert to_openai_options({"num_ctx": 1, "warmth": 3, "temperature": 1, "color": None}) == (
         {"temperature": 1},
         ["warmth", "color"],
@@ -166,7 +166,7 @@ def test_a_prompt_becomes_a_chat() -> None:
     }
 
 
-def test_system_as_messages_are_taken_by_generate() -> None:
+def test_generate_accepts_messages() -> None:
     assert to_openai_generate({"messages": USER, "prompt": "unused"}).body["messages"] == USER
     assert to_openai_generate({"messages": USER, "system": "S"}).body["messages"] == [
         {"role": "system", "content": "S"},
@@ -174,7 +174,7 @@ def test_system_as_messages_are_taken_by_generate() -> None:
     ]
 
 
-def test_raw_goes_up_as_it_is() -> None:
+def test_raw_is_sent_unchanged() -> None:
     asked = to_openai_generate(
         {"prompt": "<s>[INST] hi [/INST]", "raw": True, "think": "low", "options": {"stop": "x"}}
     )
@@ -182,7 +182,7 @@ def test_raw_goes_up_as_it_is() -> None:
     assert asked.body == {"prompt": "<s>[INST] hi [/INST]", "max_tokens": 512, "stop": ["x"]}
 
 
-def test_a_suffix_asks_for_what_belongs_between() -> None:
+def test_a_suffix_makes_a_completion_of_the_gap() -> None:
     asked = to_openai_generate(
         {"prompt": "def f():", "suffix": "return x", "system": "unused", "options": {"num_predict": 9}}
     )
@@ -235,11 +235,11 @@ def test_what_generate_cannot_do_is_refused(fields: dict[str, Any], param: str, 
         ([*USER, {"role": "user", "content": 5}], "messages.1.content"),
     ],
 )
-def test_a_chats_messages_are_refused_by_place(messages: list[Any], param: str) -> None:
+def test_invalid_messages_are_refused_by_their_path(messages: list[Any], param: str) -> None:
     assert refusal(to_openai_chat, {"messages": messages}).param == param
 
 
-def test_tools_go_up() -> None:
+def test_tools_are_sent() -> None:
     tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
     assert chat(tools=[tool])["tools"] == [tool]
     assert "tools" not in chat(tools=[])

@@ -95,7 +95,7 @@ async def test_the_clients_bytes_are_sent_on(handler: str, body: Any, operation:
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-async def test_an_engines_error_is_returned_as_it_is(is_stream: bool) -> None:
+async def test_an_engines_error_is_returned_unchanged(is_stream: bool) -> None:
     api = Api()
     api.backend.reply = EngineReply(status=418, body=b'{"error": "teapot"}')
     response = await api.handlers.chat(make_request(body={"messages": USER, "stream": is_stream}))

@@ -1,4 +1,4 @@
-"""What a request's headers say about where and when it is answered."""
+"""How a request is routed, from its headers."""
 
 import pytest
 
@@ -63,7 +63,7 @@ def test_a_backend_may_be_named() -> None:
     assert parse_options({"x-appliance-backend": " b1 "}, PEER).pin == "b1"
 
 
-def test_callers_are_told_apart_by_key_then_by_address() -> None:
+def test_callers_are_identified_by_key_then_by_address() -> None:
     by_key = parse_options({"authorization": "Bearer secret-key"}, PEER).flow
     assert by_key == parse_options({"x-api-key": "secret-key"}, "10.0.0.1").flow
     assert by_key != parse_options({"x-api-key": "other-key"}, PEER).flow

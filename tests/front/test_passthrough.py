@@ -1,4 +1,4 @@
-"""Passthrough by tables: who is asked next, what is said when no server answers. Over real sockets: journeys/test_passthrough.py."""
+"""Passthrough: which server is next, and the error without one. Over sockets: journeys/test_passthrough.py."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +40,7 @@ class Router:
 
 
 class Pipeline:
-    """Lets everybody in, and keeps with which access."""
+    """Admits every request, and records with which access."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = FrontSettings(_env_file=None, **settings)
@@ -64,13 +64,13 @@ def failure(*, was_sent: bool, phase: str = "first_byte", kind: type[WireError] 
     return kind("it broke", phase=phase, was_sent=was_sent)
 
 
-# ---- who is let in
+# ---- admission
 
 
 @pytest.mark.parametrize(
     ("switch", "path", "accepts"), [(True, "/x", True), (False, "/x", False), (True, "*", False)]
 )
-async def test_the_switch_decides_what_passes(switch: bool, path: str, accepts: bool) -> None:
+async def test_the_setting_switches_passthrough_off(switch: bool, path: str, accepts: bool) -> None:
     assert passthrough(pipeline=Pipeline(passthrough=switch)).accepts(path) is accepts
 
 
@@ -84,7 +84,7 @@ async def test_the_switch_decides_what_passes(switch: bool, path: str, accepts: 
         ("POST", "/rerank", {"x-appliance-backend": "c"}, Access.CLIENT, "/rerank", "c"),
     ],
 )
-async def test_a_request_is_let_in_by_its_address(
+async def test_access_depends_on_the_address(
     method: str, target: str, headers: dict[str, str], access: Access, forwarded: str, pin: str
 ) -> None:
     pipeline = Pipeline()
@@ -93,7 +93,7 @@ async def test_a_request_is_let_in_by_its_address(
     assert (pipeline.asked, found, options.pin) == ([access], forwarded, pin)
 
 
-async def test_a_backend_that_is_not_there_is_named() -> None:
+async def test_an_unknown_backend_is_named() -> None:
     with pytest.raises(
         NotFound, match=r"no backend 'no one' that can be reached directly. Known: a, b, c\."
     ) as caught:
@@ -101,7 +101,7 @@ async def test_a_backend_that_is_not_there_is_named() -> None:
     assert caught.value.code == "no_such_backend"
 
 
-# ---- who is asked next
+# ---- which server is next
 
 
 @pytest.mark.parametrize(
@@ -115,12 +115,12 @@ async def test_a_backend_that_is_not_there_is_named() -> None:
             {"a"},
             True,
             False,
-        ),  # some of its body is gone
-        (sent(), True, {"a"}, True, True),  # 2. nothing of its response came: as long as the budget lasts
+        ),  # a part of its body was sent
+        (sent(), True, {"a"}, True, True),  # 2. no response: as long as the budget allows it
         (sent(), True, {"a"}, False, False),
         (sent(is_repeatable=False), True, {"a"}, True, False),
         (sent(), False, {"a", "b", "c"}, True, False),  # no server is left
-        (sent(options=RequestOptions(pin="a")), False, {"a"}, True, False),  # this one was meant
+        (sent(options=RequestOptions(pin="a")), False, {"a"}, True, False),  # the client chose this one
     ],
 )
 async def test_after_a_failure_another_server_may_be_asked(

@@ -1,4 +1,4 @@
-"""What passes, who may send it, which headers change: tables."""
+"""Which requests are passed on, who may send them, which header fields change."""
 
 import pytest
 
@@ -42,7 +42,7 @@ def test_clients_may_compute_and_operators_may_do_the_rest(method: str, path: st
     assert access_of(method, path) is access
 
 
-def test_questions_take_no_slot() -> None:
+def test_listed_questions_take_no_slot() -> None:
     assert is_work("POST", "/completion")
     assert not is_work("GET", "/props")
     assert not is_work("POST", "/tokenize")
@@ -71,15 +71,15 @@ def up(*fields: tuple[str, str]) -> list[tuple[str, str]]:
         fields,
         peer="10.0.0.7",
         scheme="http",
-        host="door:14000",
+        host="appliance:14000",
         request_id="req_1",
         own=[("Authorization", "Bearer theirs")],
     )
 
 
-def test_no_key_of_the_client_and_nothing_of_the_hop_travels() -> None:
+def test_client_keys_and_hop_fields_are_not_sent() -> None:
     out = up(
-        ("Host", "door:14000"),
+        ("Host", "appliance:14000"),
         ("Authorization", "Bearer mine"),
         ("X-Api-Key", "mine"),
         ("api-key", "mine"),
@@ -107,7 +107,7 @@ def test_no_key_of_the_client_and_nothing_of_the_hop_travels() -> None:
     assert ("Authorization", "Bearer theirs") in out
 
 
-def test_what_is_end_to_end_travels_in_order_repeated_fields_too() -> None:
+def test_end_to_end_fields_are_sent_in_order() -> None:
     out = up(
         ("Accept", "a"), ("X-Two", "1"), ("Content-Encoding", "gzip"), ("X-Two", "2"), ("Content-Length", "5")
     )
@@ -120,7 +120,7 @@ def test_what_is_end_to_end_travels_in_order_repeated_fields_too() -> None:
     ]
 
 
-def test_a_chain_of_proxies_stays_readable() -> None:
+def test_entries_of_earlier_proxies_are_kept() -> None:
     out = dict(
         up(
             ("X-Forwarded-For", "192.0.2.1"),
@@ -137,7 +137,7 @@ def test_a_chain_of_proxies_stays_readable() -> None:
     )
 
 
-def test_an_answer_keeps_what_is_end_to_end() -> None:
+def test_a_response_keeps_end_to_end_fields() -> None:
     out = response_fields(
         [
             ("Content-Type", "text/plain"),

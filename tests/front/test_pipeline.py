@@ -1,4 +1,4 @@
-"""The request pipeline, step by step: ids, letting in, errors in each dialect, and one settlement in every case."""
+"""The request pipeline, step by step: ids, admission, errors in each dialect, one settlement in every case."""
 
 import asyncio
 import io
@@ -114,7 +114,7 @@ def test_two_pipelines_give_different_ids() -> None:
     assert Harness().request().id != Harness().request().id
 
 
-# ---- letting in
+# ---- admission
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_new_requests_are_taken_by_state(state: str, is_open: bool, is_admitted:
     assert (caught.value.code, caught.value.retry_after_s) == ("draining", 5)
 
 
-def test_access_is_checked_before_the_state_is_told() -> None:
+def test_access_is_checked_before_the_state() -> None:
     harness = Harness(appliance_api_keys=CLIENT_KEY)
     harness.state.set("draining")
     with pytest.raises(Unauthenticated, match="No API key"):
@@ -241,19 +241,19 @@ async def test_each_kind_of_error_has_its_status(error: ApplianceError, status: 
     assert (("WWW-Authenticate", "Bearer") in response.headers) == (status == 401)
 
 
-async def test_a_fault_of_ours_says_little_and_names_its_id(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_an_unexpected_exception_shows_only_the_id(capsys: pytest.CaptureFixture[str]) -> None:
     response = await Harness().respond(raising(KeyError("sk_secret_thing")), x_request_id="r1")
     message = json.loads(response.body)["error"]["message"]
     assert response.status == 500
     assert message == "Something failed inside the appliance; its log has the details under r1."
 
 
-async def test_a_client_that_leaves_is_no_error() -> None:
+async def test_a_client_that_leaves_is_not_an_error() -> None:
     with pytest.raises(asyncio.CancelledError):
         await Harness().respond(raising(asyncio.CancelledError()))
 
 
-async def test_the_receipt_travels_in_headers_once_a_backend_answered() -> None:
+async def test_headers_have_the_receipt_once_a_backend_was_asked() -> None:
     harness = Harness()
 
     async def handler(request: Request) -> Response:
@@ -307,7 +307,7 @@ def failed(request: Request) -> None:
 
 
 def raised(request: Request) -> None:
-    raise KeyError("a fault of the server itself")
+    raise KeyError("an unexpected exception")
 
 
 def cancelled(request: Request) -> None:
@@ -331,7 +331,7 @@ def test_a_request_is_settled_once_however_it_ends(
 ) -> None:
     harness = Harness()
     request = harness.request()
-    assert harness.pipeline.in_flight == 0  # it counts from entering on
+    assert harness.pipeline.in_flight == 0  # it counts once it is entered
     try:
         with request:
             assert harness.pipeline.in_flight == 1
@@ -355,14 +355,14 @@ def test_a_request_is_settled_once_however_it_ends(
     )
 
 
-def test_a_request_that_is_never_entered_counts_nowhere() -> None:
+def test_a_request_that_is_never_entered_is_not_counted() -> None:
     harness = Harness()
     harness.request()
     assert (harness.pipeline.in_flight, len(harness.receipts), harness.lines()) == (0, 0, [])
 
 
 @pytest.mark.parametrize(("method", "kept"), [("POST", 1), ("GET", 0), ("-", 0), ("DELETE", 0)])
-def test_receipts_are_kept_of_posts_alone(method: str, kept: int) -> None:
+def test_only_receipts_of_posts_are_kept(method: str, kept: int) -> None:
     harness = Harness()
     with harness.request(method) as request:
         done(request)
@@ -419,7 +419,7 @@ def test_a_failed_stream_is_cut_off_after_its_first_byte(first_byte_s: float, fi
     assert request.receipt.error == "upstream: it broke"
 
 
-def test_a_failed_stream_shows_no_fault_of_ours() -> None:
+def test_a_failed_stream_hides_an_unexpected_exception() -> None:
     harness = Harness()
     request = harness.request(x_request_id="r1")
     failure = harness.pipeline.fail_stream(ZeroDivisionError(), request)

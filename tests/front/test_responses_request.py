@@ -1,4 +1,4 @@
-"""A request of the Responses API as a chat request: what is translated, what is refused and in which words."""
+"""A request of the Responses API as a chat request: what is translated, and what is refused."""
 
 from typing import Any
 

@@ -204,7 +204,7 @@ def test_a_whole_message_becomes_items(message: dict[str, Any], types: list[str]
     assert (response["output"], response["usage"], response["created_at"]) == (items, None, 1)
 
 
-def test_a_new_response_repeats_what_was_asked() -> None:
+def test_a_new_response_repeats_the_request() -> None:
     response = new_response({"temperature": 0.1, "reasoning": {"effort": "low"}}, model="m", at_s=1)
     assert (response["temperature"], response["store"], response["status"]) == (0.1, False, "in_progress")
     assert response["reasoning"] == {"effort": "low", "summary": None}

@@ -1,4 +1,4 @@
-"""The table of the HTTP API: each group brings its addresses, and people can read them."""
+"""The table of the HTTP API: the addresses of each group, and the page that lists them."""
 
 import re
 
@@ -72,13 +72,13 @@ def test_only_health_and_the_root_are_public() -> None:
     assert {route.path for route in sidecar if route.access is Access.PUBLIC} == {"/health", "/ready"}
 
 
-def test_what_changes_something_is_for_operators() -> None:
+def test_changes_are_for_operators() -> None:
     for route in MAIN:
         if route.is_ours and set(route.methods) & {"POST", "PUT", "DELETE"}:
             assert route.access is Access.OPERATOR, route.path
 
 
-def test_the_sidecar_speaks_its_own_dialect() -> None:
+def test_the_sidecar_has_its_own_dialect_of_errors() -> None:
     for route in sidecar_routes(*without_parts(SIDECAR)):
         assert route.dialect == "detail"
         assert route.is_open_while_draining == ("GET" in route.methods)

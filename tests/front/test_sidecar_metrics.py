@@ -35,7 +35,7 @@ Over = Callable[..., Awaitable[httpx.AsyncClient]]
 PROMETHEUS = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
 
 
-async def ping(call: Request) -> Response:
+async def ping(request: Request) -> Response:
     return Response(body=b"{}")
 
 
@@ -94,16 +94,16 @@ def engine(text: str, content_type: str = "text/plain; version=0.0.4; charset=ut
 
 
 @pytest.mark.parametrize("of", PAGES, ids=[one.name for one in PAGES])
-async def test_metrics_have_the_engines_names_and_ours(over: Over, of: PageOf) -> None:
+async def test_metrics_have_the_engines_names_and_uniform_ones(over: Over, of: PageOf) -> None:
     async with engine(page(of)) as server:
         http = await over(server.address, kind=of.kind)
-        answer = await http.get("/metrics")
-    assert (answer.status_code, answer.headers["content-type"]) == (
+        response = await http.get("/metrics")
+    assert (response.status_code, response.headers["content-type"]) == (
         200,
         "text/plain; version=0.0.4; charset=utf-8",
     )
-    assert answer.text.startswith(page(of))
-    names = {family.name for family in text_of(answer.text)}
+    assert response.text.startswith(page(of))
+    names = {family.name for family in text_of(response.text)}
     assert {
         "kthena:num_requests_waiting",
         "engine_requests_waiting",
@@ -132,19 +132,19 @@ async def test_prometheus_gets_openmetrics_from_any_engine(over: Over) -> None:
         assert "# EOF" not in text
 
 
-async def test_failures_are_said_as_system_e_says_them(over: Over) -> None:
+async def test_failures_have_the_compatible_bodies(over: Over) -> None:
     async with engine("vllm:a 1\n<!doctype html>\n") as server:
         http = await over(server.address)
-        answer = await http.get("/metrics")
-        assert answer.status_code == 500
-        assert set(answer.json()) == {"detail"}
+        response = await http.get("/metrics")
+        assert response.status_code == 500
+        assert set(response.json()) == {"detail"}
         assert (
-            "line 2 is neither a sample nor a comment nor empty: <!doctype html>" in answer.json()["detail"]
+            "line 2 is neither a sample nor a comment nor empty: <!doctype html>" in response.json()["detail"]
         )
-    answer = await http.get("/metrics")
-    assert answer.status_code == 502
-    assert set(answer.json()) == {"detail"}
-    assert f"Cannot read the engine's metrics at {server.address}/metrics" in answer.json()["detail"]
+    response = await http.get("/metrics")
+    assert response.status_code == 502
+    assert set(response.json()) == {"detail"}
+    assert f"Cannot read the engine's metrics at {server.address}/metrics" in response.json()["detail"]
 
 
 async def test_other_addresses_answer_while_a_scrape_hangs(over: Over) -> None:

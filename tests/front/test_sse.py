@@ -1,4 +1,4 @@
-"""Event streams cut anywhere are read whole; a stream that is not complete is a failure."""
+"""Event streams are parsed wherever they are split; an incomplete stream is a failure."""
 
 from contextlib import aclosing
 from typing import Any
@@ -18,7 +18,7 @@ EVENTS = [{"a": "x\ny"}, {"b": "🎉"}, {"c": 3}, None]
 
 
 class Pieces(Stream):
-    """A source that knows whether it was closed."""
+    """A source that records whether it was closed."""
 
     def __init__(self, *pieces: bytes) -> None:
         self._pieces = iter(pieces)
@@ -38,7 +38,7 @@ async def read(source: Stream) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("stream", [STREAM, STREAM.replace(b"\n", b"\r\n")], ids=["LF", "CRLF"])
-def test_events_come_whole_wherever_the_bytes_are_cut(stream: bytes) -> None:
+def test_events_are_whole_wherever_the_bytes_are_split(stream: bytes) -> None:
     for size in range(1, len(stream) + 1):
         reader = SseReader()
         found = [event for at in range(0, len(stream), size) for event in reader.feed(stream[at : at + size])]
@@ -46,7 +46,7 @@ def test_events_come_whole_wherever_the_bytes_are_cut(stream: bytes) -> None:
 
 
 @pytest.mark.parametrize("event", [b"data: {nope}\n\n", b"data: [1]\n\n", b'data: "text"\n\n'])
-def test_an_event_that_is_no_object_is_refused(event: bytes) -> None:
+def test_an_event_that_is_not_an_object_is_refused(event: bytes) -> None:
     with pytest.raises(UpstreamFailed) as caught:
         SseReader().feed(event)
     assert caught.value.code == "upstream_rubbish"
@@ -58,7 +58,7 @@ async def test_events_end_with_done_and_the_source_is_closed() -> None:
     assert source.is_closed
 
 
-async def test_a_missing_blank_line_after_done_is_forgiven() -> None:
+async def test_a_missing_blank_line_after_done_is_accepted() -> None:
     assert await read(Pieces(b'data: {"a": 1}\n\n', b"data: [DONE]\n")) == [{"a": 1}]
 
 
@@ -77,19 +77,19 @@ async def test_a_stream_without_done_is_a_failure(pieces: list[bytes]) -> None:
 @pytest.mark.parametrize(
     "event", [b'{"error":{"message":"no luck"}}', b'{"error":"no luck"}', b'{"error":"no luck","choices":[]}']
 )
-async def test_an_error_event_is_raised_with_its_sentence(event: bytes) -> None:
+async def test_an_error_event_is_raised_with_its_message(event: bytes) -> None:
     with pytest.raises(UpstreamFailed, match="no luck"):
         await read(Pieces(b"data: " + event + b"\n\n", b"data: [DONE]\n\n"))
 
 
 @pytest.mark.parametrize("event", [b'{"error":{"type":"x"}}', b'{"error":{"message":null}}'])
-async def test_an_error_event_without_a_sentence_gets_one(event: bytes) -> None:
+async def test_an_error_event_without_a_message_gets_one(event: bytes) -> None:
     with pytest.raises(UpstreamFailed, match="The response ended with an error") as caught:
         await read(Pieces(b"data: " + event + b"\n\n"))
     assert caught.value.code == "upstream_error_event"
 
 
-async def test_who_leaves_early_closes_the_source() -> None:
+async def test_leaving_early_closes_the_source() -> None:
     source = Pieces(STREAM)
     async with aclosing(read_events(source)) as events:  # type: ignore[type-var]
         assert await anext(events) == EVENTS[0]

@@ -1,4 +1,4 @@
-"""The early status listener: it answers before there is anything to tell, and follows what comes."""
+"""The status listener: it responds before there is a manager, and follows its status."""
 
 import asyncio
 import socket
@@ -75,12 +75,16 @@ async def test_the_feed_ends_with_the_listener_and_says_so() -> None:
         ("DELETE", "/health"),
     ],
 )
-async def test_it_does_nothing_but_tell(method: str, path: str) -> None:
+async def test_the_listener_is_read_only(method: str, path: str) -> None:
     manager = StaticManager(off("a"))
     async with serving_status(lambda: manager, clock=SystemClock(), host="127.0.0.1", port=0) as (host, port):
         async with httpx.AsyncClient(base_url=f"http://{host}:{port}") as http:
-            answer = await http.request(method, path)
-        assert (answer.status_code, answer.json()["error"]["code"], manager.asked) == (404, "not_found", [])
+            response = await http.request(method, path)
+        assert (response.status_code, response.json()["error"]["code"], manager.asked) == (
+            404,
+            "not_found",
+            [],
+        )
 
 
 async def test_a_port_that_is_taken_is_named() -> None:
@@ -102,9 +106,7 @@ async def test_a_port_that_is_taken_is_named() -> None:
         ({"STATUS_PORT": "0"}, True, "allowed value"),
     ],
 )
-def test_settings_that_are_wrong_or_open_are_told(
-    variables: dict[str, str], is_fatal: bool, text: str
-) -> None:
+def test_wrong_or_open_settings_are_reported(variables: dict[str, str], is_fatal: bool, text: str) -> None:
     settings, problems = load(variables)
     found = [problem for problem in problems if problem.variable.startswith("STATUS_")]
     assert [problem.is_fatal for problem in found] == [is_fatal]
@@ -112,7 +114,7 @@ def test_settings_that_are_wrong_or_open_are_told(
     assert (settings is None) == is_fatal
 
 
-def test_a_port_on_this_machine_alone_needs_no_word() -> None:
+def test_a_port_on_loopback_needs_no_warning() -> None:
     settings, problems = load({"STATUS_PORT": "8001", "STATUS_HOST": "localhost"})
     assert settings is not None
     assert (settings.models.status_port, [p for p in problems if p.variable.startswith("STATUS_")]) == (

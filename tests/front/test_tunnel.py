@@ -1,4 +1,4 @@
-"""A connection that switches protocols: what is refused, what passes, who waits for whom. Over a real server, a client of bytes."""
+"""Connections that switch protocols: refusals, bytes both ways, back-pressure. The servers are real sockets."""
 
 import asyncio
 import io
@@ -24,7 +24,7 @@ from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.front.pipeline.response import Response
 from appliance.front.settings import FrontSettings
 
-HEAD = b"GET /ws?x=1 HTTP/1.1\r\nHost: door\r\nConnection: Upgrade\r\nUpgrade: strange\r\nAuthorization: Bearer k\r\n\r\n"
+HEAD = b"GET /ws?x=1 HTTP/1.1\r\nHost: appliance\r\nConnection: Upgrade\r\nUpgrade: strange\r\nAuthorization: Bearer k\r\n\r\n"
 SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: strange\r\n\r\n"
 
 
@@ -50,7 +50,7 @@ class Transport:
 
 
 class Client:
-    """The client's connection, as the tunnel sees it."""
+    """The client's connection, as the tunnel uses it."""
 
     def __init__(self, transport: Transport) -> None:
         self.busy = 0
@@ -63,7 +63,7 @@ class Client:
 
 
 class Slot:
-    """A slot on one server, which keeps how it was released."""
+    """A slot on one server; records how it was released."""
 
     def __init__(self, url: str, name: str = "b1") -> None:
         self.url = url
@@ -77,7 +77,7 @@ class Slot:
 
 
 class Passthrough:
-    """Gives slots in a row; lets everybody in, unless it is told not to."""
+    """Returns slots in order; admits every request, or raises `error`."""
 
     def __init__(self, slots: list[Slot], options: RequestOptions = NO_OPTIONS) -> None:
         self.slots = list(slots)
@@ -100,7 +100,7 @@ class Passthrough:
 
 
 class Harness:
-    """A tunnel between a client of bytes and servers."""
+    """A tunnel between a fake client and servers."""
 
     def __init__(self, passthrough: Passthrough) -> None:
         self.receipts, self.metrics = Receipts(), Metrics()
@@ -121,7 +121,7 @@ class Harness:
         self.tunnel = Tunnel(self.client, self.pipeline, passthrough, upgrade)  # type: ignore[arg-type]
 
     async def closed(self) -> dict[str, Any]:
-        """Wait for the end; return the line of the log."""
+        """Wait until it is closed; return the line of the access log."""
         for _ in range(200):
             if self.transport.is_closed:
                 break
@@ -140,7 +140,7 @@ Serve = Callable[[Handle], Awaitable[Slot]]
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """Serve with a function; gives a slot on that server."""
+    """Yield a function that starts a server and returns a slot on it."""
     async with AsyncExitStack() as stack:
 
         async def begin(handle: Handle) -> Slot:
@@ -164,7 +164,7 @@ async def until(condition: Callable[[], bool]) -> None:
         if condition():
             return
         await asyncio.sleep(0.01)
-    raise AssertionError("it did not come to hold")
+    raise AssertionError("the condition was not met in time")
 
 
 async def test_bytes_pass_both_ways_until_the_server_ends(serve: Serve) -> None:
@@ -193,7 +193,7 @@ async def test_bytes_pass_both_ways_until_the_server_ends(serve: Serve) -> None:
     assert b"Bearer k" not in heads[0]
 
 
-async def test_a_response_that_does_not_switch_is_given_whole(serve: Serve) -> None:
+async def test_a_response_that_does_not_switch_is_passed_on_whole(serve: Serve) -> None:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 4\r\n\r\nnope")
@@ -268,7 +268,7 @@ async def test_without_another_server_it_is_unavailable(slots: list[Slot], optio
     assert (line["status"], line["finish"]) == (503, "done")
 
 
-async def test_who_is_not_let_in_gets_the_error() -> None:
+async def test_a_refused_client_gets_the_error() -> None:
     passthrough = Passthrough([])
     passthrough.error = NotFound("There is no backend 'x' that can be reached directly. Known: .")
     harness = Harness(passthrough)
@@ -276,7 +276,7 @@ async def test_who_is_not_let_in_gets_the_error() -> None:
     assert (await harness.closed())["status"] == 404
 
 
-async def test_a_client_that_leaves_ends_it_at_the_server(serve: Serve) -> None:
+async def test_a_client_that_leaves_closes_the_server_connection(serve: Serve) -> None:
     gone = asyncio.Event()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -296,7 +296,7 @@ async def test_a_client_that_leaves_ends_it_at_the_server(serve: Serve) -> None:
     await asyncio.wait_for(gone.wait(), 2)
 
 
-async def test_a_client_that_leaves_at_once_is_not_kept(serve: Serve) -> None:
+async def test_a_client_that_leaves_at_once_is_not_counted(serve: Serve) -> None:
     harness = Harness(Passthrough([Slot("http://127.0.0.1:9")]))
     harness.tunnel.connection_made(harness.transport)
     harness.tunnel.connection_lost(None)
