@@ -204,7 +204,7 @@ async def test_digests(tmp_path: Path) -> None:
     os.utime(model, ns=(1, 1))
     path = write(tmp_path / "digests.json", {str(model): {"stamp": "3:1", "sha256": "ab" * 32}})
     async with Tasks() as tasks:
-        cache, files = DigestCache(path, tasks=tasks), [FileState.look(model)]
+        cache, files = DigestCache(path, tasks=tasks), [FileState.read(model)]
         await cache.want([files], wait_s=0)
         assert cache.known(files) == "ab" * 32
 

@@ -300,7 +300,7 @@ async def test_a_model_that_fails_during_a_retry_is_an_error(open_backend: Open)
     while at.harness.status("a") != "failed":
         await asyncio.sleep(0.005)
     await at.engines[0].stop()
-    with pytest.raises(ModelFailed, match="it crashed: ended with exit code 134"):
+    with pytest.raises(ModelFailed, match="it crashed: exited with code 134"):
         await task
     assert at.all_is_released()
 

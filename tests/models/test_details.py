@@ -364,11 +364,11 @@ async def test_an_end_in_the_middle_of_a_digest_stops_its_thread(
 
 async def test_a_file_that_changes_while_it_is_read_has_no_digest(shelf: Shelf, tiny_models: Path) -> None:
     path = shelf.put("m", tiny_models / "tiny-chat.gguf")
-    state = digests.FileState.look(path)
+    state = digests.FileState.read(path)
     os.utime(path, ns=(1, 1))
     assert _REALLY([state], threading.Event()) == ""
     assert (
-        _REALLY([digests.FileState.look(path)], threading.Event())
+        _REALLY([digests.FileState.read(path)], threading.Event())
         == hashlib.sha256(path.read_bytes()).hexdigest()
     )
 

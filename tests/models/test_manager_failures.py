@@ -138,7 +138,7 @@ async def test_model_that_always_crashes_is_given_up(open_manager: Make) -> None
             await harness.later(60)
             await harness.loaded("a")
     assert [(row.attempts, row.error) for row in harness.manager.failed_models()] == [
-        (3, "it crashed: ended with exit code 134")
+        (3, "it crashed: exited with code 134")
     ]
 
 

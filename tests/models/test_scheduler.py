@@ -45,9 +45,9 @@ from appliance.models.status.views import RAM
 
 GIB = 1 << 30
 SWAP_S = 2.0  # what a swap of two models of a second each costs
-DUE_S = DUE_COSTS * SWAP_S  # so long waits a line of normal priority for it
-LINGERS_S = LINGER_COSTS * SWAP_S  # so long an idle model is kept before it
-OFTEN = 1 / LINGERS_S  # if it is asked so often
+DUE_S = DUE_COSTS * SWAP_S  # how long a queue of normal priority waits for it
+LINGERS_S = LINGER_COSTS * SWAP_S  # how long an idle model is kept before it
+OFTEN = 1 / LINGERS_S  # requests a second that keep it
 BUSY_STAYED_S = 100.0  # ready for longer than any stay
 
 
@@ -158,7 +158,7 @@ def waits(state: SchedulerState, alias: str) -> str:
 
 
 @table(
-    ("nobody-waits", scheduler_state(), Wait()),
+    ("no-request-waits", scheduler_state(), Wait()),
     ("1-a-free-slot", scheduler_state(queue("a"), idle(1, "a")), Serve("a", 1)),
     (
         "1-parallel-slots-are-used",
@@ -171,7 +171,7 @@ def waits(state: SchedulerState, alias: str) -> str:
         Serve("a", 1),
     ),
     (
-        "1-a-loaded-model-of-bad-repute",
+        "1-a-loaded-model-that-failed-before",
         scheduler_state(queue("a"), model("a", is_failed=True), idle(1, "a")),
         Serve("a", 1),
     ),
@@ -181,34 +181,34 @@ def waits(state: SchedulerState, alias: str) -> str:
         scheduler_state(loads("a"), model("a", is_failed=True)),
         Refuse("a", "failed"),
     ),
-    ("3-its-time-is-over", scheduler_state(idle(1, "a", expires_in_s=0.0)), Stop(1, "idle")),
+    ("3-expired", scheduler_state(idle(1, "a", expires_in_s=0.0)), Stop(1, "idle")),
     (
-        "3-before-anybody-needs-its-room",
+        "3-before-a-load-needs-its-memory",
         scheduler_state(queue("b"), idle(1, "a", expires_in_s=0.0)),
         Stop(1, "idle"),
     ),
     (
-        "3-but-not-while-somebody-waits-for-it",
+        "3-not-while-a-request-waits-for-it",
         scheduler_state(loads("a"), idle(1, "a", expires_in_s=0.0)),
         Wait(None, {"a": "all its slots are busy"}),
     ),
     ("3-nor-while-it-works", scheduler_state(busy(1, "a", expires_in_s=0.0)), Wait()),
     ("3-nor-pinned", scheduler_state(idle(1, "a", expires_in_s=0.0, is_pinned=True)), Wait()),
-    ("4-closed-for-nobody", scheduler_state(busy(1, "a", is_draining=True)), Resume(1)),
+    ("4-drained-for-no-queue", scheduler_state(busy(1, "a", is_draining=True)), Resume(1)),
     ("4-and-idle-by-now", scheduler_state(idle(1, "a", is_draining=True)), Resume(1)),
     (
-        "4-though-its-own-line-waits",
+        "4-although-its-own-queue-waits",
         scheduler_state(queue("a"), idle(1, "a", is_draining=True), places=1),
         Resume(1),
     ),
     ("5-not-loaded", scheduler_state(queue("a")), Start("a", (RAM,))),
-    ("5-wanted-by-an-operator", scheduler_state(loads("a")), Start("a", (RAM,))),
+    ("5-loaded-by-an-operator", scheduler_state(loads("a")), Start("a", (RAM,))),
     (
-        "6-until-its-time-is-over",
+        "6-until-it-expires",
         scheduler_state(idle(1, "a", expires_in_s=7.0), idle(2, "b", expires_in_s=9.0)),
         Wait(7.0),
     ),
-    ("6-for-ever", scheduler_state(idle(1, "a")), Wait()),
+    ("6-without-expiry", scheduler_state(idle(1, "a")), Wait()),
 )
 def test_order_of_decisions(state: SchedulerState, step: Any) -> None:
     assert next_step(state) == step
@@ -277,14 +277,18 @@ def test_model_that_pauses_reserves_nothing() -> None:
 
 
 @table(
-    ("1-a-place-is-free", scheduler_state(queue("c"), idle(1, "a"), idle(2, "b")), Start("c", (RAM,))),
     (
-        "1-replicas-take-one-place",
+        "1-below-the-limit-of-models",
+        scheduler_state(queue("c"), idle(1, "a"), idle(2, "b")),
+        Start("c", (RAM,)),
+    ),
+    (
+        "1-replicas-count-as-one-model",
         scheduler_state(queue("c"), idle(1, "a"), idle(2, "a"), places=2),
         Start("c", (RAM,)),
     ),
     (
-        "1-while-its-last-one-goes",
+        "1-while-its-last-one-stops",
         scheduler_state(queue("a"), stopping(1, "a"), places=1),
         Start("a", (RAM,)),
     ),
@@ -294,7 +298,7 @@ def test_model_that_pauses_reserves_nothing() -> None:
         Start("a", (RAM,)),
     ),
     (
-        "2-needs-no-place",
+        "2-does-not-count-as-a-model",
         scheduler_state(queue("a"), busy(1, "a"), model("a", replicas=2), places=1),
         Start("a", (RAM,)),
     ),
@@ -304,7 +308,7 @@ def test_model_that_pauses_reserves_nothing() -> None:
         Wait(None, {"a": "all its slots are busy"}),
     ),
     (
-        "2-pushes-nobody",
+        "2-evicts-no-other",
         scheduler_state(queue("a", 99), busy(1, "a"), idle(2, "b"), model("a", replicas=2), free=0, total=2),
         Wait(None, {"a": "all its slots are busy"}),
     ),
@@ -327,12 +331,12 @@ def test_model_that_pauses_reserves_nothing() -> None:
         Wait(DUE_S, {"a": "all its slots are busy, and other models wait for memory", "b": "c is in use"}),
     ),
     (
-        "2-preloading-pushes-nobody",
+        "2-preloading-evicts-no-other",
         scheduler_state(loads("a", may_evict=False), idle(1, "b"), places=1),
         Wait(None, {"a": DOES_NOT_FIT}),
     ),
     (
-        "2-preloading-where-there-is-room",
+        "2-preloading-where-it-fits",
         scheduler_state(loads("a", may_evict=False), idle(1, "b"), places=2),
         Start("a", (RAM,)),
     ),
@@ -349,22 +353,22 @@ def test_model_that_pauses_reserves_nothing() -> None:
         Refuse("a", "memory", 9 * GIB, 8 * GIB),
     ),
     (
-        "3-pinned-ones-fill-the-places",
+        "3-pinned-ones-reach-the-limit",
         scheduler_state(queue("a"), idle(1, "b", is_pinned=True), places=1),
         Refuse("a", "pinned"),
     ),
     (
-        "3-what-goes-may-leave-more-than-is-known",
+        "3-one-that-stops-may-free-more-than-known",
         scheduler_state(queue("a"), ResidentRunner(1, "b", "stopping"), free=0),
         Wait(None, {"a": "memory is being freed for it"}),
     ),
     (
-        "4-kept-for-others",
+        "4-reserved-for-others",
         scheduler_state(queue("a", 99), stopping(1, "b"), queue("c", 98), places=1),
         Wait(None, {"a": "memory is being freed for it", "c": "a is loaded first"}),
     ),
     (
-        "5-busy-ones-go-on",
+        "5-busy-ones-continue",
         scheduler_state(queue("a", 3), busy(1, "b"), places=1),
         Wait(DUE_S - 3, {"a": "b is in use"}),
     ),
@@ -379,7 +383,7 @@ def test_model_that_pauses_reserves_nothing() -> None:
         Wait(DUE_S - 3, {"a": "b is in use"}),
     ),
     (
-        "6-room-is-being-made",
+        "6-memory-is-being-freed",
         scheduler_state(queue("a", 99), stopping(1, "b"), busy(2, "c"), places=2),
         Wait(None, {"a": "memory is being freed for it"}),
     ),
@@ -389,7 +393,7 @@ def test_model_that_pauses_reserves_nothing() -> None:
         Wait(None, {"a": OTHER_LOADS_FIRST}),
     ),
     (
-        "7-busy-ones-go-on-meanwhile",
+        "7-busy-ones-continue-meanwhile",
         scheduler_state(queue("a", 99), busy(1, "b"), loading(2, "c"), places=2),
         Wait(None, {"a": OTHER_LOADS_FIRST}),
     ),
@@ -405,7 +409,7 @@ def test_model_that_pauses_reserves_nothing() -> None:
     ),
     ("8-due", scheduler_state(queue("a", DUE_S), busy(1, "b"), places=1), Drain(1, "a")),
     (
-        "8-closed-it-ends-its-answers",
+        "8-draining-ends-its-requests",
         scheduler_state(queue("a", DUE_S), busy(1, "b", is_draining=True), places=1),
         Wait(None, {"a": "b finishes its running requests"}),
     ),
@@ -420,13 +424,17 @@ def test_model_that_pauses_reserves_nothing() -> None:
         Wait(None, {"a": "b is being loaded"}),
     ),
     (
-        "8-a-line-before-it-is-work",
+        "8-a-queue-of-its-own-is-work",
         scheduler_state(
             queue("a", DUE_S), ResidentRunner(1, "b", "ready", slots=0, ready_s=99), queue("b"), places=1
         ),
         Drain(1, "a"),
     ),
-    ("9-an-idle-one-goes", scheduler_state(queue("a"), idle(1, "b"), places=1), Stop(1, "evicted", "a")),
+    (
+        "9-an-idle-one-is-unloaded",
+        scheduler_state(queue("a"), idle(1, "b"), places=1),
+        Stop(1, "evicted", "a"),
+    ),
     (
         "9-lingering-no-longer",
         scheduler_state(queue("a"), idle(1, "b", LINGERS_S, demand=OFTEN), places=1),
@@ -438,12 +446,12 @@ def test_model_that_pauses_reserves_nothing() -> None:
         Stop(1, "evicted", "a"),
     ),
     (
-        "9-asked-too-seldom-to-linger",
+        "9-requested-too-seldom-to-linger",
         scheduler_state(queue("a"), idle(1, "b", 0.0, demand=OFTEN * 0.9), places=1),
         Stop(1, "evicted", "a"),
     ),
     (
-        "9-closed-and-idle",
+        "9-draining-and-idle",
         scheduler_state(
             queue("a", DUE_S), idle(1, "b", is_draining=True), queue("b", 99, since_eviction_s=1.0), places=1
         ),
@@ -570,7 +578,7 @@ def test_model_with_a_long_load_is_drained_later() -> None:
         Start("b", (RAM,)),
     ),
     (
-        "whoever-others-gave-way-for",
+        "one-with-a-reservation",
         scheduler_state(queue("a", 99, priority=0), queue("b", 9, has_reservation=True), places=1),
         Start("b", (RAM,)),
     ),
@@ -582,7 +590,7 @@ def test_model_with_a_long_load_is_drained_later() -> None:
         Start("b", (RAM,)),
     ),
     (
-        "who-is-due-waits-for-nobody-who-is-not",
+        "a-due-queue-does-not-wait-for-others",
         scheduler_state(
             queue("a", 9, priority=0), model("a", load_s=9), queue("b", 8), busy(1, "c"), places=1
         ),
@@ -656,17 +664,17 @@ def test_evicted_model_does_not_take_the_place_back() -> None:
         Stop(2, "evicted", "d"),
     ),
     (
-        "a-closed-one-before-one-more",
+        "a-draining-one-before-another",
         scheduler_state(queue("d", 99), busy(1, "a"), busy(2, "b", is_draining=True, demand=9.0), places=2),
         Wait(None, {"d": "b finishes its running requests"}),
     ),
     (
-        "an-idle-one-before-a-closed-one-which-opens",
+        "an-idle-one-before-a-draining-one-which-resumes",
         scheduler_state(queue("d", 99), idle(1, "a"), busy(2, "b", is_draining=True), places=2),
         Resume(2),
     ),
     (
-        "and-goes",
+        "and-is-unloaded",
         scheduler_state(queue("d", 99), idle(1, "a"), busy(2, "b"), places=2),
         Stop(1, "evicted", "d"),
     ),
@@ -747,7 +755,7 @@ def test_eviction_loss_is_the_cost_of_another_load() -> None:
         Stop(3, "evicted", "d"),
     ),
     (
-        "many-rather-than-a-dear-one",
+        "many-rather-than-a-costly-one",
         scheduler_state(
             queue("d"),
             model("d", 2),
@@ -765,26 +773,26 @@ def test_eviction_loss_is_the_cost_of_another_load() -> None:
         Stop(2, "evicted", "d"),
     ),
     (
-        "what-goes-already-comes-back",
+        "memory-that-is-being-freed-counts",
         scheduler_state(queue("d"), model("d", 2), stopping(1, "a", gib=2), idle(2, "b"), free=0, total=3),
         Wait(None, {"d": "memory is being freed for it"}),
     ),
     (
-        "two-that-go-are-for-two",
+        "two-that-stop-are-for-two",
         scheduler_state(
             queue("d", 2), queue("e", 1), stopping(1, "a"), stopping(2, "b"), idle(3, "c"), free=0, total=3
         ),
         Wait(None, {"d": "memory is being freed for it", "e": "memory is being freed for it"}),
     ),
     (
-        "not-while-it-would-stand-empty",
+        "not-while-its-memory-would-be-unused",
         scheduler_state(
             queue("d", 99), model("d", 2), idle(1, "a"), busy(2, "b", is_draining=True), free=0, total=2
         ),
         Wait(None, {"d": "b finishes its running requests"}),
     ),
     (
-        "not-closed-while-another-stays",
+        "not-drained-while-another-stays",
         scheduler_state(
             queue("d", 99), model("d", 2), busy(1, "a"), busy(2, "b", ready_s=1.0), free=0, total=2
         ),
@@ -798,7 +806,7 @@ def test_eviction_loss_is_the_cost_of_another_load() -> None:
         Drain(2, "d"),
     ),
     (
-        "nobody-for-what-cannot-be",
+        "none-for-a-model-that-cannot-fit",
         scheduler_state(
             queue("d", 99), model("d", 3), idle(1, "a"), idle(2, "b", is_pinned=True), free=0, total=3
         ),
@@ -809,12 +817,12 @@ def test_no_more_is_evicted_than_needed(state: SchedulerState, step: Any) -> Non
     assert next_step(state) == step
 
 
-# ---- nobody starves
+# ---- no queue starves
 
 
 @table(
     (
-        "small-ones-wait-while-room-is-made-for-a-big-one",
+        "small-ones-wait-while-memory-is-freed-for-a-big-one",
         scheduler_state(
             queue("big", 40),
             model("big", 4),
@@ -861,14 +869,14 @@ def test_no_more_is_evicted_than_needed(state: SchedulerState, step: Any) -> Non
         Start("c", (RAM,)),
     ),
     (
-        "a-second-due-line-clears-another-place",
+        "a-second-due-queue-drains-another",
         scheduler_state(
             queue("c", 99), queue("d", 98), busy(1, "a", is_draining=True), busy(2, "b"), places=2
         ),
         Drain(2, "d"),
     ),
     (
-        "what-is-closed-for-a-second-line-stays-closed-while-a-first-one-starts",
+        "one-drained-for-a-second-queue-stays-so-while-a-first-one-starts",
         scheduler_state(
             queue("c", 99),
             model("c", on_gpu=True),
@@ -882,12 +890,12 @@ def test_no_more_is_evicted_than_needed(state: SchedulerState, step: Any) -> Non
         Start("c", (0,)),
     ),
     (
-        "preloading-takes-no-room-that-is-being-made",
+        "preloading-takes-no-memory-that-is-being-freed",
         scheduler_state(queue("c", 99), stopping(1, "a"), loads("d", may_evict=False), places=1),
         Wait(None, {"c": "memory is being freed for it", "d": DOES_NOT_FIT}),
     ),
 )
-def test_nobody_starves(state: SchedulerState, step: Any) -> None:
+def test_no_queue_starves(state: SchedulerState, step: Any) -> None:
     assert next_step(state) == step
 
 
@@ -925,7 +933,7 @@ def gpus(
     [
         pytest.param(gpus(8, need=8), (0,), id="to-the-last-byte"),
         pytest.param(gpus(8, need=8, margin=0.1), None, id="but-for-the-margin"),
-        pytest.param(gpus(4, 6, 5, need=3), (1,), id="most-room-first"),
+        pytest.param(gpus(4, 6, 5, need=3), (1,), id="most-free-memory-first"),
         pytest.param(gpus(4, 4, need=3), (0,), id="of-equals-the-first"),
         pytest.param(gpus(3, 5, need=4), (1,), id="where-it-fits"),
         pytest.param(
@@ -938,7 +946,7 @@ def gpus(
         ),
         pytest.param(gpus(5, 5, need=6), None, id="not-split-if-one-could-hold-it"),
         pytest.param(gpus(8, 8, need=12), (0, 1), id="split-if-none-could"),
-        pytest.param(gpus(8, 0, 8, need=12), (0, 2), id="split-over-those-with-room"),
+        pytest.param(gpus(8, 0, 8, need=12), (0, 2), id="split-over-those-with-free-memory"),
         pytest.param(gpus(8, 3, need=12), None, id="not-enough-together"),
         pytest.param(gpus(8, 8, need=15.9, margin=0.1), None, id="each-keeps-its-margin"),
         pytest.param(gpus(8, 8, need=15.7, margin=0.1), (0, 1), id="and-holds-the-rest"),
@@ -947,7 +955,7 @@ def gpus(
         pytest.param(
             gpus(1, need=4, extra=(idle(1, "b", on=0, gib=3),), removed=(1,)),
             (0,),
-            id="with-what-another-leaves",
+            id="with-memory-that-another-frees",
         ),
         pytest.param(
             gpus(6, need=9, extra=(idle(1, "b", on=0, gib=6),), removed=(1,)),
@@ -981,7 +989,7 @@ def test_model_without_gpu_layers_uses_system_memory() -> None:
         Refuse("a", "memory", 20 * GIB, 7 * GIB),
     ),
     (
-        "with-what-may-leave",
+        "with-memory-that-can-be-freed",
         scheduler_state(
             queue("a"), model("a", 7, on_gpu=True), idle(1, "b", on=0, gib=4), free={0: 2}, total={0: 8}
         ),

@@ -205,7 +205,7 @@ class RunnerSupervisor:
         self._back_off(model, 1)
         tail = await asyncio.to_thread(process.log_tail, CRASH_LOG_LINES)
         code = process.exit_code or 0
-        how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        how = f"killed by signal {-code}" if code < 0 else f"exited with code {code}"
         log.error(
             "model_crashed",
             alias=model.alias,

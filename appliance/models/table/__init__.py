@@ -1,14 +1,14 @@
-"""The model table and the model files: what there is to run, what the files say, and with which command line.
+"""The model table and the model files: the models, the facts in their files, and their command lines.
 
 Modules:
     catalogue: the model table: config.json, a folder, and what was pulled.
     command: the command line of a llama-server for one model.
     details: facts about a model, from its header.
-    differences: what a reload changes, in words.
+    differences: the changes of a reload, as sentences.
     digests: SHA-256 of model files, kept over restarts.
     estimate: the memory that a model will take.
     folder: a folder of files as a table.
-    gguf: what a file says of itself.
+    gguf: the header of a GGUF file.
     library: facts about models; reads each file once.
     pulled: the index of pulled models.
     schema: the JSON schema of the table, for editors.

@@ -1,11 +1,11 @@
 """The model table: `config.json` (api, system, models), the files of a folder, and what was pulled.
 
-An unknown key or an impossible value is refused with its path in the file. Files of the table are looked for
-here, not read (that is `models/check.py`). A missing one is only a warning: the other models must still
-serve.
+An unknown key or an impossible value is refused with its path in the file. Files of the table are searched
+for here, not read (`models/check.py` reads them). A missing one is only a warning: the other models must
+still serve.
 
 The file is compatible with another project's (docs/compatibility.md), whose README and newest source have
-different limits; both are accepted, and what its README would refuse is a warning. Ours are `replicas`,
+different limits. Both are accepted; a value that its README refuses is a warning. We add `replicas`,
 `pinned`, `lora`, `draft_model_path`, `mmproj_path`, `reranking`, `pooling` of a model and `use_mlock` of the
 system.
 """
@@ -108,10 +108,8 @@ class System(Section):
     )
     cpu_threads: int = Field(default=8, ge=1, le=64, description="Threads of one llama-server")
     use_mmap: bool = Field(default=True, description="Map files into memory instead of reading them")
-    # A container may lock hardly any memory unless it is given CAP_IPC_LOCK or a higher memlock limit: there
-    # llama-server
-    # fails to, and says so in its log at each load. And what is locked cannot be taken back when memory gets
-    # short.
+    # Without CAP_IPC_LOCK or a higher memlock limit a container can lock hardly any memory: llama-server logs
+    # an error at each load. And locked memory cannot be reclaimed when memory gets short.
     use_mlock: bool = Field(
         default=False, description="Keep models from being swapped out; needs CAP_IPC_LOCK in a container"
     )
@@ -193,7 +191,7 @@ LoraPath = Annotated[
 
 
 def _is_name(value: str) -> str:
-    # For llama-server a comma ends a name.
+    # llama-server reads a comma as the end of a name.
     if not 1 <= len(value) <= 128 or not value.isprintable() or "," in value or value != value.strip():
         raise ValueError("a name must be 1-128 printable characters; no comma, no space at its ends")
     return value
@@ -256,7 +254,7 @@ class ModelEntry(Section):
 
 
 class Table(Section):
-    """The sections of the file that belong here; it may have others, of other packages."""
+    """The sections of the file that this package reads; other packages may have their own."""
 
     api: Api = Field(default=Api(), description="Kept for compatibility")
     system: System = Field(default=System(), description="How models are run")
@@ -286,8 +284,8 @@ class Model:
         origin: The table, the folder (MODEL_DIR), or a pull.
         replicas: llama-servers that may run it at the same time.
         pinned: Never unloaded, neither for other models nor when idle.
-        draft_model_path: A small model that guesses ahead what this one then only checks.
-        mmproj_path: The projector that turns images into what the model reads.
+        draft_model_path: A small model that drafts tokens, which this one only verifies.
+        mmproj_path: The projector that turns images into embeddings for the model.
         reranking: False = as its file says, as pooling None.
     """
 
@@ -330,7 +328,7 @@ def read_catalogue(
 ) -> tuple[Catalogue, list[Problem]]:
     """Read the table, the folder, and what was pulled.
 
-    Of two models with one name the table's counts, then the folder's.
+    Of models with the same name, the table's is used, then the folder's.
 
     Args:
         settings: The package's.

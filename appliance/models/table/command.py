@@ -1,8 +1,8 @@
 """The command line of a llama-server for one model: from the table and the server's own `--help`.
 
-Flags change over time, and an unknown one ends the server at once. What a server does not know is left out,
-or written as it knows it. But if a model would be another one without it (an adapter, a projector, a
-template), it is refused.
+Flags change over time, and a server exits at once on an unknown one. Flags that a server does not have are
+left out, or replaced by its own form. But a setting without which the model would give other results (an
+adapter, a projector, a template) is refused.
 """
 
 import re
@@ -15,11 +15,11 @@ from appliance.models.table.gguf import GgufHeader
 MIN_SLOT_TOKENS = 2048  # of context: there are fewer slots if each would have less
 Kind = Literal["text", "embedding", "reranking"]
 _FLAG = re.compile(r"(?<![\w-])(--?[a-zA-Z][\w-]*)")
-_ENTRY = re.compile(r"\n(?=[ ]{0,12}--?[A-Za-z])")  # where the help begins to speak of the next flag
+_ENTRY = re.compile(r"\n(?=[ ]{0,12}--?[A-Za-z])")  # where the text of the next flag begins
 
 
 class InvalidCommand(ValueError):
-    """The table wants what this llama-server cannot do. The message names each key, and what to do."""
+    """The table needs what this llama-server does not support. The message names each key and a remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Flags:
         """Parse the text of `llama-server --help`."""
         line = next((line for line in text.splitlines() if re.match(r"\s*-fa\b", line)), "")
         entries = _ENTRY.split("\n" + text)
-        gone = {
+        removed = {
             name
             for entry in entries
             if "argument has been removed" in entry
@@ -56,7 +56,7 @@ class Flags:
         modes = next((entry for entry in entries if "--load-mode " in entry.partition("\n")[0]), "")
         types = re.search(r"--spec-type\s+([\w,-]+)", text)
         return cls(
-            frozenset(_FLAG.findall(text)) - gone,
+            frozenset(_FLAG.findall(text)) - removed,
             bool(re.search(r"on\s*\|\s*off|\{on,off|\[on", line)),
             "comma-separated" in lora,
             frozenset(re.findall(r"- ([\w+]+):", modes)),
@@ -104,7 +104,7 @@ def build_command(
         header: Of the model's file, None = not read.
 
     Raises:
-        InvalidCommand: The table wants for this model what this server cannot do.
+        InvalidCommand: The table needs for this model what this server does not support.
     """
     words = _CommandLine(
         flags,
@@ -130,7 +130,7 @@ def is_lockable(flags: Flags) -> bool:
 
 
 class _CommandLine:
-    """Collects the words of a command line, and what this server cannot do."""
+    """Collects the words of a command line, and the keys that this server does not support."""
 
     def __init__(self, flags: Flags, words: list[str]) -> None:
         self.flags = flags
@@ -158,7 +158,7 @@ class _CommandLine:
         is_scaled = any(one.scale != 1 for one in adapters)
         name = "--lora-scaled" if is_scaled else "--lora"
         if self.flags.lora_is_list and adapters:
-            odd = next(
+            unusable = next(
                 (
                     str(one.path)
                     for one in adapters
@@ -166,10 +166,10 @@ class _CommandLine:
                 ),
                 "",
             )
-            if odd:
+            if unusable:
                 self._problems.append(
                     "`lora`: for llama-server a path must not have a comma, nor a colon beside a scale: "
-                    f"rename {odd}"
+                    f"rename {unusable}"
                 )
             self.demand(
                 "lora",
@@ -183,7 +183,7 @@ class _CommandLine:
             )
 
     def build(self) -> list[str]:
-        """Return all words; raise InvalidCommand if something could not be said."""
+        """Return all words; raise InvalidCommand if a key is not supported."""
         if self._problems:
             raise InvalidCommand("; ".join(dict.fromkeys(self._problems)))
         return self._words
@@ -193,7 +193,7 @@ def _add_sizes(words: _CommandLine, model: Model, system: System, header: GgufHe
     params, slots = model.params, slot_count(model, system)
     batch = params.batch_override or params.n_batch
     if model_kind(model, header) != "text" and not params.batch_override:
-        # Such models read a text in one piece: what is longer than a batch is refused.
+        # Such models read a text in one piece, and refuse one that is longer than a batch.
         whole = params.n_ctx // slots
         batch = max(batch, min(whole, header.context_tokens or whole) if header else whole)
         words.offer("--ubatch-size", str(batch))
@@ -219,9 +219,7 @@ def _add_behaviour(words: _CommandLine, model: Model, header: GgufHeader | None)
         words.demand("params.rope_freq_base", ["--rope-freq-base"], f"{params.rope_freq_base:g}")
     if params.chat_template is not None:
         words.demand("params.chat_template", ["--chat-template"], params.chat_template)
-    # --reranking comes without --embedding: it implies --embedding in newer servers, and in older ones that
-    # would switch
-    # it off.
+    # --reranking without --embedding: newer servers imply it; in older ones it would switch reranking off.
     if model.reranking or (kind == "reranking" and {"--reranking", "--rerank"} & words.flags.names):
         words.demand("reranking", ["--reranking", "--rerank"])
     elif params.embedding:

@@ -1,4 +1,4 @@
-"""What a model's file says of the model, as plain facts in no dialect. Pure: library.py reads the files.
+"""Facts about a model from its file's header, in no dialect. Pure: library.py reads the files.
 
 Source: the GGUF specification, keys `general.*`, `tokenizer.*` and the architecture's own; the rules for
 capabilities are Ollama's.
@@ -33,8 +33,8 @@ class ModelDetails:
         modified_s: Seconds since 1970.
         template: The chat template in use, a Jinja text (or the name of one that llama-server has built in).
         capabilities: Of completion, tools, thinking, insert, embedding, vision.
-        info: Every key of the header. A list is None here, since there are vocabularies among them
-            (`ModelLibrary.lists` has them).
+        info: Every key of the header. A list is None here, since it may be a vocabulary (see
+            `ModelLibrary.lists`).
         digest: SHA-256 of the file's bytes, 64 hexadecimal digits; "" = not known yet.
     """
 
@@ -109,7 +109,7 @@ def gather_details(
 
 
 def template_of(header: GgufHeader, params: Params) -> str:
-    """Return the chat template: the table's goes before the file's."""
+    """Return the chat template: the table's, else the file's."""
     found = params.chat_template or header.values.get(TEMPLATE)
     return found if isinstance(found, str) else ""
 

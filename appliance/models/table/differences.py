@@ -1,4 +1,4 @@
-"""What a reload of the table changes, in words: for the log, and for its caller. Pure."""
+"""The changes of a reload of the table, as sentences for the log and the caller. Pure."""
 
 from dataclasses import fields
 from typing import Any
@@ -12,20 +12,22 @@ def differences(old: Catalogue, new: Catalogue) -> list[str]:
 
     `api` is left out: the appliance does not use it.
     """
-    said = [f"The model {alias} is removed." for alias in old.models if alias not in new.models]
+    sentences = [f"The model {alias} is removed." for alias in old.models if alias not in new.models]
     for alias, model in new.models.items():
         if alias not in old.models:
-            said.append(f"The model {alias} is added.")
+            sentences.append(f"The model {alias} is added.")
         elif model != old.models[alias]:
-            said.append(
+            sentences.append(
                 f"The model {alias} changes: {', '.join(_changed(_flat(old.models[alias]), _flat(model)))}."
             )
     before, after = old.system.model_dump(), new.system.model_dump()
     del before["llama_server_path"], after["llama_server_path"]  # the one in force is Catalogue.llama_server
-    said += [f"The system changes: {change}." for change in _changed(before, after)]
+    sentences += [f"The system changes: {change}." for change in _changed(before, after)]
     if old.llama_server != new.llama_server:
-        said.append(f"The llama-server changes: {_shown(old.llama_server)} → {_shown(new.llama_server)}.")
-    return said
+        sentences.append(
+            f"The llama-server changes: {_shown(old.llama_server)} → {_shown(new.llama_server)}."
+        )
+    return sentences
 
 
 def _flat(model: Model) -> dict[str, Any]:

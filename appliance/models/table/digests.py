@@ -1,7 +1,7 @@
 """SHA-256 of model files: computed once in a thread, one file at a time, and kept over restarts.
 
-A digest is known by path, size and time of change. Reading 40 GB takes a minute, so no caller has to wait for
-it: one that is not there yet is shown as unknown, and comes by itself.
+A digest belongs to a path, size and time of change. Reading 40 GB takes a minute, so no caller has to wait
+for it: a digest is shown as unknown until it is computed in the background.
 """
 
 import asyncio
@@ -19,26 +19,26 @@ from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 
 log = get_logger("models")
-PIECE_BYTES = 4 << 20  # read at a time; between two it can be stopped
+PIECE_BYTES = 4 << 20  # read at a time; reading can be stopped between two pieces
 
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """One file as it was when it was looked at."""
+    """One file's size and time of change, at the time of reading."""
 
     path: Path
     size_bytes: int
     modified_ns: int
 
     @classmethod
-    def look(cls, path: Path) -> "FileState":
-        """Look at a file. Raises OSError if it cannot be."""
+    def read(cls, path: Path) -> "FileState":
+        """Read a file's state. Raises OSError."""
         found = path.stat()
         return cls(path, found.st_size, found.st_mtime_ns)
 
 
 class DigestCache:
-    """Knows digests, or computes them. `path`: the file that keeps them, None = in memory only."""
+    """Keeps digests, and computes missing ones. `path`: their file, None = in memory only."""
 
     def __init__(self, path: Path | None, *, tasks: Tasks) -> None:
         self._path = path
@@ -53,7 +53,7 @@ class DigestCache:
         return row["sha256"] if row is not None and row["stamp"] == _stamp(files) else ""
 
     async def want(self, models: Sequence[Sequence[FileState]], *, wait_s: float) -> None:
-        """Have the digests of some models computed, and wait for them at most `wait_s` seconds."""
+        """Compute the digests of some models in the background; wait for them at most `wait_s` seconds."""
         if self._kept is None:
             kept = await asyncio.to_thread(self._read)
             self._kept = kept if self._kept is None else self._kept
@@ -83,10 +83,10 @@ class DigestCache:
             except OSError as exc:
                 log.warning("no_digest", path=str(files[0].path), reason=exc.strerror or str(exc))
             finally:
-                stop.set()  # when this is cancelled the thread goes on, and the process would wait for it
+                stop.set()  # when this is cancelled, the thread must end, or the process would wait for it
 
     def _read(self) -> dict[str, dict[str, str]]:
-        """Read what is kept; a damaged file counts as none, since all in it can be computed anew."""
+        """Read the kept digests; a damaged file counts as none, since all digests can be computed again."""
         try:
             value: Any = jsons.loads(self._path.read_bytes()) if self._path else {}
         except (OSError, jsons.InvalidJson):
@@ -101,7 +101,7 @@ class DigestCache:
         }
 
     def _write(self, kept: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-        """Write what is kept, without the files that do not exist any more; return what remains."""
+        """Write the kept digests, without those of files that no longer exist; return the others."""
         kept = {path: row for path, row in kept.items() if os.path.exists(path)}
         if self._path is not None:
             try:
@@ -122,5 +122,5 @@ def _digest(files: Sequence[FileState], stop: threading.Event) -> str:
         with state.path.open("rb", buffering=0) as file:
             while not stop.is_set() and (length := file.readinto(piece)):
                 total.update(memoryview(piece)[:length])
-    unchanged = all(FileState.look(state.path) == state for state in files)
+    unchanged = all(FileState.read(state.path) == state for state in files)
     return total.hexdigest() if unchanged and not stop.is_set() else ""

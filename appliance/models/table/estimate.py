@@ -75,7 +75,7 @@ def estimate_memory(model: Model, system: System, header: GgufHeader | None) -> 
 
 
 def _draft_bytes(model: Model, system: System) -> int:
-    """Return what the draft model takes, with a cache for the same context; it shares the process."""
+    """Return the memory of the draft model, with a cache for the same context, in the same process."""
     path: Path | None = model.draft_model_path
     if path is None:
         return 0

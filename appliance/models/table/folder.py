@@ -1,16 +1,13 @@
-"""A folder of model files as a table: which of its files are models, and what they are called (MODEL_DIR).
+"""A folder of model files as a table: which of its files are models, and their names (MODEL_DIR).
 
-1. A file is a model by its name without the ending; one in parts (`…-00001-of-00003`) is one model, by the
-name without
-   that.
-2. Of files with the same name, those in sub-folders are called `sub-folder/name`.
-3. `mmproj*.gguf`, and what says of itself that it is one, is a projector for images: that of all text models
-in its
-   sub-folder. With a second one beside it, or among several models in the top folder, it cannot be told whose
-   it is: it is left out, with a warning.
-4. Adapters and other files that say of themselves that they are no models are left out.
-5. A file that cannot be read or is not GGUF is a model all the same: a request for it says why it does not
-load.
+1. A file is a model, named by its file name without the ending. A model in parts (`…-00001-of-00003`) is one
+   model, named without that suffix.
+2. Of files with the same name, those in sub-folders are named `sub-folder/name`.
+3. `mmproj*.gguf`, and a file whose header says that it is one, is a projector for images, for all text models
+   in its sub-folder. With a second projector beside it, or among several models in the top folder, it is
+   unclear which models it belongs to: it is left out, with a warning.
+4. Adapters, and files whose headers say that they are no models, are left out.
+5. A file that cannot be read or is not GGUF is listed as a model: a request for it says why it does not load.
 """
 
 from collections import Counter

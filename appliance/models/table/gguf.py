@@ -1,6 +1,6 @@
-"""The header of a GGUF file: what a model says of itself, read without loading it.
+"""The header of a GGUF file, read without loading the model.
 
-No file is trusted: every length is compared with the file's own before anything is read by it.
+No file is trusted: every length is compared with the size of the file before it is used.
 Source: the GGUF specification, versions 2 and 3.
 """
 
@@ -77,7 +77,7 @@ _RANK = 4  # LLAMA_POOLING_TYPE_RANK: it pools to a score
 
 
 class InvalidGguf(ValueError):
-    """The file is not GGUF, is incomplete, or says things of itself that are impossible."""
+    """The file is not GGUF, is incomplete, or has an impossible header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class ParameterCount:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """What a file says of itself. `values`: by key; arrays are lists, long ones a `ParameterCount`."""
+    """The header of a file. `values`: by key; arrays are lists, long ones a `ParameterCount`."""
 
     version: int
     tensors: int
@@ -317,7 +317,7 @@ class _Reader:
         return struct.unpack_from(form, self._data, start)[0]
 
     def _skip(self, length: int, what: str) -> int:
-        """Go on by `length` bytes; return where they began."""
+        """Skip `length` bytes; return where they begin."""
         start = self._at
         if start + length > self._size:
             raise InvalidGguf(f"it ends within {what!r}: it is incomplete, or still being written")

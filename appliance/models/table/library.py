@@ -1,6 +1,6 @@
 """Facts about models, kept as long as their files stay as they are (path, size, time of change).
 
-All reading is done in threads. A caller waits for a header, and for a digest (digests.py) only a moment.
+Files are read in threads. A caller waits for a header, and for a digest (digests.py) only a short time.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from appliance.models.table.details import ModelDetails, gather_details
 from appliance.models.table.digests import DigestCache, FileState
 from appliance.models.table.gguf import InvalidGguf, count_parameters, gguf_parts, read_header
 
-DIGEST_WAIT_S = 2.0  # of one call; enough for some 3 GB
+DIGEST_WAIT_S = 2.0  # of one call; enough for about 3 GB
 EVERYTHING = 1 << 40  # elements: longer than any list
 
 
@@ -103,14 +103,14 @@ def _look_at_each(models: list[Model], kept: Mapping[str, _Kept]) -> dict[str, _
     for model in models:
         try:
             found[model.alias] = _look(model, kept.get(model.alias))
-        except (OSError, InvalidGguf):  # a call for this one alone says why
+        except (OSError, InvalidGguf):  # `details` of this model says why
             continue
     return found
 
 
 def _look(model: Model, kept: _Kept | None) -> _Kept:
     """Return a model's facts, from `kept` if its files have not changed. Raises OSError, InvalidGguf."""
-    files = tuple(FileState.look(path) for path in gguf_parts(model.path))
+    files = tuple(FileState.read(path) for path in gguf_parts(model.path))
     if kept is not None and kept.files == files and kept.params == model.params:
         return kept
     details = gather_details(

@@ -1,6 +1,6 @@
 """The models that were pulled: a small index in the folder of downloads, read at each start and reload.
 
-The files lie below that folder and are named relative to it, so that the folder can be moved.
+The files are below that folder and named relative to it, so that the folder can be moved.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,8 @@
 """The JSON schema of the configuration file, for editors; shipped as etc/models.schema.json.
 
-Name it in the file as `"$schema": "models.schema.json"`. It has the limits of each key. What only shows when
-keys are seen together, or in the files that they name, `appliance check` and `appliance models check` say.
+Name it in the file as `"$schema": "models.schema.json"`. It has the limits of each key. Errors in the
+combination of keys, or in the files that they name, are found by `appliance check` and `appliance models
+check`.
 """
 
 from typing import Any
