@@ -14,6 +14,7 @@ from appliance.engines.metrics.scrape import CurrentScraper, Scraper, ScrapeTarg
 from appliance.engines.overview import Overview
 from appliance.engines.router import Router
 from appliance.engines.types import BackendState
+from appliance.front.anthropic.handlers import AnthropicHandlers
 from appliance.front.balance import BalanceHandlers
 from appliance.front.downloads import DownloadHandlers
 from appliance.front.lora import LoraHandlers
@@ -54,6 +55,7 @@ def build_front(appliance: Appliance) -> HttpServer:
         LoraHandlers(appliance.lora_orders),
         OpenAIHandlers(router, heartbeat_s=heartbeat_s, manager=manager),
         ResponsesHandlers(router, clock=clock, heartbeat_s=heartbeat_s),
+        AnthropicHandlers(router, heartbeat_s=heartbeat_s),
         OllamaHandlers(
             router,
             clock=clock,

@@ -15,12 +15,12 @@ from appliance.base.metrics.registry import Metrics
 from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.base.watch import Watched
 from appliance.engines.backends.adapters import ADAPTER_NOT_LOADED, AdapterNotLoaded
-from appliance.engines.backends.contract import Backend, BackendCallbacks
-from appliance.engines.direct import DirectAccess
+from appliance.engines.backends.contract import Backend, BackendCallbacks, TokenCounter
+from appliance.engines.direct import UP, DirectAccess
 from appliance.engines.dispatch import Dispatcher
 from appliance.engines.dispatch_request import DispatchRequest, hash_prompt_prefixes
 from appliance.engines.pool import Pool, Pools
-from appliance.engines.routes import AdapterLookup, Routes
+from appliance.engines.routes import AdapterLookup, ModelRoute, Routes
 from appliance.engines.settings import EngineSettings
 from appliance.engines.stream import GeneratedStream
 from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard
@@ -188,6 +188,27 @@ class Router:
             return self._as_stream(reply.body, request)
         return reply
 
+    async def count_tokens(self, request: EngineRequest) -> int | None:
+        """Count the tokens of a chat's prompt, without a slot and without loading a model.
+
+        Returns:
+            None = no backend that would be asked first for the model can count them now.
+
+        Raises:
+            NoSuchModel: No backend serves the model.
+            ApplianceError: What `Routes.find` raises.
+        """
+        route, pin, now_s = self._find_route(request), request.options.pin, self._clock.monotonic_s()
+        for backend in route.stages[0].serving(route.model):
+            is_asked = not pin or backend.name == pin
+            if not (is_asked and isinstance(backend, TokenCounter) and backend.status(now_s) in UP):
+                continue
+            tokens = await backend.count_tokens(route.model, request.body)
+            if tokens is not None:
+                request.receipt.backend = backend.name
+                return tokens
+        return None
+
     def _as_stream(self, body: bytes, request: EngineRequest) -> EngineReply:
         """Cut a whole response into a stream; UPSTREAM_STREAMING=relay: without pauses."""
         settings = self.settings
@@ -201,7 +222,7 @@ class Router:
         )
         return EngineReply(events=GeneratedStream(events), content_type=SSE_CONTENT_TYPE)
 
-    def _route(self, request: EngineRequest, deadline_s: float) -> DispatchRequest:
+    def _find_route(self, request: EngineRequest) -> ModelRoute:
         """Find the route of a request, and record it in the receipt.
 
         Raises:
@@ -216,6 +237,11 @@ class Router:
         request.wanted_model, request.public_model = route.model, route.card.id
         receipt.model, receipt.public_model, receipt.reason = request.model, route.card.id, route.reason
         receipt.streamed = request.stream
+        return route
+
+    def _route(self, request: EngineRequest, deadline_s: float) -> DispatchRequest:
+        """Return what the dispatcher needs to place a request; raise as `_find_route` does."""
+        route, receipt, options = self._find_route(request), request.receipt, request.options
         return DispatchRequest(
             stages=route.stages,
             model=route.model,

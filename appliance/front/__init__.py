@@ -1,6 +1,7 @@
-"""The HTTP interface: OpenAI's and Ollama's dialects, models, downloads, adapters, status, metrics.
+"""The HTTP interface: dialects of OpenAI, Anthropic, Ollama; models, downloads, adapters, status, metrics.
 
 Modules:
+    anthropic: Anthropic's dialect.
     balance: addresses about backends and load balancing.
     downloads: addresses of downloads and their jobs.
     lora: addresses of LoRA adapters.

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from appliance.base.markdown import markdown_table
+from appliance.front.anthropic.handlers import AnthropicHandlers
 from appliance.front.balance import BalanceHandlers
 from appliance.front.downloads import DownloadHandlers
 from appliance.front.lora import LoraHandlers
@@ -26,7 +27,8 @@ tables in the code by `appliance routes --markdown`.
 - *Access*: `public` is open to all; `client` needs a key of `APPLIANCE_API_KEYS`, where keys are set;
   `operator` needs a key of `OPERATOR_API_KEYS`, or a caller on this machine where no keys are set.
 - *Errors*: `openai` is `{"error": {"message", "type", "param", "code"}}`, `ollama` is `{"error": text}`,
-  `detail` is `{"detail": text}`.
+  `anthropic` is `{"type": "error", "error": {"type", "message"}, "request_id"}`, `detail` is
+  `{"detail": text}`.
 - `{name}` is one piece of a path, `{name:.+}` one or more.
 """
 SECTIONS: tuple[tuple[str, tuple[type[RouteGroup], ...]], ...] = (
@@ -36,6 +38,7 @@ SECTIONS: tuple[tuple[str, tuple[type[RouteGroup], ...]], ...] = (
     ("Downloads", (DownloadHandlers,)),
     ("LoRA adapters", (LoraHandlers,)),
     ("OpenAI", (OpenAIHandlers, ResponsesHandlers)),
+    ("Anthropic", (AnthropicHandlers,)),
     ("Ollama", (OllamaHandlers,)),
 )
 SIDECAR: tuple[type[RouteGroup], ...] = (

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from appliance.base.balancing import Member
 from appliance.engines.outcome import Outcome
@@ -156,4 +156,21 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """Close what it has opened."""
+        ...
+
+
+@runtime_checkable
+class TokenCounter(Protocol):
+    """A backend that can count a prompt's tokens. One without this method cannot."""
+
+    async def count_tokens(self, model: str, body: dict[str, Any]) -> int | None:
+        """Return how many tokens the prompt of a chat has; it takes no slot, and loads no model.
+
+        Args:
+            model: As backends know it.
+            body: Of a chat request.
+
+        Returns:
+            None = it cannot count them at this moment.
+        """
         ...

@@ -26,6 +26,7 @@ from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.engines.backends.contract import NO_CALLBACKS, BackendCallbacks
 from appliance.engines.backends.demo_reply import (
     ReplyHead,
+    count_chat_tokens,
     read_prompts,
     render_completion,
     render_embeddings,
@@ -175,6 +176,10 @@ class DemoBackend:
         finally:
             if reply is None or reply.events is None:
                 slot.release(outcome)
+
+    async def count_tokens(self, model: str, body: dict[str, Any]) -> int | None:
+        """Count the tokens of a chat's prompt as its replies do."""
+        return count_chat_tokens(body["messages"])
 
     async def _answer(self, request: EngineRequest, slot: AnySlot) -> EngineReply:
         receipt, body = request.receipt, request.body

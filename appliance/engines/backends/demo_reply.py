@@ -50,7 +50,7 @@ def render_completion(
     n = _count_choices(body)
     render = _chat_choice if is_chat else _text_choice
     repeated = [part for part in parts for _ in range(n)]
-    prompt_tokens = _chat_tokens(body["messages"]) if is_chat else sum(map(count_tokens, texts))
+    prompt_tokens = count_chat_tokens(body["messages"]) if is_chat else sum(map(count_tokens, texts))
     reasoning_tokens = n * sum(count_tokens(part.reasoning) for part in parts)
     completion_tokens = n * sum(map(_completion_tokens, parts))
     digest = hashlib.blake2b(head.request_id.encode(), digest_size=12).hexdigest()
@@ -78,7 +78,8 @@ def _count_choices(body: dict[str, Any]) -> int:
     return n
 
 
-def _chat_tokens(messages: list[Any]) -> int:
+def count_chat_tokens(messages: list[Any]) -> int:
+    """Count the tokens of a chat's prompt."""
     return sum(
         count_tokens(jsons.dumps_text(message.get("content"))) + MESSAGE_TOKENS
         for message in messages

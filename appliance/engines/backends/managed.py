@@ -8,7 +8,7 @@ llama-server exits before the first byte is sent to another one, or to the same 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from appliance.base.clock import Clock
 from appliance.base.errors import Invalid
@@ -205,6 +205,13 @@ class ManagedBackend:
                 code="not_supported",
             )
         return name
+
+    async def count_tokens(self, model: str, body: dict[str, Any]) -> int | None:
+        """Let a llama-server of the model count them, where one is loaded (see TokenCounter)."""
+        served = self.find_model(model)
+        state = self.manager.model_states.get(served.card.parent or model) if served is not None else None
+        runners = [runner for runner in state.runners if runner.phase == "ready"] if state is not None else []
+        return await self._server(runners[0]).count_tokens(model, body) if runners else None
 
     # ---- sending
 

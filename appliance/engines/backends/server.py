@@ -1,5 +1,6 @@
 """One server of an engine: its state, its client for queries, and one attempt to send it a request."""
 
+import asyncio
 import math
 import ssl
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError
-from appliance.base.logs import SECRETS
+from appliance.base.logs import SECRETS, get_logger
 from appliance.base.metrics.registry import Metrics
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import Target, Timeouts, WireError
@@ -19,7 +20,7 @@ from appliance.engines.backends.served_models import ServedModels
 from appliance.engines.backends.server_state import ServerState
 from appliance.engines.backends.stats import BackendStats
 from appliance.engines.dialects.client import HttpEngineClient
-from appliance.engines.dialects.contract import EngineClient, LoraDialect
+from appliance.engines.dialects.contract import EngineClient, LoraDialect, TokenCountingDialect
 from appliance.engines.metrics.extras import EngineExtras
 from appliance.engines.metrics.families import MEASURING
 from appliance.engines.outcome import BreakerEffect, Outcome
@@ -41,6 +42,9 @@ from appliance.engines.upstream.attempt import AttemptFailed
 from appliance.engines.upstream.exchange import AttemptObserver, Peer, UpstreamCall, exchange
 from appliance.engines.upstream.refusal import interpret_error
 from appliance.engines.upstream.request_body import render_body
+
+log = get_logger("backend")
+COUNT_TIMEOUT_S = 10.0  # for counting a prompt's tokens: an estimate is better than a long wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +270,19 @@ class EngineServer:
                     note=failed.note if failed else "",
                     retry_after_s=failed.retry_after_s if failed else None,
                 )
+
+    async def count_tokens(self, model: str, body: dict[str, Any]) -> int | None:
+        """Let the engine count the tokens of a chat's prompt (see TokenCounter)."""
+        dialect, served = self.state.dialect, self.models.find(model)
+        if not isinstance(dialect, TokenCountingDialect):
+            return None
+        named = {**body, "model": served.upstream if served is not None else model}
+        try:
+            async with asyncio.timeout(COUNT_TIMEOUT_S):
+                return await dialect.count_tokens(self.client, named)
+        except (WireError, ValueError, TimeoutError) as error:
+            log.debug("tokens not counted", backend=self.name, error=repr(error))
+            return None
 
     def _begin_receipt(self, request: EngineRequest, slot: AnySlot, served: ServedModel | None) -> str:
         """Record server and attempt in the receipt; return the model's name at the server."""

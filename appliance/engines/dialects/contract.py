@@ -89,6 +89,24 @@ class Dialect(Protocol):
         ...
 
 
+@runtime_checkable
+class TokenCountingDialect(Protocol):
+    """How one kind of engine counts a prompt's tokens. A dialect without this method cannot."""
+
+    async def count_tokens(self, client: EngineClient, body: dict[str, Any]) -> int:
+        """Return how many tokens the prompt of a chat has.
+
+        Args:
+            client: The way to the engine.
+            body: Of a chat request, `model` by the engine's own name.
+
+        Raises:
+            WireError: The engine cannot be reached.
+            ValueError: It cannot count them, or its reply makes no sense.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class LoraReply:
     """The result of a command to load or unload an adapter.

@@ -14,10 +14,14 @@ from appliance.engines.dialects.queries import (
     UnexpectedReply,
     first_owner,
     list_models,
+    read_count,
     read_json,
     served_model,
 )
 from appliance.engines.types import ModelCard, ServedModel
+
+# Of a chat's body: what becomes a part of the prompt.
+PROMPT_FIELDS = ("model", "messages", "tools", "tool_choice", "chat_template_kwargs")
 
 
 class LlamaCpp:
@@ -68,6 +72,16 @@ class LlamaCpp:
         if reply.status == 200 and b"default_generation_settings" in reply.body:
             return True
         return await first_owner(client) == "llamacpp"
+
+    async def count_tokens(self, client: EngineClient, body: dict[str, Any]) -> int:
+        """Render the prompt by the model's template, and count its tokens."""
+        chat = {name: body[name] for name in PROMPT_FIELDS if name in body}
+        rendered = read_json(await client.post("/apply-template", chat), "/apply-template")
+        prompt = rendered.get("prompt")
+        if not isinstance(prompt, str):
+            raise UnexpectedReply("/apply-template has no `prompt`")
+        wanted = {"content": prompt, "add_special": True, "parse_special": True}
+        return read_count(await client.post("/tokenize", wanted), "/tokenize", "tokens")
 
     async def load_adapter(
         self, client: EngineClient, name: str, path: str, *, is_pinned: bool = False

@@ -90,6 +90,20 @@ def smallest_context(models: dict[str, ServedModel]) -> int:
     return min((served.card.context_tokens for served in models.values()), default=0)
 
 
+def read_count(reply: QueryReply, path: str, name: str) -> int:
+    """Return a count in a reply: a number, or the length of a list.
+
+    Raises:
+        UnexpectedReply: There is none.
+    """
+    found = read_json(reply, path).get(name)
+    if isinstance(found, list):
+        return len(found)
+    if isinstance(found, int) and not isinstance(found, bool) and found >= 0:
+        return found
+    raise UnexpectedReply(f"{path} has no `{name}`")
+
+
 async def first_owner(client: EngineClient) -> str:
     """Return `owned_by` of the first model in lower case; "" without one. Raises WireError."""
     try:

@@ -18,6 +18,7 @@ from appliance.engines.dialects.queries import (
     QUERY_TIMEOUT_S,
     first_owner,
     list_models,
+    read_count,
     served_model,
     smallest_context,
     unlisted_adapter,
@@ -28,6 +29,9 @@ from appliance.engines.types import ServedModel
 LORA_REMEDY = (
     "Start it with --enable-lora, and with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment."
 )
+
+# Of a chat's body: what becomes a part of the prompt.
+PROMPT_FIELDS = ("model", "messages", "tools", "chat_template_kwargs")
 
 
 class Vllm:
@@ -57,6 +61,11 @@ class Vllm:
             return True
         reply = await client.get("/metrics", QUERY_TIMEOUT_S)
         return reply.status == 200 and (b"\nvllm:" in reply.body or b"\nvllm_" in reply.body)
+
+    async def count_tokens(self, client: EngineClient, body: dict[str, Any]) -> int:
+        """Let /tokenize render and count a chat's prompt."""
+        chat = {name: body[name] for name in PROMPT_FIELDS if name in body}
+        return read_count(await client.post("/tokenize", chat), "/tokenize", "count")
 
     async def load_adapter(
         self, client: EngineClient, name: str, path: str, *, is_pinned: bool = False

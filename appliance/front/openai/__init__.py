@@ -1,6 +1,7 @@
 """OpenAI's API.
 
 Modules:
+    anthropic_models: the list of models for Anthropic's clients.
     handlers: models, chat, completions, embeddings.
     responses: the Responses API, on top of chat completions.
     responses_objects: its objects: a response and its items.

@@ -12,6 +12,7 @@ from appliance.base.errors import Invalid, NoSuchModel
 from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.engines.router import Router
 from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation
+from appliance.front.openai.anthropic_models import ANTHROPIC_VERSION, anthropic_list, anthropic_model
 from appliance.front.pipeline.body import OPENAI_TYPES, check_messages, check_types, read_object
 from appliance.front.pipeline.errors import error_event
 from appliance.front.pipeline.late import respond_or_heartbeat
@@ -85,9 +86,13 @@ class OpenAIHandlers:
         """List the models.
 
         Returns:
-            `{"object": "list", "data": [{"id", "object": "model", "created", "owned_by", …}]}`.
+            `{"object": "list", "data": [{"id", "object": "model", "created", "owned_by", …}]}`; Anthropic's
+            list for its clients, who say so by the header `anthropic-version`.
         """
-        return json_response({"object": "list", "data": list(self._model_rows().values())})
+        rows = list(self._model_rows().values())
+        if ANTHROPIC_VERSION in request.headers:
+            return json_response(anthropic_list(rows))
+        return json_response({"object": "list", "data": rows})
 
     async def model(self, request: Request) -> Response:
         """Show one model, by its id or an alias; an id may have slashes.
@@ -95,12 +100,15 @@ class OpenAIHandlers:
         Raises:
             NoSuchModel: No model has this name; MODEL_STRICT does not matter here.
         """
-        wanted = request.params["model"]
+        row = self._row_of(request.params["model"])
+        return json_response(anthropic_model(row) if ANTHROPIC_VERSION in request.headers else row)
+
+    def _row_of(self, wanted: str) -> dict[str, Any]:
         for card in self._router.cards():
             if wanted == card.id or wanted in card.aliases:
-                return json_response(self._model_rows()[card.id])
+                return self._model_rows()[card.id]
         if self._manager is not None and wanted in self._manager.catalogue.models:
-            return json_response(self._model_rows()[wanted])
+            return self._model_rows()[wanted]
         raise NoSuchModel(f"The model {wanted!r} does not exist here.", param="model")
 
     def _model_rows(self) -> dict[str, dict[str, Any]]:

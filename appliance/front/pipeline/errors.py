@@ -38,6 +38,18 @@ OPENAI_TYPE = {
     Kind.INTERNAL: "server_error",
 }
 
+# By HTTP status; any other 4xx is invalid_request_error, any other 5xx api_error.
+ANTHROPIC_TYPE = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
 
 def status_of(error: ApplianceError) -> int:
     """Return the HTTP status: `details["status"]`, which may be the upstream's own, else that of the kind."""
@@ -71,8 +83,29 @@ def ollama_error(error: ApplianceError) -> dict[str, Any]:
     return body
 
 
-def error_body(error: ApplianceError, dialect: str) -> bytes:
-    """Render an error as a JSON body of a dialect: openai, ollama, or detail (`{detail: text}`)."""
+def anthropic_error(error: ApplianceError, request_id: str) -> dict[str, Any]:
+    """Render Anthropic's error object, `{type, error: {type, message}, request_id}`.
+
+    The failed `attempts` are added where there are some.
+    """
+    status = status_of(error)
+    body: dict[str, Any] = {
+        "type": ANTHROPIC_TYPE.get(status, "invalid_request_error" if status < 500 else "api_error"),
+        "message": error.message,
+    }
+    if "attempts" in error.details:
+        body["attempts"] = error.details["attempts"]
+    return {"type": "error", "error": body, "request_id": request_id or None}
+
+
+def error_body(error: ApplianceError, dialect: str, request_id: str = "") -> bytes:
+    """Render an error as a JSON body of a dialect: openai, ollama, anthropic, detail (`{detail: text}`).
+
+    Args:
+        request_id: For the dialect that shows it (anthropic); "" = unknown.
+    """
+    if dialect == "anthropic":
+        return jsons.dumps(anthropic_error(error, request_id))
     if dialect == "ollama":
         return jsons.dumps(ollama_error(error))
     if dialect == "detail":
@@ -80,15 +113,18 @@ def error_body(error: ApplianceError, dialect: str) -> bytes:
     return jsons.dumps({"error": openai_error(error)})
 
 
-def error_event(error: ApplianceError, dialect: str) -> bytes:
+def error_event(error: ApplianceError, dialect: str, request_id: str = "") -> bytes:
     """Render a failure inside a stream as the last piece of the dialect's stream.
 
-    1. ollama → a line of NDJSON
-    2. openai → an SSE event, with no [DONE] after it: the response is not complete
+    1. ollama    → a line of NDJSON
+    2. anthropic → an SSE event `error`
+    3. openai    → an SSE event, with no [DONE] after it: the response is not complete
     """
     if dialect == "ollama":  # 1
         return jsons.dumps(ollama_error(error)) + b"\n"
-    return b"data: " + jsons.dumps({"error": openai_error(error)}) + b"\n\n"  # 2
+    if dialect == "anthropic":  # 2
+        return b"event: error\ndata: " + jsons.dumps(anthropic_error(error, request_id)) + b"\n\n"
+    return b"data: " + jsons.dumps({"error": openai_error(error)}) + b"\n\n"  # 3
 
 
 def error_headers(error: ApplianceError) -> list[tuple[str, str]]:

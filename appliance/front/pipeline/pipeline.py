@@ -206,9 +206,13 @@ class RequestPipeline:
 
     def error_response(self, error: ApplianceError, dialect: str, receipt: Receipt | None = None) -> Response:
         """Render an error as a response of the dialect, and record it in the receipt."""
+        headers, request_id = error_headers(error), ""
         if receipt is not None:
             receipt.error = f"{error.kind.value}: {error.message}"
-        return Response(status_of(error), error_body(error, dialect), headers=error_headers(error))
+            request_id = receipt.id
+            if dialect == "anthropic":
+                headers.append(("request-id", request_id))  # where its clients look for it
+        return Response(status_of(error), error_body(error, dialect, request_id), headers=headers)
 
     def fail_stream(self, error: Exception, request: Request) -> ApplianceError:
         """Record that a stream failed; return the error to render as its last piece."""

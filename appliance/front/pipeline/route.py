@@ -23,7 +23,7 @@ class Route:
         path: `{name}` is one piece, `{name:.+}` one or more, `{name:a|b}` one of these. The first route that
             matches is taken.
         handler: Serves the address; its docstring's first line is the address's `summary`.
-        dialect: How errors are rendered: openai, ollama or detail.
+        dialect: How errors are rendered: openai, anthropic, ollama or detail.
         access: Who may call.
         is_hot: Served by the fast connection where the request allows it (server/fast_connection.py).
         is_open_while_draining: Served also while the appliance takes no new requests.

@@ -48,7 +48,8 @@ class HttpServer:
 
         Args:
             passthrough: Serves the addresses that are not in the table; None = 404.
-            dialect: How errors at unknown addresses are rendered; "" = by the address, Ollama's below /api.
+            dialect: How errors at unknown addresses are rendered; "" = by the address: Ollama's below
+                /api, Anthropic's below /v1/messages.
         """
         self.pipeline = pipeline
         self.connections = Connections(pipeline, routes, clock=clock)
@@ -290,7 +291,11 @@ class HttpServer:
         return sorted({m for route in self._routes if route.fits(path) for m in route.methods})
 
     def _dialect_at(self, path: str) -> str:
-        return self._dialect or ("ollama" if path.startswith("/api/") else "openai")
+        if self._dialect:
+            return self._dialect
+        if path.startswith("/api/"):
+            return "ollama"
+        return "anthropic" if path.startswith("/v1/messages") else "openai"
 
     def _is_passed_on(self, web_request: web.Request) -> bool:
         """Whether a request is passed on to a backend.

@@ -1,0 +1,145 @@
+"""Anthropic's Messages API: whole messages, event streams, and the count of a prompt's tokens.
+
+Requests are translated in request.py and content.py, replies in response.py and stream.py. What cannot be
+used here is left out and named in the header `x-appliance-ignored`.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from appliance.base.sse import SSE_CONTENT_TYPE
+from appliance.engines.router import Router
+from appliance.engines.stream import GeneratedStream, start_stream
+from appliance.engines.types import EngineReply, EngineRequest, Operation
+from appliance.front.anthropic.request import TranslatedRequest, to_chat
+from appliance.front.anthropic.response import new_message, to_message
+from appliance.front.anthropic.stream import PING, MessagesStream
+from appliance.front.anthropic.token_estimate import estimate_tokens
+from appliance.front.pipeline.body import read_object
+from appliance.front.pipeline.errors import error_event
+from appliance.front.pipeline.late import respond_or_heartbeat
+from appliance.front.pipeline.replies import parse_error_reply, parse_reply
+from appliance.front.pipeline.request import Request
+from appliance.front.pipeline.response import Response, json_response
+from appliance.front.pipeline.route import Route
+from appliance.front.pipeline.sse import SSE_HEADERS
+
+DIALECT = "anthropic"
+IGNORED, ESTIMATE = "x-appliance-ignored", "x-appliance-estimate"
+MAX_NAMES, MAX_NAME_CHARACTERS = 20, 64  # in the header: the names are the client's
+_UNPRINTABLE = re.compile(r"[^A-Za-z0-9_.:-]")
+Headers = list[tuple[str, str]]
+
+
+class AnthropicHandlers:
+    """The handlers of `/v1/messages`.
+
+    Args:
+        heartbeat_s: Returns the seconds after which a stream that waits gets its headers and pings; 0 =
+            never.
+    """
+
+    def __init__(self, router: Router, *, heartbeat_s: Callable[[], float] = lambda: 0.0) -> None:
+        self._router = router
+        self._heartbeat_s = heartbeat_s
+
+    def routes(self) -> list[Route]:
+        """Return this group's addresses."""
+        return [
+            Route(("POST",), "/v1/messages", self.create, dialect=DIALECT, is_hot=True),
+            Route(("POST",), "/v1/messages/count_tokens", self.count_tokens, dialect=DIALECT, is_hot=True),
+        ]
+
+    async def create(self, request: Request) -> Response:
+        """Answer a conversation with a message, whole or as a stream of events."""
+        asked = read_object(request.body)
+        translated = to_chat(asked)
+        is_stream = asked.get("stream") is True
+        if is_stream:
+            translated.body |= {"stream": True, "stream_options": {"include_usage": True}}
+        engine_request = self._engine_request(request, asked, translated, is_stream=is_stream)
+        headers = _headers(request, translated)
+        if is_stream:
+            return await self._answer_stream(request, engine_request, translated, headers)
+        value = parse_reply(await self._ask(engine_request))
+        message = to_message(
+            value, model=engine_request.public_model, shows_thinking=translated.shows_thinking
+        )
+        return replace(json_response(message), headers=headers)
+
+    async def count_tokens(self, request: Request) -> Response:
+        """Count the tokens of a prompt, by the model's engine; estimated where it cannot count them.
+
+        Returns:
+            `{"input_tokens"}`, with the header `x-appliance-estimate: 1` where it is an estimate.
+        """
+        asked = read_object(request.body)
+        translated = to_chat(asked, needs_max_tokens=False)
+        engine_request = self._engine_request(request, asked, translated, is_stream=False)
+        tokens = await self._router.count_tokens(engine_request)
+        headers = _headers(request, translated)
+        if tokens is None:
+            tokens = estimate_tokens(translated.body)
+            headers.append((ESTIMATE, "1"))
+        return replace(json_response({"input_tokens": tokens}), headers=headers)
+
+    async def _answer_stream(
+        self,
+        request: Request,
+        engine_request: EngineRequest,
+        translated: TranslatedRequest,
+        headers: Headers,
+    ) -> Response:
+        form = Response(
+            content_type=SSE_CONTENT_TYPE,
+            headers=[*SSE_HEADERS, *headers],
+            on_error=partial(error_event, dialect=DIALECT, request_id=request.id),
+            heartbeat=PING,
+        )
+        return await respond_or_heartbeat(
+            self._start_stream(engine_request, form, shows_thinking=translated.shows_thinking),
+            form,
+            heartbeat_s=self._heartbeat_s(),
+            late_headers=engine_request.status_headers,
+        )
+
+    async def _start_stream(
+        self, engine_request: EngineRequest, form: Response, *, shows_thinking: bool
+    ) -> Response:
+        """Ask the engines; a failure before the first event becomes a status, not an event."""
+        reply = await self._ask(engine_request)
+        assert reply.events is not None
+        message = new_message(engine_request.public_model)
+        stream = MessagesStream(message, shows_thinking=shows_thinking)
+        pieces = GeneratedStream(stream.pieces(reply.events), reply.events)
+        return replace(form, pieces=await start_stream(pieces))
+
+    async def _ask(self, engine_request: EngineRequest) -> EngineReply:
+        """Ask the engines; raise their error where they return one."""
+        reply = await self._router.answer(engine_request)
+        if reply.status >= 400:
+            raise parse_error_reply(reply.status, reply.body or b"")
+        return reply
+
+    def _engine_request(
+        self, request: Request, asked: dict[str, Any], translated: TranslatedRequest, *, is_stream: bool
+    ) -> EngineRequest:
+        model = asked.get("model") or ""
+        translated.body["model"] = model or self._router.resolve("").id
+        return EngineRequest(
+            Operation.CHAT, translated.body, None, model, is_stream, request.receipt, request.options
+        )
+
+
+def _headers(request: Request, translated: TranslatedRequest) -> Headers:
+    """Return the headers of a response: the id under Anthropic's name, and what was left out."""
+    headers = [("request-id", request.id)]
+    if translated.ignored:
+        names = [
+            _UNPRINTABLE.sub("?", name[:MAX_NAME_CHARACTERS]) for name in dict.fromkeys(translated.ignored)
+        ]
+        headers.append((IGNORED, ", ".join(names[:MAX_NAMES])))
+    return headers
