@@ -227,3 +227,10 @@ async def test_it_serves_every_name_and_says_that_it_is_the_demo() -> None:
         ("public",),
         BackendStatus.READY,
     )
+
+
+async def test_tokens_are_counted_as_replies_count_them() -> None:
+    scene = Scene()
+    await scene.chat("hello, world")
+    messages = [{"role": "user", "content": "hello, world"}]
+    assert await scene.backend.count_tokens("public", {"messages": messages}) == scene.receipt.prompt_tokens

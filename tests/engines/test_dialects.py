@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 
-from appliance.engines.dialects.contract import EngineHealth, LoraDialect, LoraReply
+from appliance.engines.dialects.contract import EngineHealth, LoraDialect, LoraReply, TokenCountingDialect
 from appliance.engines.dialects.queries import UnexpectedReply
 from appliance.engines.dialects.table import AUTO, DIALECTS
 from appliance.engines.specs import EngineKind
@@ -368,3 +368,58 @@ def test_a_lora_reply_says_whether_the_engine_has_the_adapter() -> None:
     replies = [LoraReply(outcome, 200, "") for outcome in outcomes]  # type: ignore[arg-type]
     assert [reply.outcome for reply in replies if reply.is_loaded] == ["done", "already"]
     assert [reply.outcome for reply in replies if reply.is_unloaded] == ["done", "unknown"]
+
+
+# ---- counting tokens
+
+CHAT: dict[str, Any] = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": "hello"}],
+    "tools": [{"type": "function"}],
+    "max_tokens": 5,
+}
+PROMPT = {name: CHAT[name] for name in ("model", "messages", "tools")}
+
+
+async def test_llamacpp_renders_a_prompt_and_counts_its_tokens() -> None:
+    client = PageClient().page("/apply-template", 200, {"prompt": "<user>hello"})
+    client.page("/tokenize", 200, {"tokens": [1, 2, 3]})
+    dialect = DIALECTS["llamacpp"]
+    assert isinstance(dialect, TokenCountingDialect)
+    assert await dialect.count_tokens(client, CHAT) == 3
+    assert client.commands == [
+        ("/apply-template", PROMPT),
+        ("/tokenize", {"content": "<user>hello", "add_special": True, "parse_special": True}),
+    ]
+
+
+async def test_vllm_counts_a_chats_tokens() -> None:
+    client = PageClient().page("/tokenize", 200, {"count": 7, "max_model_len": 100, "tokens": [1] * 7})
+    dialect = DIALECTS["vllm"]
+    assert isinstance(dialect, TokenCountingDialect)
+    assert await dialect.count_tokens(client, CHAT) == 7
+    assert client.commands == [("/tokenize", PROMPT)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "pages", "said"),
+    [
+        ("llamacpp", {}, "/apply-template answered 404"),
+        ("llamacpp", {"/apply-template": (200, {"prompt": 5})}, "no `prompt`"),
+        ("llamacpp", {"/apply-template": (200, {"prompt": "x"})}, "/tokenize answered 404"),
+        ("vllm", {}, "/tokenize answered 404"),
+        ("vllm", {"/tokenize": (200, {"count": -1})}, "no `count`"),
+        ("vllm", {"/tokenize": (200, {"count": True})}, "no `count`"),
+        ("vllm", {"/tokenize": (200, "<html>")}, "/tokenize is not JSON"),
+    ],
+)
+async def test_a_count_that_makes_no_sense_is_refused(kind: str, pages: dict[str, Any], said: str) -> None:
+    dialect = DIALECTS[kind]
+    assert isinstance(dialect, TokenCountingDialect)
+    with pytest.raises(UnexpectedReply, match=said):
+        await dialect.count_tokens(PageClient(pages), CHAT)
+
+
+@pytest.mark.parametrize("kind", ["sglang", "openai"])
+def test_other_engines_count_no_chats_tokens(kind: str) -> None:
+    assert not isinstance(DIALECTS[kind], TokenCountingDialect)

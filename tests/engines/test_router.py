@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from appliance.base import jsons
-from appliance.base.errors import ApplianceError, Invalid, NotFound, Unavailable
+from appliance.base.errors import ApplianceError, Invalid, NoSuchModel, NotFound, Unavailable
 from appliance.engines.backends.adapters import AdapterNotLoaded, adapter_not_loaded
 from appliance.engines.router import MAX_REROUTES, Router
-from appliance.engines.types import BackendStatus, EngineReply
+from appliance.engines.types import BackendStatus, EngineReply, RequestOptions
 from tests.engines.routing import Adapters, routing, two_pools
 from tests.engines.scripted import OK, TableBackend, card, engine_request, pool_of
 
@@ -219,3 +219,54 @@ def test_a_request_has_status_headers_while_it_waits_for_a_model() -> None:
     assert request.status_headers() == []
     request.wait_headers = lambda: [("X-Queue-Position", "2")]
     assert request.status_headers() == [("X-Queue-Position", "2")]
+
+
+# ---- counting tokens
+
+
+class Counting(TableBackend):
+    """Counts a prompt's tokens; None = it cannot."""
+
+    counts: int | None = 7
+
+    async def count_tokens(self, model: str, body: dict[str, Any]) -> int | None:
+        self.asked.append(model)
+        return self.counts
+
+
+class CannotCount(Counting):
+    counts = None
+
+
+DOWN = BackendStatus.DOWN
+
+
+@pytest.mark.parametrize(
+    ("backends", "tokens", "counted_by"),
+    [
+        ([Counting("e0"), Counting("e1")], 7, "e0"),
+        ([Counting("e0", status=DOWN), Counting("e1", status=BackendStatus.FULL)], 7, "e1"),
+        ([CannotCount("e0"), Counting("e1")], 7, "e1"),
+        ([TableBackend("e0"), Counting("e1")], 7, "e1"),
+        ([TableBackend("e0"), CannotCount("e1"), Counting("e2", status=DOWN)], None, ""),
+        ([Counting("e0", models=["other"]), TableBackend("e1")], None, ""),
+    ],
+)
+async def test_tokens_are_counted_by_the_first_backend_that_can(
+    backends: list[TableBackend], tokens: int | None, counted_by: str
+) -> None:
+    request = engine_request(model="m")
+    assert await routing(pool_of(*backends)).count_tokens(request) == tokens
+    assert (request.receipt.backend, request.receipt.public_model) == (counted_by, "m")
+    assert request.receipt.prompt_tokens is None  # nothing was processed
+
+
+async def test_tokens_are_counted_by_the_backend_that_is_pinned() -> None:
+    request = engine_request(model="m", options=RequestOptions(pin="e1"))
+    assert await routing(pool_of(Counting("e0"), Counting("e1"))).count_tokens(request) == 7
+    assert request.receipt.backend == "e1"
+
+
+async def test_tokens_of_an_unknown_model_are_not_counted() -> None:
+    with pytest.raises(NoSuchModel):
+        await routing(pool_of(Counting("e0"))).count_tokens(engine_request(model="other"))

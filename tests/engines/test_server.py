@@ -22,7 +22,7 @@ from appliance.engines.backends.server import EngineServer
 from appliance.engines.dialects.contract import EngineFacts
 from appliance.engines.outcome import Outcome
 from appliance.engines.slots import AnySlot
-from appliance.engines.types import EngineReply, EngineRequest
+from appliance.engines.types import EngineReply, EngineRequest, ServedModel
 from appliance.engines.upstream.exchange import AttemptFailed
 from tests.engines.servers import chat, served, server_at
 from tests.fakes.engine_server import EngineServer as Engine
@@ -417,3 +417,29 @@ async def test_its_adapters_are_in_the_extras_of_its_page() -> None:
     assert (server.engine_extras(0.5).kv_usage, server.engine_extras(None).adapters) == (0.5, None)
     server.state.update_facts(EngineFacts({"tiny": served("tiny"), "sql": served("sql", parent="tiny")}))
     assert server.engine_extras(None).adapters == ("sql",)
+
+
+# ---- counting tokens
+
+
+async def test_the_engine_counts_tokens_under_its_own_name_of_the_model() -> None:
+    server, pages = server_at(), PageClient().page("/tokenize", 200, {"count": 7})
+    server.client = pages
+    server.state.update_facts(EngineFacts({"tiny": ServedModel(served("tiny").card, "models/tiny")}))
+    assert await server.count_tokens("tiny", {"messages": []}) == 7
+    assert pages.commands == [("/tokenize", {"messages": [], "model": "models/tiny"})]
+
+
+@pytest.mark.parametrize(
+    ("kind", "page"),
+    [
+        ("sglang", (200, {"count": 7})),
+        ("vllm", (404, "")),
+        ("vllm", Unreachable("gone", phase="connect")),
+        ("vllm", TimeoutError()),
+    ],
+)
+async def test_an_engine_that_cannot_count_is_no_failure(kind: str, page: Any) -> None:
+    server = server_at(kind=kind)
+    server.client = PageClient({"/tokenize": page})
+    assert await server.count_tokens("tiny", {"messages": []}) is None

@@ -5,7 +5,23 @@ from typing import Any
 
 import pytest
 
-from appliance.base.errors import Exhausted, Invalid, Kind, Unauthenticated, UpstreamFailed
+from appliance.base.errors import (
+    ApplianceError,
+    Conflict,
+    Exhausted,
+    Forbidden,
+    Internal,
+    Invalid,
+    Kind,
+    NoSuchModel,
+    NotFound,
+    TimedOut,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    Unsupported,
+    UpstreamFailed,
+)
 from appliance.engines.types import EngineReply
 from appliance.front.pipeline.errors import (
     HTTP_STATUS,
@@ -34,6 +50,14 @@ def test_an_upstreams_own_status_is_kept(details: dict[str, Any], status: int) -
     [
         ("openai", {"error": {"message": "no", "type": "invalid_request_error", "param": "n", "code": "c"}}),
         ("ollama", {"error": "no"}),
+        (
+            "anthropic",
+            {
+                "type": "error",
+                "error": {"type": "invalid_request_error", "message": "no"},
+                "request_id": None,
+            },
+        ),
         ("detail", {"detail": "no"}),
     ],
 )
@@ -54,6 +78,37 @@ def test_failed_attempts_and_own_fields_are_added() -> None:
     }
     assert json.loads(error_body(error, "ollama")) == {"error": "no", "attempts": [{"endpoint": "e"}]}
     assert json.loads(error_body(error, "detail")) == {"detail": "no"}
+    assert json.loads(error_body(error, "anthropic"))["error"]["attempts"] == [{"endpoint": "e"}]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (Invalid("no"), "invalid_request_error"),
+        (Unauthenticated("no"), "authentication_error"),
+        (Forbidden("no"), "permission_error"),
+        (NotFound("no"), "not_found_error"),
+        (NoSuchModel("no"), "not_found_error"),
+        (Conflict("no"), "invalid_request_error"),
+        (TooLarge("no"), "request_too_large"),
+        (Exhausted("no"), "rate_limit_error"),
+        (Unsupported("no"), "api_error"),
+        (TimedOut("no"), "timeout_error"),
+        (Unavailable("no"), "overloaded_error"),
+        (UpstreamFailed("no"), "api_error"),
+        (Internal("no"), "api_error"),
+        (Invalid("no", details={"status": 429}), "rate_limit_error"),
+        (UpstreamFailed("no", details={"status": 529}), "overloaded_error"),
+    ],
+)
+def test_anthropics_type_follows_the_status(error: ApplianceError, kind: str) -> None:
+    assert json.loads(error_body(error, "anthropic", "req_1")) == {
+        "type": "error",
+        "error": {"type": kind, "message": "no"},
+        "request_id": "req_1",
+    }
+    event = error_event(error, "anthropic", "req_1")
+    assert event == b"event: error\ndata: " + error_body(error, "anthropic", "req_1") + b"\n\n"
 
 
 def test_a_failure_in_a_stream_is_the_dialects_last_piece() -> None:

@@ -55,6 +55,16 @@ async def test_models_have_openais_fields_and_what_is_known() -> None:
     }
 
 
+async def test_models_have_anthropics_fields_for_its_clients() -> None:
+    version = {"anthropic-version": "2023-06-01"}
+    body = json_of(await Api().handlers.models(make_request(headers=version)))
+    assert [model["id"] for model in body["data"]] == ["house/model", "style"]
+    assert (body["has_more"], body["first_id"], body["last_id"]) == (False, "house/model", "style")
+    row = json_of(await Api().handlers.model(make_request(headers=version, model="house")))
+    assert row == body["data"][0]
+    assert (row["type"], row["display_name"], row["max_input_tokens"]) == ("model", "house/model", 4096)
+
+
 async def test_models_that_run_here_are_owned_by_the_user() -> None:
     handlers = Api(StaticManager(off("local"))).handlers
     row = json_of(await handlers.model(make_request(model="local")))

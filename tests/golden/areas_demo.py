@@ -27,6 +27,7 @@ SCHEMA = {
     },
 }
 CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+MESSAGES = "/v1/messages"
 
 
 def say(text: str, **more: Any) -> dict[str, Any]:
@@ -178,6 +179,76 @@ async def responses() -> dict[str, Any]:
         await instance.note("delete", "DELETE", f"{RESPONSES}/resp_1")
         await instance.note("cancel", "POST", f"{RESPONSES}/resp_1/cancel", {})
         await instance.note("input items", "GET", f"{RESPONSES}/resp_1/input_items")
+        return instance.record
+
+
+async def anthropic() -> dict[str, Any]:
+    """Anthropic's Messages API."""
+
+    def ask(text: str, **more: Any) -> dict[str, Any]:
+        return say(text, model="demo", max_tokens=50) | more
+
+    tool = {"name": "weather", "input_schema": WEATHER["function"]["parameters"]}
+    search = {"type": "web_search_20250305", "name": "web_search"}
+    source = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
+    async with serving() as instance:
+        for name, body in {
+            "whole": ask("Hello"),
+            "stream": ask("Hello", stream=True),
+            "system": ask("Hello", system=[{"type": "text", "text": "be kind"}]),
+            "tools": ask("demo: tool weather", tools=[tool]),
+            "tools, stream": ask("demo: tool weather", tools=[tool], stream=True),
+            "a tool's result": ask(
+                "x",
+                tools=[tool],
+                tool_choice={"type": "none"},
+                messages=[
+                    {"role": "user", "content": "weather?"},
+                    {
+                        "role": "assistant",
+                        "content": [{"type": "tool_use", "id": "t", "name": "weather", "input": {}}],
+                    },
+                    {
+                        "role": "user",
+                        "content": [{"type": "tool_result", "tool_use_id": "t", "content": "sunny"}],
+                    },
+                ],
+            ),
+            "an image": ask(
+                "x", messages=[{"role": "user", "content": [{"type": "image", "source": source}]}]
+            ),
+            "thinking": ask("demo: think"),
+            "thinking, stream": ask("demo: think", stream=True),
+            "thinking, not wanted": ask("demo: think", thinking={"type": "disabled"}),
+            "cut short": ask("demo: long 20", max_tokens=5),
+            "a schema": ask(
+                "x",
+                output_config={"format": {"type": "json_schema", "schema": tool["input_schema"]}},
+            ),
+            "something left out": ask("Hello", tools=[tool, search], context_management={}),
+            "a stream that breaks": ask("demo: cut", stream=True),
+            **{f"status {status}": ask(f"demo: error {status}") for status in (400, 401, 404, 429, 500, 503)},
+            "status 429, stream": ask("demo: error 429", stream=True),
+            "no max_tokens": say("Hello"),
+            "no messages": {"max_tokens": 5},
+            "a document": ask(
+                "x",
+                messages=[
+                    {"role": "user", "content": [{"type": "document", "source": {"type": "base64"}}]}
+                ],
+            ),
+            "only tools that are not known": ask("x", tools=[search]),
+            "bad json": "{",
+        }.items():
+            await instance.note(name, "POST", MESSAGES, body)
+        await instance.note("with a query", "POST", f"{MESSAGES}?beta=true", ask("Hello"))
+        await instance.note("count", "POST", f"{MESSAGES}/count_tokens", say("Hello"))
+        await instance.note("count: no messages", "POST", f"{MESSAGES}/count_tokens", {})
+        await instance.note("by GET", "GET", MESSAGES)
+        await instance.note("unknown below it", "POST", f"{MESSAGES}/batches", {})
+        version = {"anthropic-version": "2023-06-01"}
+        await instance.note("models", "GET", "/v1/models", None, version)
+        await instance.note("model", "GET", "/v1/models/llama3.2-3b-instruct", None, version)
         return instance.record
 
 

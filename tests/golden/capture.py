@@ -21,6 +21,7 @@ AREAS: dict[str, Callable[[], Awaitable[dict[str, Any]]]] = {
     "openai": areas_demo.openai,
     "openai_strict": areas_demo.openai_strict,
     "responses": areas_demo.responses,
+    "anthropic": areas_demo.anthropic,
     "ollama": areas_demo.ollama,
     "http": areas_demo.http,
     "keys": areas_demo.keys,

@@ -118,7 +118,7 @@ def _assistant_message(blocks: list[tuple[str, dict[str, Any]]]) -> ChatMessage:
             calls.append(_call(path, block))
         elif kind == "thinking":
             reasoning += _string(block, "thinking", path)
-        elif kind != "redacted_thinking":  # encrypted: nobody here can read it
+        elif kind != "redacted_thinking":  # encrypted: no model here can read it
             text += _text(path, block)
     message: ChatMessage = {"role": "assistant", "content": text if text or not calls else None}
     if reasoning:

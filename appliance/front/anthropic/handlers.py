@@ -14,7 +14,7 @@ from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.engines.router import Router
 from appliance.engines.stream import GeneratedStream, start_stream
 from appliance.engines.types import EngineReply, EngineRequest, Operation
-from appliance.front.anthropic.request import TranslatedRequest, to_chat
+from appliance.front.anthropic.request import MessagesRequest, to_chat
 from appliance.front.anthropic.response import new_message, to_message
 from appliance.front.anthropic.stream import PING, MessagesStream
 from appliance.front.anthropic.token_estimate import estimate_tokens
@@ -90,7 +90,7 @@ class AnthropicHandlers:
         self,
         request: Request,
         engine_request: EngineRequest,
-        translated: TranslatedRequest,
+        translated: MessagesRequest,
         headers: Headers,
     ) -> Response:
         form = Response(
@@ -125,7 +125,7 @@ class AnthropicHandlers:
         return reply
 
     def _engine_request(
-        self, request: Request, asked: dict[str, Any], translated: TranslatedRequest, *, is_stream: bool
+        self, request: Request, asked: dict[str, Any], translated: MessagesRequest, *, is_stream: bool
     ) -> EngineRequest:
         model = asked.get("model") or ""
         translated.body["model"] = model or self._router.resolve("").id
@@ -134,7 +134,7 @@ class AnthropicHandlers:
         )
 
 
-def _headers(request: Request, translated: TranslatedRequest) -> Headers:
+def _headers(request: Request, translated: MessagesRequest) -> Headers:
     """Return the headers of a response: the id under Anthropic's name, and what was left out."""
     headers = [("request-id", request.id)]
     if translated.ignored:

@@ -58,7 +58,7 @@ THINKING = ("enabled", "disabled", "adaptive", "between_tools")
 
 
 @dataclass(slots=True)
-class TranslatedRequest:
+class MessagesRequest:
     """One request to `/v1/messages`, translated.
 
     Attributes:
@@ -72,7 +72,7 @@ class TranslatedRequest:
     ignored: list[str] = field(default_factory=list)
 
 
-def to_chat(asked: dict[str, Any], *, needs_max_tokens: bool = True) -> TranslatedRequest:
+def to_chat(asked: dict[str, Any], *, needs_max_tokens: bool = True) -> MessagesRequest:
     """Return a request as a chat.
 
     Args:
@@ -88,7 +88,7 @@ def to_chat(asked: dict[str, Any], *, needs_max_tokens: bool = True) -> Translat
         body["max_tokens"] = _max_tokens(asked.get("max_tokens"))
     messages, ignored = to_chat_messages(asked)
     body["messages"] = messages
-    translated = TranslatedRequest(body, ignored=ignored)
+    translated = MessagesRequest(body, ignored=ignored)
     if stops := _stop_sequences(asked.get("stop_sequences")):
         body["stop"] = stops
     if asked.get("tools"):
@@ -129,7 +129,7 @@ def _stop_sequences(values: Any) -> list[str]:
     return list(values or [])
 
 
-def _add_tools(translated: TranslatedRequest, asked: dict[str, Any]) -> None:
+def _add_tools(translated: MessagesRequest, asked: dict[str, Any]) -> None:
     """Add the tools that the client runs, and how they are to be chosen.
 
     Tools that Anthropic defines (web search, code execution, …) are left out: the models here do not know
@@ -197,7 +197,7 @@ def _tool_choice(choice: dict[str, Any], names: set[str]) -> Any:
     return TOOL_CHOICES[kind]
 
 
-def _add_thinking(translated: TranslatedRequest, thinking: dict[str, Any]) -> None:
+def _add_thinking(translated: MessagesRequest, thinking: dict[str, Any]) -> None:
     """Add whether the model is to think.
 
     1. nothing is said, or adaptive → as the model's template has it
