@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 SUBJECT_CPU, LOAD_CPU = "0", "1"
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PORT_POLL_S = 0.02
-STOP_S = 10  # a program has so long to exit
+STOP_TIMEOUT_S = 10  # for a program to exit
 STARTS = 5  # of the appliance, for the time to its first response
 Subject = tuple[int, int]  # pid, port
 CHAT = {
@@ -72,9 +72,9 @@ def memory_mb(pid: int) -> float:
     return total / 1024
 
 
-def wait_for_port(port: int, patience_s: float = 10) -> None:
+def wait_for_port(port: int, timeout_s: float = 10) -> None:
     """Wait until something listens on a port."""
-    for _ in range(int(patience_s / PORT_POLL_S)):
+    for _ in range(int(timeout_s / PORT_POLL_S)):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
@@ -91,7 +91,7 @@ def running_program(command: list[str], cpu: str, **more: Any) -> Iterator[subpr
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(STOP_S)
+            process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -169,12 +169,7 @@ class Bench:
             yield process.pid, port
 
     def load(
-        self,
-        mode: str,
-        port: int,
-        number: int,
-        seconds: float,
-        body: str = "chat.json",
+        self, mode: str, port: int, number: int, seconds: float, body: str = "chat.json"
     ) -> dict[str, float]:
         """Put load on a port; return what the load program measured.
 
@@ -208,25 +203,17 @@ class Bench:
         return found
 
     def record(self, subject: str, name: str, value: float) -> None:
-        """Note a result."""
+        """Record a result."""
         self.results.setdefault(name, {})[subject] = value
 
-    def per_core(
-        self,
-        mode: str,
-        pid: int,
-        port: int,
-        number: int,
-        body: str,
-        what: str,
-    ) -> float:
-        """Return `what` per second of the subject's processor time, the median of the rounds."""
+    def per_core(self, mode: str, pid: int, port: int, number: int, body: str, figure: str) -> float:
+        """Return `figure` per second of the subject's processor time, the median of the rounds."""
         self.load(mode, port, number, 1, body)
         values = []
         for _ in range(self.rounds):
             before = cpu_s(pid)
             found = self.load(mode, port, number, self.round_s, body)
-            values.append(found[what] / max(cpu_s(pid) - before, 1e-9))
+            values.append(found[figure] / max(cpu_s(pid) - before, 1e-9))
         return sorted(values)[len(values) // 2]
 
     def subjects(self, upstream: int) -> Iterator[tuple[str, AbstractContextManager[Subject]]]:
@@ -369,7 +356,7 @@ class Bench:
         self.record("appliance", "first response after start, s", sorted(times)[len(times) // 2])
 
     def show(self) -> None:
-        """Print the results as a table, and keep them in a file."""
+        """Print the results as a table, and write them to a file."""
         print(
             f"\n{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores, "
             "one for the subject\n"

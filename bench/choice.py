@@ -28,7 +28,7 @@ from appliance.engines.types import NO_OPTIONS, ModelCard, ServedModel
 COUNTS = (2, 16, 256)
 ROUNDS = 5
 ROUND_S = 0.2
-CALLS_PER_LOOK = 20  # at the clock
+CALLS_PER_CHECK = 20  # of the time
 
 
 def measure_us(action: Callable[[], object]) -> float:
@@ -38,9 +38,9 @@ def measure_us(action: Callable[[], object]) -> float:
         calls, started_s = 0, time.perf_counter()
         ends_s = started_s + ROUND_S
         while time.perf_counter() < ends_s:
-            for _ in range(CALLS_PER_LOOK):
+            for _ in range(CALLS_PER_CHECK):
                 action()
-            calls += CALLS_PER_LOOK
+            calls += CALLS_PER_CHECK
         rows.append((time.perf_counter() - started_s) / calls * 1e6)
     return statistics.median(rows)
 
@@ -54,7 +54,7 @@ def measure_strategy_us(strategy: str, count: int) -> float:
     return measure_us(lambda: balancer.choose(members, prefixes=prefixes))
 
 
-def router_of(count: int, wire: ConnectionPool, clock: SystemClock) -> Router:
+def make_router(count: int, wire: ConnectionPool, clock: SystemClock) -> Router:
     """Return a router before one pool of `count` servers that are ready."""
     settings, metrics = EngineSettings(), Metrics()
     router, pool = Router(settings, clock=clock, metrics=metrics), Pool("default", strategy="least_busy")
@@ -79,7 +79,7 @@ def router_of(count: int, wire: ConnectionPool, clock: SystemClock) -> Router:
 def measure_dispatcher_us(count: int, wire: ConnectionPool) -> float:
     """Measure taking a slot on one of `count` servers, and releasing it."""
     clock = SystemClock()
-    router = router_of(count, wire, clock)
+    router = make_router(count, wire, clock)
     request = DispatchRequest(
         stages=router.pools,
         model="m",

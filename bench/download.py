@@ -44,7 +44,7 @@ with ThreadPoolExecutor(8) as pool:
 """
 
 
-def make(folder: Path, files: dict[str, int]) -> None:
+def write_files(folder: Path, files: dict[str, int]) -> None:
     """Write files that are not all zeros, so that no client is fast by leaving holes."""
     source = random.Random(3)
     block = source.randbytes(MIB)
@@ -100,7 +100,7 @@ def write_listings(folder: Path, root: Path, files: dict[str, int]) -> str:
 
 
 @contextmanager
-def server(folder: Path, root: Path, files: dict[str, int], limit: str):
+def serve_files(folder: Path, root: Path, files: dict[str, int], limit: str):
     port = free_port()
     rules = write_listings(folder, root, files)
     (root / "nginx.conf").write_text(f"""
@@ -124,7 +124,7 @@ def server(folder: Path, root: Path, files: dict[str, int], limit: str):
         yield f"http://127.0.0.1:{port}"
 
 
-def subjects(url: str, workers: int) -> dict[str, list[str]]:
+def client_commands(url: str, workers: int) -> dict[str, list[str]]:
     """Return the commands; each is followed by the output folder."""
     ours = [sys.executable, "-m", "appliance", "download", "-w", str(workers), "-s"]
     return {
@@ -135,8 +135,8 @@ def subjects(url: str, workers: int) -> dict[str, list[str]]:
     }
 
 
-def once(command: list[str], out: Path, url: str, total: int) -> tuple[float, float]:
-    """Run one client; give wall and processor seconds."""
+def run_client(command: list[str], out: Path, url: str, total: int) -> tuple[float, float]:
+    """Run one client; return wall and processor seconds."""
     os.sync()
     environ = {
         **os.environ,
@@ -146,7 +146,7 @@ def once(command: list[str], out: Path, url: str, total: int) -> tuple[float, fl
         "SECRET_KEY": "b",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
-    before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    before, started_s = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     done = subprocess.run(
         [*command, str(out), url] if "-c" in command[1:2] else [*command, str(out)],
         env=environ,
@@ -154,7 +154,7 @@ def once(command: list[str], out: Path, url: str, total: int) -> tuple[float, fl
         text=True,
         timeout=300,
     )
-    wall = time.monotonic() - begun
+    wall = time.monotonic() - started_s
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     got = sum(
         path.stat().st_size for path in out.glob("*") if path.is_file() and not path.name.startswith(".")
@@ -197,13 +197,13 @@ def main() -> None:
         root = Path(tempfile.mkdtemp(prefix="bench-download-", dir=arguments.disk))
         try:
             (root / "files").mkdir()
-            make(root / "files", files)
+            write_files(root / "files", files)
             total = sum(files.values())
-            with server(root / "files", root, files, limit) as url:
+            with serve_files(root / "files", root, files, limit) as url:
                 found: dict[str, list[tuple[float, float]]] = {}
                 for _ in range(arguments.rounds):  # in turns, so that a busy moment meets all
-                    for name, command in subjects(url, 8).items():
-                        found.setdefault(name, []).append(once(command, root / "out", url, total))
+                    for name, command in client_commands(url, 8).items():
+                        found.setdefault(name, []).append(run_client(command, root / "out", url, total))
             for name, times in found.items():
                 wall, cpu = (statistics.median(values) for values in zip(*times, strict=True))
                 print(f"{title + ', ' + name:58}{wall:8.2f}{total / wall / 1e6:9.0f}{cpu:8.2f}", flush=True)

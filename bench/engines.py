@@ -3,10 +3,10 @@
     python -m bench.engines [--only streams|tail]
 
     streams   4 backends, 256 streams at a time over them all: events per core second, time to the first
-              token, memory, bad answers. The backends are bench/upstream.c: what is measured is what stands
-              before them.
+              token, memory, bad responses. The backends are bench/upstream.c: only the proxy in front of them
+              is measured.
     tail      4 real llama-servers with 2 slots each on a tiny model, one of them four times slower than the
-              others; lengths are skewed, arrivals are at random and do not wait for answers. The same
+              others; lengths are skewed, arrivals are random and do not wait for responses. The same
               arrivals for every strategy and for nginx `least_conn`.
 
 For `tail` the servers are slowed down by stopping and continuing them in turn, so that they, and not the two
@@ -47,10 +47,10 @@ from tests.tools import tiny_models
 TOOL = Path(__file__).parents[1] / "tests" / "tools" / "llama-server"
 BACKENDS, STREAMS, SLOTS = 4, 256, 2
 SPEEDS = (0.30, 0.30, 0.30, 0.075)  # parts of a core
-CYCLE_S = 0.04  # one turn of stop and go
-RHO = 0.85  # of what they can do
-TOKENS, SIGMA, MOST_TOKENS = 16, 0.9, 150
-PATIENCE = aiohttp.ClientTimeout(total=60)
+CYCLE_S = 0.04  # of stopping and continuing once
+LOAD = 0.85  # of what they can do
+TOKENS, SIGMA, MAX_TOKENS = 16, 0.9, 150
+CLIENT_TIMEOUT = aiohttp.ClientTimeout(total=60)
 STRATEGIES = (
     "least_busy",
     "power_of_two",
@@ -142,10 +142,10 @@ class Engines:
 # ---- streams
 
 
-def streams(bench: Bench) -> None:
+def measure_streams(bench: Bench) -> None:
     engines = Engines(bench.dir)
     print(f"\n{BACKENDS} backends, {STREAMS} streams at a time\n")
-    print(f"| | events per core second | first token p50 | p99 | memory | bad answers |\n|{' --- |' * 6}")
+    print(f"| | events per core second | first token p50 | p99 | memory | bad responses |\n|{' --- |' * 6}")
     for what, pace_ms in (("as fast as they come", 0), ("one every 10 ms", 10)):
         with ExitStack() as stack:
             ports = [
@@ -182,17 +182,18 @@ def streams(bench: Bench) -> None:
 # ---- tail
 
 
-class Slowed:
+class Throttled:
     """Processes that get only a part of a core: continued and stopped in turn."""
 
     def __init__(self, parts: dict[int, float]) -> None:
         self._parts = parts
         self._stop = threading.Event()
         self._threads = [
-            threading.Thread(target=self._turn, args=(pid, part), daemon=True) for pid, part in parts.items()
+            threading.Thread(target=self._throttle, args=(pid, part), daemon=True)
+            for pid, part in parts.items()
         ]
 
-    def __enter__(self) -> "Slowed":
+    def __enter__(self) -> "Throttled":
         for thread in self._threads:
             thread.start()
         return self
@@ -204,7 +205,7 @@ class Slowed:
         for pid in self._parts:
             os.kill(pid, signal.SIGCONT)
 
-    def _turn(self, pid: int, part: float) -> None:
+    def _throttle(self, pid: int, part: float) -> None:
         while not self._stop.is_set():
             os.kill(pid, signal.SIGCONT)
             time.sleep(CYCLE_S * part)
@@ -214,7 +215,7 @@ class Slowed:
 
 @contextmanager
 def llama_servers(folder: Path) -> Iterator[tuple[list[int], dict[int, float]]]:
-    """Run the servers; gives (ports, part of a core by process)."""
+    """Run the servers; yield (ports, part of a core by process)."""
     binary = subprocess.run([str(TOOL)], check=True, capture_output=True, text=True).stdout.strip()
     model = tiny_models.ensure(tiny_models.cached_folder()) / "tiny-chat.gguf"
     with ExitStack() as stack:
@@ -259,15 +260,15 @@ def llama_servers(folder: Path) -> Iterator[tuple[list[int], dict[int, float]]]:
         yield ports, parts
 
 
-def lengths(rng: random.Random, count: int) -> list[int]:
+def draw_lengths(rng: random.Random, count: int) -> list[int]:
     return [
-        max(4, min(MOST_TOKENS, round(TOKENS * rng.lognormvariate(-SIGMA * SIGMA / 2, SIGMA))))
+        max(4, min(MAX_TOKENS, round(TOKENS * rng.lognormvariate(-SIGMA * SIGMA / 2, SIGMA))))
         for _ in range(count)
     ]
 
 
-async def one(session: aiohttp.ClientSession, port: int, tokens: int) -> tuple[bool, str]:
-    """Ask for so many tokens; return (whether the response came whole, the backend)."""
+async def send_chat(session: aiohttp.ClientSession, port: int, tokens: int) -> tuple[bool, str]:
+    """Request so many tokens; return (whether the response came whole, the backend)."""
     body = {
         "model": "tiny",
         "messages": [{"role": "user", "content": "hello"}],
@@ -282,26 +283,28 @@ async def one(session: aiohttp.ClientSession, port: int, tokens: int) -> tuple[b
         ).partition(";")[0]
 
 
-async def capacity(port: int, seconds: float) -> float:
+async def measure_capacity(port: int, seconds: float) -> float:
     """Return the requests a second that the servers do when they are always full."""
     rng, done, ends_s = random.Random(0), 0, time.monotonic() + seconds
 
     async def worker(session: aiohttp.ClientSession) -> None:
         nonlocal done
         while time.monotonic() < ends_s:
-            is_good, _ = await one(session, port, lengths(rng, 1)[0])
+            is_good, _ = await send_chat(session, port, draw_lengths(rng, 1)[0])
             if not is_good:
-                raise SystemExit("an answer failed while the servers' capacity was measured")
+                raise SystemExit("a response failed while the servers' capacity was measured")
             done += time.monotonic() < ends_s
 
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=PATIENCE) as session:
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), timeout=CLIENT_TIMEOUT
+    ) as session:
         await asyncio.gather(
             *(worker(session) for _ in range(8 * SLOTS * len(SPEEDS)))
         )  # the slow one must not be all that is waited for
     return done / seconds
 
 
-async def arrivals(port: int, plan: list[tuple[float, int]]) -> tuple[list[float], int, Counter[str]]:
+async def send_arrivals(port: int, plan: list[tuple[float, int]]) -> tuple[list[float], int, Counter[str]]:
     """Send the plan's requests at their moments.
 
     Returns:
@@ -313,41 +316,41 @@ async def arrivals(port: int, plan: list[tuple[float, int]]) -> tuple[list[float
     async def request(at_s: float, tokens: int) -> None:
         nonlocal bad
         try:
-            is_good, backend = await one(session, port, tokens)
+            is_good, backend = await send_chat(session, port, tokens)
         except (aiohttp.ClientError, TimeoutError):
             is_good, backend = False, ""
         bad += not is_good
         backends[backend] += 1
-        took.append(time.monotonic() - began_s - at_s)
+        took.append(time.monotonic() - started_s - at_s)
 
     async with (
-        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=PATIENCE) as session,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=CLIENT_TIMEOUT) as session,
         asyncio.TaskGroup() as group,
     ):
-        began_s = time.monotonic()
+        started_s = time.monotonic()
         for at_s, tokens in plan:
-            await asyncio.sleep(max(0.0, began_s + at_s - time.monotonic()))
+            await asyncio.sleep(max(0.0, started_s + at_s - time.monotonic()))
             group.create_task(request(at_s, tokens))
     return took, bad, backends
 
 
-def planned(rate: float, seconds: float, seed: int) -> list[tuple[float, int]]:
+def plan_arrivals(rate: float, seconds: float, seed: int) -> list[tuple[float, int]]:
     rng, at_s, plan = random.Random(seed), 0.0, []
     while (at_s := at_s + rng.expovariate(rate)) < seconds:
-        plan.append((at_s, lengths(rng, 1)[0]))
+        plan.append((at_s, draw_lengths(rng, 1)[0]))
     return plan
 
 
-def tail(bench: Bench, *, seconds: float, rounds: int) -> None:
+def measure_tail(bench: Bench, *, seconds: float, rounds: int) -> None:
     engines = Engines(bench.dir)
-    with llama_servers(bench.dir) as (ports, parts), Slowed(parts):
+    with llama_servers(bench.dir) as (ports, parts), Throttled(parts):
         with engines.nginx(ports, keeps=False) as (_, port):
-            rate = RHO * asyncio.run(capacity(port, 12))
+            rate = LOAD * asyncio.run(measure_capacity(port, 12))
         subjects = ["nginx least_conn", *STRATEGIES]
         results: dict[str, list[float]] = {subject: [] for subject in subjects}
         failed, shares = Counter[str](), {subject: Counter[str]() for subject in subjects}
         for number in range(rounds):
-            plan = planned(rate, seconds, seed=number + 1)
+            plan = plan_arrivals(rate, seconds, seed=number + 1)
             mean_tokens = sum(tokens for _, tokens in plan) / len(plan)
             say(
                 f"round {number + 1} of {rounds}: {len(plan)} requests at {rate:.1f} a second, "
@@ -360,14 +363,14 @@ def tail(bench: Bench, *, seconds: float, rounds: int) -> None:
                     else engines.appliance(ports, strategy=subject, kind="llamacpp", model="tiny")
                 )
                 with opened as (_, port):
-                    took, bad, backends = asyncio.run(arrivals(port, plan))
+                    took, bad, backends = asyncio.run(send_arrivals(port, plan))
                 results[subject] += took
                 failed[subject] += bad
                 shares[subject] += backends
                 say(f"    {subject}: p99 {sorted(took)[int(len(took) * 0.99)]:.2f} s, {bad} failed")
     print(
         f"\n{len(SPEEDS)} llama-servers of {SLOTS} slots, one four times slower, "
-        f"at {RHO:.0%} of what they can do\n"
+        f"at {LOAD:.0%} of what they can do\n"
     )
     print(f"| | p50 | p90 | p99 | longest | failed | to the slow one |\n|{' --- |' * 7}")
     for subject, took in results.items():
@@ -395,9 +398,9 @@ def main() -> None:
     bench = Bench(arguments.quick)
     try:
         if arguments.only != "tail":
-            streams(bench)
+            measure_streams(bench)
         if arguments.only != "streams":
-            tail(
+            measure_tail(
                 bench,
                 seconds=5 if arguments.quick else arguments.seconds,
                 rounds=1 if arguments.quick else arguments.rounds,

@@ -1,9 +1,9 @@
 /* The load of the measurements.
-   load closed PORT CONNECTIONS SECONDS BODYFILE     each connection asks again as soon as it is answered
+   load closed PORT CONNECTIONS SECONDS BODYFILE     each connection sends again as soon as it has the response
    load rate   PORT PER_SECOND  SECONDS BODYFILE     a fixed rate over 64 connections; latency counts from the planned moment
    load stream PORT CONNECTIONS SECONDS BODYFILE     each connection reads streams to their end, again and again
    load hold   PORT CONNECTIONS SECONDS BODYFILE     open so many streams and keep reading them
-   Every answer is checked: status 200, whole, and the marker in it. Prints one line of name=value pairs. */
+   Every response is checked: status 200, whole, and the marker in it. Prints one line of name=value pairs. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -47,7 +47,7 @@ static long count(const char *p, int len, const char *what) {
     for (const char *end = p + len; (p = memmem(p, end - p, what, w)); p += w) n++;
     return n;
 }
-/* Read what came; 1 = the answer is complete. */
+/* Read what came; 1 = the response is complete. */
 static int take(struct conn *c) {
     int got = recv(c->fd, c->in + c->len, BUF - 1 - c->len, MSG_DONTWAIT);
     if (got <= 0) { if (got < 0 && errno == EAGAIN) return 0; if (c->busy) bad++; close(c->fd); dial(c); return -1; }

@@ -9,12 +9,13 @@
              requested the moment that it is ready
     memory   PSS of the appliance without a table, with 1 and with 100 models in it, none loaded; what a lease,
              a run of the scheduler and a reading of all models cost with 100 models (in process)
-    replay   A-B-A-B: requests for two models in turn, at fixed moments, one place: swaps and waits by MODEL_SWAP_WAIT_S
+    replay   A-B-A-B: requests for two models in turn, at fixed times, with one loaded at a time: swaps and
+             waits by MODEL_SWAP_WAIT_S
 
 The appliance is a process of its own with everything switched on; llama-servers are real, their models tiny.
-bench/spawned.c stands before llama-server and notes the clock as its first act: that is what "spawned" means
-here. Ready is when /health says so to somebody who asks each millisecond. Nothing is tied to a core. Bounded
-in count and time; loopback only.
+bench/spawned.c wraps llama-server and notes the clock as its first act: that is what "spawned" means here.
+Ready is when /health says so to a query each millisecond. Nothing is bound to a core. Bounded in count and
+time; loopback only.
 """
 
 import argparse
@@ -52,7 +53,7 @@ TOOL = Path(__file__).parents[1] / "tests" / "tools" / "llama-server"
 SLOTS, TOKENS = 4, 16
 PARTS = ("loaded", "cold", "memory", "replay")
 EVERY_CORE = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -61,16 +62,16 @@ class Counts:
 
     alone: int = 200
     busy: int = 100
-    colds: int = 15
+    cold_starts: int = 15
     starts: int = 3
     calls: int = 2000
     seconds: float = 10.0
 
 
-QUICK = Counts(alone=10, busy=5, colds=2, starts=1, calls=100, seconds=2.0)
+QUICK = Counts(alone=10, busy=5, cold_starts=2, starts=1, calls=100, seconds=2.0)
 
 
-# ---- asking
+# ---- requests
 
 
 @dataclass
@@ -83,16 +84,16 @@ class Client:
 
     port: int
     kept: socket.socket | None = None
-    asked: int = 0
+    sent: int = 0
 
-    def ask(self, body: bytes, path: str = "/v1/chat/completions") -> tuple[float, float, float]:
+    def send(self, body: bytes, path: str = "/v1/chat/completions") -> tuple[float, float, float]:
         """Send one request; return (sent, first event or byte, end) in seconds of the monotonic clock."""
-        if self.kept is None or self.asked >= 50 or b'"stream": true' in body:
+        if self.kept is None or self.sent >= 50 or b'"stream": true' in body:
             self.close()
-            self.kept = socket.create_connection(("127.0.0.1", self.port), PATIENCE_S)
+            self.kept = socket.create_connection(("127.0.0.1", self.port), TIMEOUT_S)
             self.kept.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.asked = 0
-        self.asked += 1
+            self.sent = 0
+        self.sent += 1
         head = (
             b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
             % (path.encode(), len(body))
@@ -102,7 +103,7 @@ class Client:
         while True:
             piece = self.kept.recv(65536)
             if not piece:
-                raise SystemExit(f"the connection ended in the middle of an answer: {data[-300:]!r}")
+                raise SystemExit(f"the connection ended in the middle of a response: {data[-300:]!r}")
             data += piece
             headers, found, rest = data.partition(b"\r\n\r\n")
             if not first_s and (b"data: {" in rest or (found and rest.startswith(b"{"))):
@@ -111,7 +112,7 @@ class Client:
                 break
         ended_s = time.monotonic()
         if not data.startswith(b"HTTP/1.1 200"):
-            raise SystemExit(f"an answer failed: {data[:600]!r}")
+            raise SystemExit(f"a response failed: {data[:600]!r}")
         return sent_s, first_s or ended_s, ended_s
 
     def close(self) -> None:
@@ -151,16 +152,16 @@ def is_healthy(port: int) -> bool:
 
 
 def wait_healthy(port: int) -> float:
-    """Ask each millisecond; give the moment when it was ready."""
-    until_s = time.monotonic() + PATIENCE_S
+    """Query each millisecond; return the time at which it was ready."""
+    until_s = time.monotonic() + TIMEOUT_S
     while time.monotonic() < until_s:
         if is_healthy(port):
             return time.monotonic()
         time.sleep(0.001)
-    raise SystemExit(f"the llama-server on {port} was not ready within {PATIENCE_S:g} s")
+    raise SystemExit(f"the llama-server on {port} was not ready within {TIMEOUT_S:g} s")
 
 
-def part_of(values: list[float], part: float) -> float:
+def percentile(values: list[float], part: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * part))]
 
 
@@ -176,12 +177,12 @@ class Subject:
     notes: Path
 
     def spawned(self) -> list[tuple[float, int, int]]:
-        """Give (moment, port, process id) of each llama-server that was started, oldest first."""
+        """Return (moment, port, process id) of each llama-server that was started, oldest first."""
         rows = [line.split() for line in self.notes.read_text().splitlines()] if self.notes.exists() else []
         return [(float(row[0]), int(row[1]), int(row[2])) for row in rows if len(row) == 3]
 
-    def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        one = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+    def send(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        one = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
         try:
             one.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body))
             return json.loads(one.getresponse().read())
@@ -189,17 +190,17 @@ class Subject:
             one.close()
 
     def unload(self, model: str) -> None:
-        """Unload a model, and wait until it is gone."""
-        self.ask("/api/generate", {"model": model, "keep_alive": 0, "stream": False})
-        until_s = time.monotonic() + PATIENCE_S
-        while self.ask("/api/ps")["models"]:
+        """Unload a model, and wait until it is stopped."""
+        self.send("/api/generate", {"model": model, "keep_alive": 0, "stream": False})
+        until_s = time.monotonic() + TIMEOUT_S
+        while self.send("/api/ps")["models"]:
             if time.monotonic() > until_s:
-                raise SystemExit(f"{model} was not unloaded within {PATIENCE_S:g} s")
+                raise SystemExit(f"{model} was not unloaded within {TIMEOUT_S:g} s")
             time.sleep(0.005)
 
 
 @dataclass
-class Workshop:
+class Setup:
     """Folder, llama-server and models of a run."""
 
     dir: Path
@@ -212,7 +213,7 @@ class Workshop:
         self.model = tiny_models.ensure(tiny_models.cached_folder()) / "tiny-chat.gguf"
 
     def wrapped(self, delay_ms: int) -> tuple[Path, Path]:
-        """Build what stands before llama-server; give (it, its notes)."""
+        """Build the wrapper of llama-server; return (it, its notes)."""
         self.number += 1
         made, notes = self.dir / f"server-{self.number}", self.dir / f"spawned-{self.number}"
         subprocess.run(
@@ -230,7 +231,7 @@ class Workshop:
         )
         return made, notes
 
-    def table(self, names: list[str], *, places: int) -> Path:
+    def table(self, names: list[str], *, max_models: int) -> Path:
         """Write a table of so many models, each with a file of its own."""
         models = {}
         for name in names:
@@ -244,7 +245,7 @@ class Workshop:
                 {
                     "models": models,
                     "system": {
-                        "max_concurrent_models": places,
+                        "max_concurrent_models": max_models,
                         "parallel_requests": SLOTS,
                         "cpu_threads": 1,
                         "min_vram_required": 200,
@@ -254,12 +255,14 @@ class Workshop:
         )
         return path
 
-    def environ(self, names: list[str], *, places: int = 3, delay_ms: int = 0) -> tuple[dict[str, str], Path]:
-        """Give (variables of an appliance with such a table, the notes)."""
+    def environ(
+        self, names: list[str], *, max_models: int = 3, delay_ms: int = 0
+    ) -> tuple[dict[str, str], Path]:
+        """Return (variables of an appliance with such a table, the notes)."""
         made, notes = self.wrapped(delay_ms)
         first = random.randrange(20_000, 29_900)
         named = (
-            {"CONFIG_PATH": str(self.table(names, places=places)), "LLAMA_SERVER_PATH": str(made)}
+            {"CONFIG_PATH": str(self.table(names, max_models=max_models)), "LLAMA_SERVER_PATH": str(made)}
             if names
             else {}
         )
@@ -279,9 +282,9 @@ class Workshop:
 
     @contextmanager
     def appliance(
-        self, names: list[str], *, places: int = 3, delay_ms: int = 0, **more: str
+        self, names: list[str], *, max_models: int = 3, delay_ms: int = 0, **more: str
     ) -> Iterator[Subject]:
-        environ, notes = self.environ(names, places=places, delay_ms=delay_ms)
+        environ, notes = self.environ(names, max_models=max_models, delay_ms=delay_ms)
         port = int(environ["PROXY_PORT"])
         with (
             open(self.dir / f"appliance-{self.number}.log", "w") as out,
@@ -300,13 +303,13 @@ class Workshop:
 # ---- loaded
 
 
-def loaded(shop: Workshop, counts: Counts) -> None:
+def loaded(setup: Setup, counts: Counts) -> None:
     found: dict[str, dict[str, list[float]]] = {}
-    with shop.appliance(["a"]) as subject:
-        Client(subject.port).ask(chat("a", stream=True))
+    with setup.appliance(["a"]) as subject:
+        Client(subject.port).send(chat("a", stream=True))
         ports = {"alone": subject.spawned()[-1][1], "appliance": subject.port}
         for stream in (False, True):
-            what = "first event of a stream" if stream else "whole answer"
+            what = "first event of a stream" if stream else "whole response"
             found[f"{what}, one at a time"] = in_turn(
                 ports, chat("a", stream=stream), counts.alone, stream=stream
             )
@@ -314,13 +317,13 @@ def loaded(shop: Workshop, counts: Counts) -> None:
                 ports, chat("a", stream=stream), counts.busy, stream=stream
             )
     print(
-        f"\nA loaded model: the same llama-server ({SLOTS} slots, {TOKENS} tokens an answer), asked directly and through the appliance, in turn\n"
+        f"\nA loaded model: the same llama-server ({SLOTS} slots, {TOKENS} tokens per response), used directly and through the appliance, in turn\n"
     )
     print(
         f"| milliseconds | alone p50 | p99 | through the appliance p50 | p99 | more, p50 | p99 |\n|{' --- |' * 7}"
     )
     for name, rows in found.items():
-        cells = [1000 * part_of(rows[who], part) for who in ("alone", "appliance") for part in (0.5, 0.99)]
+        cells = [1000 * percentile(rows[who], part) for who in ("alone", "appliance") for part in (0.5, 0.99)]
         print(
             f"| {name} | {' | '.join(f'{cell:.2f}' for cell in cells)} | {cells[2] - cells[0]:+.2f} | {cells[3] - cells[1]:+.2f} |",
             flush=True,
@@ -328,12 +331,12 @@ def loaded(shop: Workshop, counts: Counts) -> None:
 
 
 def in_turn(ports: dict[str, int], body: bytes, number: int, *, stream: bool) -> dict[str, list[float]]:
-    """Ask request by request, the one who goes first changing each time."""
+    """Send request by request; the subject that is first alternates."""
     clients = {who: Client(port) for who, port in ports.items()}
     took: dict[str, list[float]] = {who: [] for who in ports}
     for turn in range(number + 5):
         for who in list(ports) if turn % 2 else list(ports)[::-1]:
-            sent_s, first_s, ended_s = clients[who].ask(body)
+            sent_s, first_s, ended_s = clients[who].send(body)
             if turn >= 5:
                 took[who].append((first_s if stream else ended_s) - sent_s)
     for client in clients.values():
@@ -348,7 +351,7 @@ def all_busy(ports: dict[str, int], body: bytes, number: int, *, stream: bool) -
     def work(who: str) -> None:
         client = Client(ports[who])
         for _ in range(min(10, number)):
-            sent_s, first_s, ended_s = client.ask(body)
+            sent_s, first_s, ended_s = client.send(body)
             took[who].append((first_s if stream else ended_s) - sent_s)
         client.close()
 
@@ -365,18 +368,18 @@ def all_busy(ports: dict[str, int], body: bytes, number: int, *, stream: bool) -
 # ---- cold
 
 
-def cold(shop: Workshop, counts: Counts) -> None:
+def cold(setup: Setup, counts: Counts) -> None:
     ours: list[dict[str, float]] = []
     alone: list[dict[str, float]] = []
-    with shop.appliance(["a"]) as subject:
+    with setup.appliance(["a"]) as subject:
         time.sleep(1)  # a start has more to do than its first request
         first = cold_through(subject)
         command = Path(f"/proc/{subject.spawned()[-1][2]}/cmdline").read_text().split("\0")[:-1]
-        for _ in range(counts.colds):
+        for _ in range(counts.cold_starts):
             subject.unload("a")
             ours.append(cold_through(subject))
             alone.append(cold_alone(command, subject))
-    print(f"\nA model that is not loaded, {counts.colds} times in turn\n")
+    print(f"\nA model that is not loaded, {counts.cold_starts} times in turn\n")
     print(
         f"| milliseconds | alone p50 | longest | through the appliance p50 | longest | the first after the appliance's start |\n|{' --- |' * 6}"
     )
@@ -384,7 +387,7 @@ def cold(shop: Workshop, counts: Counts) -> None:
         left = [1000 * row[name] for row in alone if name in row]
         right = [1000 * row[name] for row in ours]
         print(
-            f"| {name} | {f'{part_of(left, 0.5):.1f} | {max(left):.1f}' if left else ' | '} | {part_of(right, 0.5):.1f} | {max(right):.1f} | "
+            f"| {name} | {f'{percentile(left, 0.5):.1f} | {max(left):.1f}' if left else ' | '} | {percentile(right, 0.5):.1f} | {max(right):.1f} | "
             f"{1000 * first[name]:.1f} |",
             flush=True,
         )
@@ -394,7 +397,7 @@ def cold_through(subject: Subject) -> dict[str, float]:
     before, ready = len(subject.spawned()), list[float]()
 
     def watch() -> None:
-        until_s = time.monotonic() + PATIENCE_S
+        until_s = time.monotonic() + TIMEOUT_S
         while len(subject.spawned()) == before and time.monotonic() < until_s:
             time.sleep(0.001)
         ready.append(wait_healthy(subject.spawned()[-1][1]))
@@ -402,7 +405,7 @@ def cold_through(subject: Subject) -> dict[str, float]:
     watcher = threading.Thread(target=watch)
     client = Client(subject.port)
     watcher.start()
-    sent_s, first_s, _ = client.ask(chat("a", stream=True))
+    sent_s, first_s, _ = client.send(chat("a", stream=True))
     watcher.join()
     client.close()
     spawned_s = subject.spawned()[-1][0]
@@ -415,20 +418,20 @@ def cold_through(subject: Subject) -> dict[str, float]:
 
 
 def cold_alone(command: list[str], subject: Subject) -> dict[str, float]:
-    """The same command line on another port, started by us."""
+    """Start the same command line on another port, without the appliance."""
     port = free_port()
     command = [
         str(port) if before == "--port" else word
         for before, word in zip(["", *command], command, strict=False)
     ]
     with running_program(command, EVERY_CORE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
-        until_s = time.monotonic() + PATIENCE_S
+        until_s = time.monotonic() + TIMEOUT_S
         while subject.spawned()[-1][1] != port and time.monotonic() < until_s:
             time.sleep(0.001)
         spawned_s = subject.spawned()[-1][0]
         ready_s = wait_healthy(port)
         client = Client(port)
-        _, first_s, _ = client.ask(chat("a", stream=True))
+        _, first_s, _ = client.send(chat("a", stream=True))
         client.close()
         return {"spawned → ready": ready_s - spawned_s, "ready → first event": first_s - ready_s}
 
@@ -436,12 +439,12 @@ def cold_alone(command: list[str], subject: Subject) -> dict[str, float]:
 # ---- memory and cost
 
 
-def memory(shop: Workshop, counts: Counts) -> None:
+def memory(setup: Setup, counts: Counts) -> None:
     sizes = {"no table": 0, "1 model in the table": 1, "100 models in the table": 100}
     taken: dict[str, list[float]] = {name: [] for name in sizes}
     for _ in range(counts.starts):
         for name, number in sizes.items():
-            with shop.appliance([f"m{n}" for n in range(number)]) as subject:
+            with setup.appliance([f"m{n}" for n in range(number)]) as subject:
                 time.sleep(2)
                 taken[name].append(memory_mb(subject.pid))
     print(
@@ -449,7 +452,7 @@ def memory(shop: Workshop, counts: Counts) -> None:
     )
     for name, values in taken.items():
         print(f"| {name} | {statistics.median(values):.1f} |", flush=True)
-    costs = asyncio.run(in_process(shop, counts))
+    costs = asyncio.run(in_process(setup, counts))
     print(
         "\nWith 100 models in the table, 3 of them loaded (in process), microseconds, median of 20 batches\n"
     )
@@ -457,9 +460,9 @@ def memory(shop: Workshop, counts: Counts) -> None:
         print(f"| {name} | {cost_s * 1e6:,.0f} |", flush=True)
 
 
-async def in_process(shop: Workshop, counts: Counts) -> dict[str, float]:
-    """Give seconds of each call."""
-    environ, _ = shop.environ([f"m{n}" for n in range(100)])
+async def in_process(setup: Setup, counts: Counts) -> dict[str, float]:
+    """Return seconds of each call."""
+    environ, _ = setup.environ([f"m{n}" for n in range(100)])
     settings, _ = load_or_raise(environ | {"LOG_LEVEL": "error"})
     async with running(settings) as appliance:
         manager = appliance.manager
@@ -469,34 +472,30 @@ async def in_process(shop: Workshop, counts: Counts) -> dict[str, float]:
         lease_s = await _leases(manager, counts.calls)
         state = full_state()
         return {
-            "one lease and its end (two looks at a slot, one turn)": lease_s,
-            "one turn of the manager in which nothing is to be done": _timed(
-                manager.reschedule, counts.calls
-            ),
-            "one decision with 100 lines waiting and 3 busy models": _timed(
-                lambda: next_step(state), counts.calls
-            ),
-            "one reading of all 100 models (ModelManagerApi.models)": _timed(manager.models, counts.calls),
+            "one lease and its release": lease_s,
+            "one run of the scheduler without a step": _timed(manager.reschedule, counts.calls),
+            "one decision with 100 queues and 3 busy models": _timed(lambda: next_step(state), counts.calls),
+            "one read of all 100 models (ModelManagerApi.models)": _timed(manager.models, counts.calls),
         }
 
 
 async def _leases(manager: ModelManager, calls: int) -> float:
     batches = []
     for _ in range(20):
-        began_s = time.perf_counter()
+        started_s = time.perf_counter()
         for _ in range(max(1, calls // 20)):
             (await manager.lease("m1")).release(is_ok=True)
-        batches.append((time.perf_counter() - began_s) / max(1, calls // 20))
+        batches.append((time.perf_counter() - started_s) / max(1, calls // 20))
     return statistics.median(batches)
 
 
 def _timed(action: Callable[[], object], calls: int) -> float:
     batches = []
     for _ in range(20):
-        began_s = time.perf_counter()
+        started_s = time.perf_counter()
         for _ in range(max(1, calls // 20)):
             action()
-        batches.append((time.perf_counter() - began_s) / max(1, calls // 20))
+        batches.append((time.perf_counter() - started_s) / max(1, calls // 20))
     return statistics.median(batches)
 
 
@@ -526,26 +525,26 @@ SWAP_WAITS = ("30 (default)", "5", "0")
 LOADS = {"loads as quick as a tiny model's": 0, "each load slowed down by 0.6 s": 600}
 
 
-def replay(shop: Workshop, counts: Counts) -> None:
+def replay(setup: Setup, counts: Counts) -> None:
     print(
-        f"\nA-B-A-B: {RATE:g} requests a second for {counts.seconds:g} s, for two models in turn; one place, {SLOTS} slots, {TOKENS} tokens an answer\n"
+        f"\nA-B-A-B: {RATE:g} requests a second for {counts.seconds:g} s, for two models in turn; one model at a time, {SLOTS} slots, {TOKENS} tokens per response\n"
     )
     print(
-        f"| | MODEL_SWAP_WAIT_S | swaps | answered whole | p50 | p99 | longest | all done after |\n|{' --- |' * 8}",
+        f"| | MODEL_SWAP_WAIT_S | swaps | complete | p50 | p99 | longest | all done after |\n|{' --- |' * 8}",
         flush=True,
     )
     for what, delay_ms in LOADS.items():
         for wait in SWAP_WAITS:
-            with shop.appliance(
-                ["a", "b"], places=1, delay_ms=delay_ms, MODEL_SWAP_WAIT_S=wait.split()[0]
+            with setup.appliance(
+                ["a", "b"], max_models=1, delay_ms=delay_ms, MODEL_SWAP_WAIT_S=wait.split()[0]
             ) as subject:
-                for model in "ab":  # it learns how long they take to load
-                    Client(subject.port).ask(chat(model, stream=True))
+                for model in "ab":  # the manager learns their load times
+                    Client(subject.port).send(chat(model, stream=True))
                 before = len(subject.spawned())
                 took, bad, lasted_s = asyncio.run(arrivals(subject.port, counts.seconds))
                 print(
-                    f"| {what} | {wait} | {len(subject.spawned()) - before} | {len(took) - bad} of {len(took)} | {part_of(took, 0.5):.2f} s | "
-                    f"{part_of(took, 0.99):.2f} s | {max(took):.2f} s | {lasted_s:.1f} s |",
+                    f"| {what} | {wait} | {len(subject.spawned()) - before} | {len(took) - bad} of {len(took)} | {percentile(took, 0.5):.2f} s | "
+                    f"{percentile(took, 0.99):.2f} s | {max(took):.2f} s | {lasted_s:.1f} s |",
                     flush=True,
                 )
 
@@ -564,21 +563,21 @@ async def arrivals(port: int, seconds: float) -> tuple[list[float], int, float]:
                 bad += not (response.status == 200 and b"data: [DONE]" in data)
         except (aiohttp.ClientError, TimeoutError):
             bad += 1
-        took.append(time.monotonic() - began_s - at_s)
+        took.append(time.monotonic() - started_s - at_s)
 
-    timeout, headers = aiohttp.ClientTimeout(total=2 * PATIENCE_S), {"Content-Type": "application/json"}
+    timeout, headers = aiohttp.ClientTimeout(total=2 * TIMEOUT_S), {"Content-Type": "application/json"}
     async with (
         aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), timeout=timeout, headers=headers
         ) as session,
         asyncio.TaskGroup() as group,
     ):
-        began_s = time.monotonic()
+        started_s = time.monotonic()
         for number in range(int(seconds * RATE)):
             at_s = number / RATE
-            await asyncio.sleep(max(0.0, began_s + at_s - time.monotonic()))
+            await asyncio.sleep(max(0.0, started_s + at_s - time.monotonic()))
             group.create_task(request(at_s, "ab"[number % 2]))
-    return took, bad, time.monotonic() - began_s
+    return took, bad, time.monotonic() - started_s
 
 
 # ---- all of it
@@ -607,11 +606,11 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="bench-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        shop = Workshop(folder)
-        shop.prepare()
+        setup = Setup(folder)
+        setup.prepare()
         for name in [arguments.only] if arguments.only else PARTS:
             say(name)
-            steps[name](shop, counts)
+            steps[name](setup, counts)
 
 
 if __name__ == "__main__":

@@ -74,9 +74,9 @@ def fastest_s(action: Callable[[], object], rounds: int) -> float:
     """Return the seconds of the fastest round."""
     took_s = []
     for _ in range(rounds):
-        began_s = time.perf_counter()
+        started_s = time.perf_counter()
         action()
-        took_s.append(time.perf_counter() - began_s)
+        took_s.append(time.perf_counter() - started_s)
     return min(took_s)
 
 

@@ -1,4 +1,7 @@
-"""How long the nvidia-smi shim takes to start and answer, beside `python3 -c pass` in the same run.  python -m bench.shim_start"""
+"""How long the nvidia-smi shim takes to start and reply, beside `python3 -c pass` in the same run.
+
+Run by `python -m bench.shim_start`.
+"""
 
 import os
 import statistics
@@ -11,14 +14,14 @@ SHIM = Path(__file__).resolve().parent.parent / "shims" / "nvidia-smi"
 ROUNDS = 30
 
 
-def measure(command: list[str], environ: dict[str, str]) -> float:
-    began = time.perf_counter()
+def measure_ms(command: list[str], environ: dict[str, str]) -> float:
+    started_s = time.perf_counter()
     subprocess.run(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-    return (time.perf_counter() - began) * 1000
+    return (time.perf_counter() - started_s) * 1000
 
 
 def main() -> None:
-    """Take turns, so that the machine's drift falls on all alike; print median and range in milliseconds."""
+    """Alternate, so that changes of the machine affect all alike; print median and range in milliseconds."""
     with tempfile.TemporaryDirectory() as folder:
         environ = {**os.environ, "GPU_SPOOF_STATE_DIR": folder, "GPU_MODE": "simulated"}
         commands = {
@@ -35,7 +38,7 @@ def main() -> None:
         found: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(ROUNDS):
             for name, (command, env) in commands.items():
-                found[name].append(measure(command, env))
+                found[name].append(measure_ms(command, env))
         for name, times in found.items():
             print(
                 f"{name:26} median {statistics.median(times):6.1f} ms   {min(times):6.1f} to {max(times):6.1f}"

@@ -1,6 +1,6 @@
-/* Stands where llama-server is expected: notes the moment when it was started, waits where a long load is wanted, and becomes llama-server.
+/* A wrapper of llama-server: notes the time of its start, waits to simulate a long load, and executes llama-server.
    Built with -DSERVER="…" -DNOTES="…" -DDELAY_MS=n. One line of NOTES per start: seconds of CLOCK_MONOTONIC, port, process id.
-   Without --port (somebody asks for --help) it notes nothing and does not wait. */
+   Without --port (as with --help) it notes nothing and does not wait. */
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>

@@ -2,7 +2,7 @@
 
 Only the choice is the product's own code. Servers have slots, and work on what is in a slot at their own
 speed; a request that finds no free slot waits inside, in turn. Prefill is part of the work, and is shorter
-where the server has the prompt's beginning in its cache. The balancer knows what it knows in life: its own
+where the server has the prompt's beginning in its cache. The balancer knows what it knows in production: its own
 requests at once, those of others as the last probe found them. With a queue, as the appliance does with
 llama.cpp, a server gets no more than its slots and the rest waits in front; without, as with engines that
 name no limit, everything is sent on at once.
@@ -113,7 +113,7 @@ class Scenario:
 
 
 class Gateway:
-    """One balancer in front of the servers, with its own counts and its own idea of the others'."""
+    """One balancer in front of the servers, with its own counts and its own estimate of the others'."""
 
     def __init__(self, servers: list[Server], strategy: str, seed: int, has_queue: bool) -> None:
         self.balancer = Balancer(strategy, seed=seed)
@@ -122,7 +122,7 @@ class Gateway:
         self.queue: deque[Job] = deque()
 
     def probe(self) -> None:
-        """See what others have at the servers."""
+        """Read the requests of other gateways at the servers."""
         for member, server in zip(self.members, self.servers, strict=True):
             member.external = max(0.0, server.present - member.active)
 
@@ -207,7 +207,7 @@ class Simulation:
             gateway.queue.popleft()
 
     def _send(self, gateway: Gateway, job: Job) -> bool:
-        """Send a job to a server; return whether one could have it."""
+        """Send a job to a server; return whether one took it."""
         number = gateway.choose(job, self.now_s)
         if number is None:
             return False

@@ -3,14 +3,14 @@
 `python -m bench.swaps [--seeds 3] [--only a-b-a-b]`
 
     ours    drives `scheduler.next_step` as the manager does
-    fcfs    first come, first served: requests are dealt with strictly in order of arrival. One whose model is
-            loaded goes there and waits for a slot; else the model that was loaded longest ago gets no more
-            requests, is unloaded once it is idle, and replaced
+    fcfs    first come, first served: requests are handled strictly in order of arrival. One whose model is
+            loaded waits there for a slot; else the model that was loaded longest ago gets no more requests,
+            is unloaded once it is idle, and replaced
     lru     least recently used: a request whose model is loaded is served whenever a slot is free. The oldest of
-            the others gets the place of the idle model that was used least recently, as soon as there is one
+            the others replaces the idle model that was used least recently, as soon as there is one
 
-A request takes its slot for a time that is known beforehand, whatever else runs; loads follow each other; who
-has waited PATIENCE_S leaves. Nothing sleeps, and the same seed gives the same table.
+A request holds its slot for a time that is known beforehand, whatever else runs; one load runs at a time; a
+request that waited TIMEOUT_S is given up. Nothing sleeps, and the same seed gives the same table.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from appliance.models.scheduler.state import (
 from appliance.models.status.views import RAM
 from bench.traces import STOP_S, TRACES, Job, Trace
 
-PATIENCE_S = 300.0  # queue_timeout_sec
+TIMEOUT_S = 300.0  # queue_timeout_sec
 SLOTS = 4
 
 
@@ -49,17 +49,17 @@ SLOTS = 4
 class Server:
     serial: int
     alias: str
-    began_s: float
+    started_s: float
     phase: str = "loading"
     active: int = 0
     is_draining: bool = False
     ready_s: float = 0.0
     idle_since_s: float = 0.0
-    queue: list[Job] = field(default_factory=list)  # inside: only first come, first served has one
+    queue: list[Job] = field(default_factory=list)  # inside the server; only used by fcfs
 
 
 class Sim:
-    """What takes time happens here; what is decided is decided by `policy`."""
+    """Simulates what takes time; a policy makes the decisions."""
 
     def __init__(self, trace: Trace, turn: Callable[["Sim"], float | None]) -> None:
         self.trace, self._turn = trace, turn
@@ -71,7 +71,7 @@ class Sim:
         self.reserved: set[str] = set()
         self.evicted_s: dict[str, float] = {}
         self.demand = {alias: Demand() for alias in trace.models}
-        self._out: dict[str, list[Job]] = {alias: [] for alias in trace.models}
+        self._unserved: dict[str, list[Job]] = {alias: [] for alias in trace.models}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._waking_s = math.inf
@@ -99,21 +99,21 @@ class Sim:
         job = next(client, None) if client is not None else None
         if job is not None:
             job.following = client
-            self._at(self.now_s + job.think_s, lambda: self._asks(job))
+            self._at(self.now_s + job.pause_s, lambda: self._arrive(job))
 
-    def _asks(self, job: Job) -> None:
+    def _arrive(self, job: Job) -> None:
         job.at_s = self.now_s
-        self._out[job.alias].append(job)
+        self._unserved[job.alias].append(job)
         self.demand[job.alias].add(self.now_s)
         self.queues[job.alias].append(job)
-        self._at(self.now_s + PATIENCE_S, lambda: self._leaves(job))
+        self._at(self.now_s + TIMEOUT_S, lambda: self._give_up(job))
 
-    def _leaves(self, job: Job) -> None:
-        if job.begun_s < 0:
-            job.is_gone = True
-            if job in self._out[job.alias]:
-                self._out[job.alias].remove(job)
-                job.out_s = PATIENCE_S
+    def _give_up(self, job: Job) -> None:
+        if job.started_s < 0:
+            job.has_left = True
+            if job in self._unserved[job.alias]:
+                self._unserved[job.alias].remove(job)
+                job.unserved_s = TIMEOUT_S
             self._forget(job)
             self.done.append(job)
             self._next(job.following)
@@ -131,7 +131,7 @@ class Sim:
         self.begin(self.queues[server.alias].popleft(), server)
 
     def oldest(self, *, is_loaded: bool = True) -> Job | None:
-        """Give who waits longest; of those whose model has no llama-server unless `is_loaded`."""
+        """Return the oldest request; only of models without a llama-server unless `is_loaded`."""
         there = set() if is_loaded else {server.alias for server in self.servers.values()}
         return min(
             (queue[0] for alias, queue in self.queues.items() if queue and alias not in there),
@@ -143,11 +143,11 @@ class Sim:
         assert server.phase == "ready"
         assert server.active < SLOTS
         server.active += 1
-        job.begun_s = self.now_s
-        for other in self._out[job.alias]:
-            other.out_s = self.now_s - other.at_s
-        self._out[job.alias].clear()
-        self._at(self.now_s + job.work_s, lambda: self._ends(job, server))
+        job.started_s = self.now_s
+        for other in self._unserved[job.alias]:
+            other.unserved_s = self.now_s - other.at_s
+        self._unserved[job.alias].clear()
+        self._at(self.now_s + job.work_s, lambda: self._end(job, server))
 
     def start(self, alias: str) -> None:
         self.loads += 1
@@ -155,29 +155,29 @@ class Sim:
         server = Server(self.loads, alias, self.now_s)
         self.servers[server.serial] = server
         assert self.free() >= 0
-        assert len({one.alias for one in self.servers.values()}) <= self.trace.places
-        self._at(self.now_s + self.trace.models[alias].load_s, lambda: self._is_ready(server))
+        assert len({one.alias for one in self.servers.values()}) <= self.trace.max_models
+        self._at(self.now_s + self.trace.models[alias].load_s, lambda: self._finish_load(server))
 
     def stop(self, server: Server) -> None:
         assert server.phase == "ready"
         assert not server.active
         server.phase = "stopping"
         self.swaps += 1
-        self._at(self.now_s + STOP_S, lambda: self._is_gone(server))
+        self._at(self.now_s + STOP_S, lambda: self._finish_stop(server))
 
     # ---- what happens
 
-    def _ends(self, job: Job, server: Server) -> None:
+    def _end(self, job: Job, server: Server) -> None:
         server.active -= 1
         server.idle_since_s = self.now_s
         self.done.append(job)
         self._next(job.following)
 
-    def _is_ready(self, server: Server) -> None:
+    def _finish_load(self, server: Server) -> None:
         server.phase = "ready"
         server.ready_s = server.idle_since_s = self.now_s
 
-    def _is_gone(self, server: Server) -> None:
+    def _finish_stop(self, server: Server) -> None:
         del self.servers[server.serial]
 
     # ---- what a policy may know
@@ -231,7 +231,7 @@ class Sim:
             {queue.alias: self.facts(queue.alias) for queue in queues},
             {RAM: self.free()},
             {RAM: self.trace.memory},
-            SchedulerRules(self.trace.places, self.trace.extra_wait_s, 0),
+            SchedulerRules(self.trace.max_models, self.trace.extra_wait_s, 0),
         )
 
     def note_eviction(self, server: Server, alias: str) -> None:
@@ -281,7 +281,7 @@ def fcfs(sim: Sim) -> None:
         if find_devices(sim.facts(job.alias), sim.state()) is not None:
             sim.start(job.alias)
             return
-        oldest = min(sim.servers.values(), key=lambda one: one.began_s)
+        oldest = min(sim.servers.values(), key=lambda one: one.started_s)
         if oldest.active or oldest.queue:
             return
         sim.stop(oldest)
@@ -318,12 +318,12 @@ POLICIES: dict[str, Callable[[Sim], float | None]] = {"ours": ours, "fcfs": fcfs
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one trace.
+    """The result of one trace.
 
-    Waits in seconds, from the request to its slot; who left unanswered waited PATIENCE_S.
+    Waits in seconds, from the request to its slot; a request that was given up waited TIMEOUT_S.
 
     starved   requests whose model was not given a single slot for longer than Trace.limit_s while they waited
-    end_s     when the last answer was given
+    end_s     when the last response was complete
     """
 
     swaps: float
@@ -332,24 +332,24 @@ class Row:
     max_s: float
     starved: float
     end_s: float
-    answered: float
-    asked: float
+    served: float
+    requested: float
 
 
 def replay(trace: Trace, policy: str) -> Row:
-    """Replay a trace once; its requests bear the marks of it afterwards."""
+    """Replay a trace once; the requests hold their times afterwards."""
     sim = Sim(trace, POLICIES[policy]).run()
-    waits = sorted((PATIENCE_S if job.is_gone else job.begun_s - job.at_s) for job in sim.done)
-    starved = sum(job.out_s > trace.limit_s() for job in sim.done)
-    answered = [job for job in sim.done if not job.is_gone]
+    waits = sorted((TIMEOUT_S if job.has_left else job.started_s - job.at_s) for job in sim.done)
+    starved = sum(job.unserved_s > trace.limit_s() for job in sim.done)
+    served = [job for job in sim.done if not job.has_left]
     return Row(
         sim.swaps,
         waits[len(waits) // 2],
         waits[int(len(waits) * 0.99)],
         waits[-1],
         starved,
-        max(job.begun_s + job.work_s for job in answered),
-        len(answered),
+        max(job.started_s + job.work_s for job in served),
+        len(served),
         sum(map(len, trace.clients)),
     )
 
@@ -367,20 +367,20 @@ def main() -> None:
         help="runs of each trace, each with other arrivals; their mean is shown",
     )
     parser.add_argument("--only", choices=list(TRACES), help="one trace")
-    asked = parser.parse_args()
+    requested = parser.parse_args()
     print(
-        "| trace | | swaps | p50 s | p99 s | longest s | starved | last answer s | answered |\n| --- |"
+        "| trace | | swaps | p50 s | p99 s | longest s | starved | last response s | served |\n| --- |"
         + " --- |" * 8
     )
-    for name in [asked.only] if asked.only else TRACES:
+    for name in [requested.only] if requested.only else TRACES:
         for policy in POLICIES:
             row = mean(
-                [replay(TRACES[name](random.Random(seed)), policy) for seed in range(1, asked.seeds + 1)]
+                [replay(TRACES[name](random.Random(seed)), policy) for seed in range(1, requested.seeds + 1)]
             )
             title = TRACES[name](random.Random(1)).name if policy == "ours" else ""
             print(
                 f"| {title} | {policy} | {row.swaps:.0f} | {row.p50_s:.1f} | {row.p99_s:.1f} | {row.max_s:.1f} | {row.starved:.0f} | {row.end_s:.0f} | "
-                f"{row.answered:.0f} of {row.asked:.0f} |",
+                f"{row.served:.0f} of {row.requested:.0f} |",
                 flush=True,
             )
 

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-STOP_S = 0.5  # a process ends, its memory comes back
+STOP_S = 0.5  # until a process has exited and its memory is free
 
 
 @dataclass(frozen=True)
@@ -19,32 +19,32 @@ class Model:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One request. `think_s`: after the answer before it, or from the start."""
+    """One request. `pause_s`: after the response before it, or from the start."""
 
-    think_s: float
+    pause_s: float
     alias: str
     work_s: float
     at_s: float = 0.0
-    begun_s: float = -1.0
-    out_s: float = -1.0  # until its model was next given a slot, for whomever
-    is_gone: bool = False
+    started_s: float = -1.0
+    unserved_s: float = -1.0  # until its model got the next slot, for any request
+    has_left: bool = False
     following: "Iterator[Job] | None" = None
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Requests, and what there is to serve them. `clients`: each sends its requests one after another."""
+    """Requests, and the resources to serve them. `clients`: each sends its requests one after another."""
 
     name: str
     models: dict[str, Model]
     clients: list[list[Job]]
-    places: int = 1
+    max_models: int = 1
     memory: int = 1000
     extra_wait_s: float = 30.0
 
     def limit_s(self) -> float:
-        """Return how long a requested model may wait at most: until all others have had their turn."""
-        turns = max(1, math.ceil(len(self.models) / self.places) - 1)
+        """Return how long a requested model may wait at most: until all others have been served once."""
+        turns = max(1, math.ceil(len(self.models) / self.max_models) - 1)
         longest_s = max(job.work_s for client in self.clients for job in client)
         return turns * (
             self.extra_wait_s + 2 * (longest_s + STOP_S + max(model.load_s for model in self.models.values()))
@@ -58,7 +58,7 @@ def arrivals(
     alias: Callable[[], str],
     work: Callable[[], float],
 ) -> list[list[Job]]:
-    """Make requests at random times that wait for nobody."""
+    """Make requests at random times, independent of responses."""
     at_s, found = 0.0, []
     while (at_s := at_s + rng.expovariate(rate)) < seconds:
         found.append([Job(at_s, alias(), work())])
@@ -95,7 +95,10 @@ def zipf(rng: random.Random, seconds: float = 1800.0) -> Trace:
     weights = [1 / (number + 1) for number in range(12)]
     jobs = arrivals(rng, seconds, 0.4, lambda: rng.choices(aliases, weights)[0], skewed(rng, 2.0))
     return Trace(
-        "12 models by Zipf, 3 places", {alias: Model(rng.uniform(2.0, 10.0)) for alias in aliases}, jobs, 3
+        "12 models by Zipf, 3 max_models",
+        {alias: Model(rng.uniform(2.0, 10.0)) for alias in aliases},
+        jobs,
+        3,
     )
 
 
@@ -104,7 +107,9 @@ def bursts(rng: random.Random) -> Trace:
     while (at_s := at_s + rng.uniform(5, 25)) < 1800:
         alias = f"m{rng.randrange(6)}"
         jobs += [[Job(at_s + rng.uniform(0, 2), alias, work())] for _ in range(rng.randint(2, 16))]
-    return Trace("bursts over 6 models, 2 places", {f"m{number}": Model(4.0) for number in range(6)}, jobs, 2)
+    return Trace(
+        "bursts over 6 models, 2 max_models", {f"m{number}": Model(4.0) for number in range(6)}, jobs, 2
+    )
 
 
 def big_and_small(rng: random.Random, seconds: float = 1800.0) -> Trace:
@@ -123,7 +128,7 @@ def never_idle(rng: random.Random) -> Trace:
     work = skewed(rng, 2.0)
     crowd = [[Job(rng.expovariate(2.0), "a", work()) for _ in range(200)] for _ in range(6)]
     return Trace(
-        "one never idle, one asked now and then",
+        "one never idle, one requested now and then",
         {"a": Model(5.0), "b": Model(5.0)},
         crowd + arrivals(rng, 400, 1 / 60, lambda: "b", work),
     )
@@ -131,7 +136,7 @@ def never_idle(rng: random.Random) -> Trace:
 
 def overload(rng: random.Random, seconds: float = 600.0) -> Trace:
     jobs = arrivals(rng, seconds, 5.0, lambda: rng.choices("abcd", [4, 2, 1, 1])[0], skewed(rng, 2.0))
-    return Trace("overload, 4 models, 2 places", {alias: Model(5.0) for alias in "abcd"}, jobs, 2)
+    return Trace("overload, 4 models, 2 max_models", {alias: Model(5.0) for alias in "abcd"}, jobs, 2)
 
 
 TRACES: dict[str, Callable[[random.Random], Trace]] = {

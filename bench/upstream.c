@@ -1,4 +1,4 @@
-/* The upstream of the measurements: answers every POST over keep-alive with a fixed chat completion, or, when the body asks for
+/* The upstream of the measurements: responds to every POST over keep-alive with a fixed chat completion, or, when the body asks for
    a stream, with N server-sent events of about 200 bytes. Much faster than what is measured.
 
    upstream PORT EVENTS PACE_MS     PACE_MS 0 = as fast as the socket takes them, one write per 16 events */
@@ -54,7 +54,7 @@ static int put(int fd, const char *data, int len) {
     return 1;
 }
 
-/* Go on with a stream; 1 = more to come. */
+/* Continue a stream; 1 = more follows. */
 static int pump(int fd, long now) {
     struct conn *c = conns[fd];
     while (c->left > 0) {
@@ -70,7 +70,7 @@ static int pump(int fd, long now) {
             if (r < 0) { drop(fd); return 0; }
             if (r == 0) return 1;
             c->left -= many ? 16 : 1;
-            if (many) return 1;         /* the others get their turn */
+            if (many) return 1;         /* other streams are served */
         }
     }
     char tail[400];

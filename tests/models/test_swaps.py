@@ -40,7 +40,7 @@ def run(make: Callable[[random.Random], Trace], policy: str) -> Row:
 def test_a_b_a_b_makes_at_most_half_the_swaps_of_fcfs() -> None:
     ours, fcfs = run(a_b_a_b, "ours"), run(a_b_a_b, "fcfs")
     assert ours.swaps <= fcfs.swaps / 2
-    assert ours.answered == ours.asked
+    assert ours.served == ours.requested
     trace = a_b_a_b(random.Random(1))
     assert (
         ours.max_s <= trace.extra_wait_s + 1.0 + STOP_S + trace.models["a"].load_s
@@ -63,7 +63,7 @@ def test_evicting_only_idle_models_starves() -> None:
     """What the limit is for: the same trace, and who waits for idleness waits for ever."""
     lru, ours = run(never_idle, "lru"), run(never_idle, "ours")
     assert lru.starved > 0
-    assert ours.answered == ours.asked
+    assert ours.served == ours.requested
 
 
 @pytest.mark.parametrize("name", ["zipf", "big"])
