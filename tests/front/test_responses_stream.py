@@ -102,7 +102,30 @@ CALL_END = ["function_call_arguments.done", "output_item.done"]
         ),
         (
             [{"tool_calls": [call(0, id="c", name="f"), call(1, id="d", name="g", arguments="1")]}],
-            ["output_item.added", *CALL_END, "output_item.added", "function_call_arguments.delta", *CALL_END],
+            [
+                "output_item.added",
+                "output_item.added",
+                "function_call_arguments.delta",
+                *CALL_END,
+                *CALL_END,
+            ],
+        ),
+        (
+            [
+                {"tool_calls": [call(0, id="c", name="f", arguments="{}")]},
+                {"tool_calls": [call(1, id="d", name="g", arguments="{}")]},
+            ],
+            ["output_item.added", "function_call_arguments.delta", *CALL_END] * 2,
+        ),
+        (
+            [{"refusal": "n"}, {"refusal": "o"}],
+            [
+                *MESSAGE_START,
+                *["refusal.delta"] * 2,
+                "refusal.done",
+                "content_part.done",
+                "output_item.done",
+            ],
         ),
     ],
 )

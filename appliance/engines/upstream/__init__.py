@@ -7,7 +7,9 @@ Modules:
     pacing: a whole response cut into a stream.
     refusal: what an engine's error response means.
     relay: a stream of events passed on to the client.
+    reply_text: text, reasoning and refusals, under all their names.
     request_body: the body of an upstream request.
     response_builder: a stream joined to one whole response.
     splice: the model's name replaced in the bytes of a JSON object.
+    tool_calls: tool calls put together from fragments.
 """

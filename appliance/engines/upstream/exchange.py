@@ -169,17 +169,17 @@ async def _gather(
         data = await response.next_chunk()
         try:
             events = reader.feed(data) if data is not None else reader.end()
+            for event in events:
+                if event is None:
+                    is_done = True
+                elif (found := find_error(event)) is not None:
+                    raise _interpret_error_event(peer, found)
+                elif not is_done:
+                    if not builder.has_begun:
+                        observer.on_first_event()
+                    builder.add(event)
         except UpstreamFailed as error:
             raise BrokenStream(error.message) from None
-        for event in events:
-            if event is None:
-                is_done = True
-            elif (found := find_error(event)) is not None:
-                raise _interpret_error_event(peer, found)
-            elif not is_done:
-                if not builder.has_begun:
-                    observer.on_first_event()
-                builder.add(event)
         if data is None:
             break
     if is_done and not response.is_complete:

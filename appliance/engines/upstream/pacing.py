@@ -12,6 +12,7 @@ from typing import Any
 import regex
 
 from appliance.base import jsons
+from appliance.engines.upstream.reply_text import REASONING_NAMES
 
 _CHARACTER = regex.compile(r"\X")
 
@@ -54,7 +55,7 @@ def _chat_parts(choice: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
     def part(delta: dict[str, Any], logprobs: Any = None, finish: Any = None) -> dict[str, Any]:
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
 
-    known = {"role", "content", "refusal", "tool_calls", "reasoning_content", "reasoning"}
+    known = {"role", "content", "refusal", "tool_calls", *REASONING_NAMES}
     rest = {k: v for k, v in message.items() if k not in known and v is not None}
     yield part(
         {
@@ -63,7 +64,7 @@ def _chat_parts(choice: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
             **rest,
         }
     )
-    for name in ("reasoning_content", "reasoning", "refusal"):
+    for name in (*REASONING_NAMES, "refusal"):
         if isinstance(message.get(name), str):
             for text in cut_text(message[name], size):
                 yield part({name: text})

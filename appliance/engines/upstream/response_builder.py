@@ -8,9 +8,23 @@ kept.
 from typing import Any
 
 from appliance.engines.upstream.relay import BrokenStream
+from appliance.engines.upstream.reply_text import (
+    REASONING_NAMES,
+    invalid_reply,
+    read_choices,
+    read_content,
+    read_finish,
+    read_message,
+    read_reasoning,
+    read_refusal,
+    read_text,
+)
+from appliance.engines.upstream.tool_calls import ToolCalls
 
 WHOLE = {"chat.completion.chunk": "chat.completion", "text_completion": "text_completion"}
-TEXTS = {"content", "reasoning_content", "reasoning", "refusal"}
+TEXTS = {"content", "refusal", *REASONING_NAMES}
+MAX_CHOICES = 1024
+MAX_TEXT_CHARS = 64 * 1024 * 1024  # of a whole response
 
 
 class ResponseBuilder:
@@ -18,7 +32,8 @@ class ResponseBuilder:
 
     def __init__(self) -> None:
         self._top: dict[str, Any] = {}
-        self._choices: dict[int, dict[str, Any]] = {}
+        self._choices: dict[int, _Choice] = {}
+        self._chars = 0
 
     @property
     def has_begun(self) -> bool:
@@ -29,18 +44,19 @@ class ResponseBuilder:
         """Add one event.
 
         Raises:
-            BrokenStream: It is not a chunk of such a response.
+            UpstreamFailed: It is not a chunk of such a response.
         """
-        choices = event.get("choices")
-        if choices is None:
-            choices = []  # a ping, or usage alone
-        elif not isinstance(choices, list):
-            raise BrokenStream("the choices of an event are not an array")
-        for choice in choices:
-            if not isinstance(choice, dict):
-                raise BrokenStream("a choice is not an object")
+        for choice in read_choices(event):
             index = choice.get("index", 0)
-            self._add_choice(self._choices.setdefault(index, {"index": index, "finish_reason": None}), choice)
+            if index is None:
+                index = 0
+            if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < MAX_CHOICES:
+                raise invalid_reply(f"the `index` of a choice is not an integer below {MAX_CHOICES}")
+            if index not in self._choices:
+                self._choices[index] = _Choice(index)
+            self._chars += self._choices[index].add(choice)
+            if self._chars > MAX_TEXT_CHARS:
+                raise invalid_reply("it is longer than 64 MiB")
         for key, value in event.items():
             if key != "choices" and (value is not None or key not in self._top):
                 self._top[key] = value
@@ -51,77 +67,106 @@ class ResponseBuilder:
         Raises:
             BrokenStream: The events ended before every choice had its finish_reason.
         """
-        if not self._choices or any(choice["finish_reason"] is None for choice in self._choices.values()):
+        choices = [self._choices[index].build() for index in sorted(self._choices)]
+        if not choices or any(choice["finish_reason"] is None for choice in choices):
             raise BrokenStream("the stream ended before the response was complete")
         kind = str(self._top.get("object"))
-        choices = [_complete(self._choices[index]) for index in sorted(self._choices)]
         return {**self._top, "object": WHOLE.get(kind, kind), "choices": choices}
 
-    def _add_choice(self, whole: dict[str, Any], piece: dict[str, Any]) -> None:
+
+class _Choice:
+    """One choice while its chunks arrive; texts are kept in pieces, so the work is linear."""
+
+    def __init__(self, index: int) -> None:
+        self._whole: dict[str, Any] = {"index": index, "finish_reason": None}
+        self._message: dict[str, Any] = {}
+        self._texts: dict[str, list[str]] = {}
+        self._calls, self._function_call = ToolCalls(), ToolCalls()
+        self._logprobs: dict[str, Any] | None = None
+        self._is_chat = False
+
+    def add(self, piece: dict[str, Any]) -> int:
+        """Add the choice of one chunk; return how many characters of text it had."""
+        chars = 0
         for key, value in piece.items():
             if key == "delta":
-                _add_message(whole.setdefault("message", {}), value if isinstance(value, dict) else {})
+                self._is_chat = True
+                chars += self._add_message(read_message(piece, "delta"))
             elif key == "text":
-                whole["text"] = whole.get("text", "") + (value or "")
+                chars += self._add_text("text", read_text(value, "text"))
             elif key == "logprobs":
-                whole["logprobs"] = _join_logprobs(whole.get("logprobs"), value)
-            elif value is not None:
-                whole[key] = value
+                self._add_logprobs(value)
+            elif key == "finish_reason":
+                self._whole[key] = read_finish(piece) or self._whole[key]
+            elif key != "index" and value is not None:
+                self._whole[key] = value
+        return chars
+
+    def _add_message(self, delta: dict[str, Any]) -> int:
+        chars = 0
+        for key, value in delta.items():
+            if value is None:
+                continue
+            if key == "content":
+                chars += self._add_text(
+                    key, read_content(delta) if isinstance(value, list) else read_text(value, key)
+                )
+                if isinstance(value, list):
+                    chars += self._add_text(
+                        "reasoning_content", read_reasoning({key: value}), is_optional=True
+                    )
+                    chars += self._add_text("refusal", read_refusal({key: value}), is_optional=True)
+            elif key in TEXTS:
+                chars += self._add_text(key, read_text(value, key))
+            elif key == "tool_calls":
+                self._calls.add(value)
+            elif key == "function_call":
+                self._function_call.add([{"index": 0, "function": value}])
+            elif key == "role":
+                self._message.setdefault("role", value)
+            else:
+                self._message[key] = value
+        return chars
+
+    def _add_text(self, key: str, text: str, *, is_optional: bool = False) -> int:
+        if text or not is_optional:
+            self._texts.setdefault(key, []).append(text)
+        return len(text)
+
+    def _add_logprobs(self, value: Any) -> None:
+        """Join the lists of `logprobs` objects in place."""
+        former = self._whole.get("logprobs")
+        if not isinstance(former, dict) or not isinstance(value, dict):
+            if value is not None or former is None:
+                self._whole["logprobs"] = _copy_lists(value)
+            return
+        for key, new in value.items():
+            old = former.get(key)
+            if isinstance(new, list) and isinstance(old, list):
+                old.extend(new)
+            elif new is not None:
+                former[key] = list(new) if isinstance(new, list) else new
+            else:
+                former.setdefault(key, None)
+
+    def build(self) -> dict[str, Any]:
+        """Return the choice; a whole message always has a role, and content (null beside calls)."""
+        whole = dict(self._whole)
+        texts = {key: "".join(pieces) for key, pieces in self._texts.items()}
+        if "text" in texts:
+            whole["text"] = texts.pop("text")
+        if self._is_chat:
+            message = {**texts, **self._message}
+            if self._calls.calls:
+                message["tool_calls"] = [call.render() for call in self._calls.calls]
+            if self._function_call.calls:
+                message["function_call"] = self._function_call.calls[0].render()["function"]
+            has_calls = bool(self._calls.calls or self._function_call.calls)
+            whole["message"] = {"role": "assistant", "content": None if has_calls else "", **message}
+        return whole
 
 
-def _add_message(message: dict[str, Any], delta: dict[str, Any]) -> None:
-    for key, value in delta.items():
-        if value is None:
-            continue
-        if key in TEXTS:
-            message[key] = message.get(key, "") + value
-        elif key == "tool_calls":
-            for call in value:
-                _add_call(message.setdefault("tool_calls", []), call)
-        elif key == "role":
-            message.setdefault("role", value)
-        else:
-            message[key] = value
-
-
-def _add_call(calls: list[dict[str, Any]], piece: dict[str, Any]) -> None:
-    """Add a piece to the tool call of its `index`: arguments are joined, other fields are sent once."""
-    index = piece.get("index", len(calls))
-    while len(calls) <= index:
-        calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
-    call = calls[index]
-    for key, value in piece.items():
-        if key == "function" and isinstance(value, dict):
-            function = call["function"]
-            function["name"] = value.get("name") or function["name"]
-            function["arguments"] += value.get("arguments") or ""
-            function.update({k: v for k, v in value.items() if k not in {"name", "arguments"}})
-        elif key != "index" and value is not None:
-            call[key] = value
-
-
-def _join_logprobs(former: Any, new: Any) -> Any:
-    """Join the lists of two `logprobs` objects."""
-    if not isinstance(former, dict) or not isinstance(new, dict):
-        return former if new is None else new
-    joined = dict(former)
-    for key, value in new.items():
-        if isinstance(value, list):
-            joined[key] = [*(former.get(key) or []), *value]
-        elif value is not None:
-            joined[key] = value
-        else:
-            joined.setdefault(key, None)
-    return joined
-
-
-def _complete(choice: dict[str, Any]) -> dict[str, Any]:
-    """Add what a whole response always has: a role, and content (null beside tool calls)."""
-    if "message" not in choice:
-        return choice
-    message = {
-        "role": "assistant",
-        "content": None if choice["message"].get("tool_calls") else "",
-        **choice["message"],
-    }
-    return {**choice, "message": message}
+def _copy_lists(logprobs: Any) -> Any:
+    if not isinstance(logprobs, dict):
+        return logprobs
+    return {key: list(value) if isinstance(value, list) else value for key, value in logprobs.items()}

@@ -13,6 +13,15 @@ from typing import Any
 from appliance.base import jsons
 from appliance.base.clock import format_rfc3339
 from appliance.base.errors import UpstreamFailed
+from appliance.engines.upstream.reply_text import (
+    read_choices,
+    read_content,
+    read_finish,
+    read_message,
+    read_reasoning,
+    read_refusal,
+)
+from appliance.engines.upstream.tool_calls import ToolCalls, read_calls
 
 # By OpenAI's finish_reason; any other one is passed on unchanged.
 DONE_REASONS = {"tool_calls": "stop", "function_call": "stop"}
@@ -59,7 +68,7 @@ class StreamTranslator:
 
     reply_format: ReplyFormat
     text: str = ""
-    _calls: dict[int, dict[str, Any]] = field(default_factory=dict)
+    _calls: ToolCalls = field(default_factory=ToolCalls)
     _usage: Any = None
     _timings: Any = None
     _finish: Any = None
@@ -75,15 +84,20 @@ class StreamTranslator:
         """
         self._usage = event.get("usage") or self._usage
         self._timings = event.get("timings") or self._timings
-        choice = (event.get("choices") or [None])[0]
-        if not isinstance(choice, dict):
+        choices = read_choices(event)
+        if not choices:
             return None
-        delta = choice.get("delta") or choice  # a completion's chunk has `text` in the choice itself
-        self._finish = choice.get("finish_reason") or self._finish
-        self._gather(delta.get("tool_calls"))
-        text = delta.get("content") or delta.get("text") or delta.get("refusal") or ""
-        thinking = reasoning_text(delta) if self.reply_format.shows_thinking else ""
-        if self._first_s is None and (text or self._calls or reasoning_text(delta)):
+        choice = choices[0]
+        delta = (
+            read_message(choice, "delta") or choice
+        )  # a completion's chunk has `text` in the choice itself
+        self._finish = read_finish(choice) or self._finish
+        self._calls.add(delta.get("tool_calls"))
+        if delta.get("function_call") is not None:
+            self._calls.add([{"function": delta["function_call"]}])
+        text, reasoning = read_content(delta) or read_refusal(delta), read_reasoning(delta)
+        thinking = reasoning if self.reply_format.shows_thinking else ""
+        if self._first_s is None and (text or self._calls.calls or reasoning):
             self._first_s = elapsed_s
         if not text and not thinking:
             return None
@@ -94,7 +108,7 @@ class StreamTranslator:
 
     def finish(self, *, at_s: float, elapsed_s: float) -> list[dict[str, Any]]:
         """Return the last objects: the tool calls, if there are any, and the closing one with the numbers."""
-        calls = from_openai_calls([self._calls[index] for index in sorted(self._calls)])
+        calls = from_openai_calls([call.render() for call in self._calls.calls])
         parts = [self.reply_format.part(at_s, calls=calls) | {"done": False}] if calls else []
         last = self.reply_format.part(at_s) | {"done": True, "done_reason": to_done_reason(self._finish)}
         first_s = 0.0 if self._first_s is None else self._first_s
@@ -102,22 +116,6 @@ class StreamTranslator:
             *parts,
             last | closing_numbers(self._usage, total_s=elapsed_s, first_s=first_s, timings=self._timings),
         ]
-
-    def _gather(self, fragments: Any) -> None:
-        """Add fragments to the tool calls that they belong to."""
-        for fragment in fragments or []:
-            index = fragment.get("index")
-            call = self._calls.setdefault(
-                len(self._calls) if index is None else index, {"function": {"name": "", "arguments": ""}}
-            )
-            if fragment.get("id"):
-                call["id"] = fragment["id"]
-            function = fragment.get("function") or {}
-            call["function"]["name"] += function.get("name") or ""
-            arguments = function.get("arguments") or ""
-            call["function"]["arguments"] += (
-                arguments if isinstance(arguments, str) else jsons.dumps_text(arguments)
-            )
 
 
 def from_openai_reply(
@@ -135,13 +133,13 @@ def from_openai_reply(
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise UpstreamFailed("The engine's response has no `choices`.", code="upstream_rubbish")
     choice = choices[0]
-    message = choice.get("message") or choice  # a completion has `text` in the choice itself
-    text = message.get("content") or message.get("text") or message.get("refusal") or ""
+    message = read_message(choice, "message") or choice  # a completion has `text` in the choice itself
+    text = read_content(message) or read_refusal(message)
     out = reply_format.part(
         at_s,
         text,
-        thinking=reasoning_text(message),
-        calls=from_openai_calls(message.get("tool_calls") or []),
+        thinking=read_reasoning(message),
+        calls=from_openai_calls(read_calls(message)),
         logprobs=from_openai_logprobs(choice),
     )
     out |= {"done": True, "done_reason": to_done_reason(choice.get("finish_reason"))}
@@ -174,11 +172,6 @@ def _arguments(text: Any) -> dict[str, Any]:
     except jsons.InvalidJson:
         value = None
     return value if isinstance(value, dict) else {BROKEN_ARGUMENTS: text}
-
-
-def reasoning_text(message: dict[str, Any]) -> str:
-    """Return the reasoning of a message, under either of its names."""
-    return str(message.get("reasoning_content") or message.get("reasoning") or "")
 
 
 def to_done_reason(finish: Any) -> str:

@@ -10,6 +10,7 @@ from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.engines.router import Router
 from appliance.engines.stream import GeneratedStream
 from appliance.engines.types import EngineRequest, Operation
+from appliance.engines.upstream.reply_text import read_choices, read_finish, read_message
 from appliance.front.openai.responses_objects import finish_response, new_response, output_items
 from appliance.front.openai.responses_request import chat_body
 from appliance.front.openai.responses_stream import ResponsesStream
@@ -85,11 +86,12 @@ class ResponsesHandlers:
         if reply.status >= 400:
             return Response(reply.status, reply.body or b"", reply.content_type)
         value = parse_reply(reply)
-        choice = (value.get("choices") or [{}])[0]
+        choices = read_choices(value)
+        choice = choices[0] if choices else {}
         finished = finish_response(
             response,
-            output_items(choice.get("message") or {}),
-            finish=choice.get("finish_reason"),
+            output_items(read_message(choice, "message")),
+            finish=read_finish(choice),
             usage=value.get("usage"),
             at_s=int(self._clock.now_s()),
         )

@@ -6,6 +6,9 @@ Source: OpenAI's API reference, "Responses"; responses are not stored here, so `
 import os
 from typing import Any
 
+from appliance.engines.upstream.reply_text import read_content, read_reasoning, read_refusal
+from appliance.engines.upstream.tool_calls import read_calls
+
 # By chat's finish_reason.
 INCOMPLETE_REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
@@ -82,22 +85,39 @@ def usage_object(usage: Any) -> dict[str, Any] | None:
     """Return chat's usage under the names of the Responses API; None for anything else."""
     if not isinstance(usage, dict):
         return None
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    reasoning = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
+    cached = _count(usage.get("prompt_tokens_details"), "cached_tokens")
+    reasoning = _count(usage.get("completion_tokens_details"), "reasoning_tokens")
     return {
-        "input_tokens": usage.get("prompt_tokens") or 0,
+        "input_tokens": _count(usage, "prompt_tokens"),
         "input_tokens_details": {"cached_tokens": cached},
-        "output_tokens": usage.get("completion_tokens") or 0,
+        "output_tokens": _count(usage, "completion_tokens"),
         "output_tokens_details": {"reasoning_tokens": reasoning},
-        "total_tokens": usage.get("total_tokens") or 0,
+        "total_tokens": _count(usage, "total_tokens"),
     }
 
 
-def message_item(item_id: str, text: str, *, status: str = "completed") -> dict[str, Any]:
-    """Return a message of the assistant; without content while it is in progress."""
-    part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-    content = [] if status == "in_progress" else [part]
+def _count(numbers: Any, name: str) -> int:
+    """Return a count of tokens; 0 where it is none."""
+    value = numbers.get(name) if isinstance(numbers, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+
+
+def message_item(
+    item_id: str, text: str, *, status: str = "completed", is_refusal: bool = False
+) -> dict[str, Any]:
+    """Return a message of the assistant, text or a refusal; without content while it is in progress."""
+    content = [] if status == "in_progress" else [refusal_part(text) if is_refusal else text_part(text)]
     return {"type": "message", "id": item_id, "role": "assistant", "status": status, "content": content}
+
+
+def text_part(text: str) -> dict[str, Any]:
+    """Return a text as a part of a message."""
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def refusal_part(text: str) -> dict[str, Any]:
+    """Return a refusal as a part of a message."""
+    return {"type": "refusal", "refusal": text}
 
 
 def reasoning_item(item_id: str, text: str) -> dict[str, Any]:
@@ -120,16 +140,17 @@ def call_item(item_id: str, call: dict[str, Any], *, status: str = "completed") 
 
 
 def output_items(message: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a chat message as items: reasoning, text, function calls; at least one."""
+    """Return a chat message as items: reasoning, text, refusal, function calls; at least one.
+
+    Raises:
+        UpstreamFailed: A field has a wrong type.
+    """
     items = []
-    if reasoning := reasoning_text(message):
+    if reasoning := read_reasoning(message):
         items.append(reasoning_item(new_id("rs"), reasoning))
-    calls = message.get("tool_calls") or []
-    if message.get("content") or not calls:
-        items.append(message_item(new_id("msg"), message.get("content") or ""))
+    text, refusal, calls = read_content(message), read_refusal(message), read_calls(message)
+    if text or not (calls or refusal):
+        items.append(message_item(new_id("msg"), text))
+    if refusal:
+        items.append(message_item(new_id("msg"), refusal, is_refusal=True))
     return items + [call_item(new_id("fc"), call) for call in calls]
-
-
-def reasoning_text(message: dict[str, Any]) -> Any:
-    """Return the reasoning of a chat message or delta, under either of its two names."""
-    return message.get("reasoning_content") or message.get("reasoning")

@@ -1,26 +1,36 @@
 """Chat chunks into the event stream of the Responses API.
 
-Every event has a rising `sequence_number`. One item is open at a time: it is added, filled by deltas, done.
+Every event has a rising `sequence_number`. An item is added, filled by deltas, done;
+only function calls whose fragments interleave are open at the same time.
 
 Source: OpenAI's API reference, "Streaming events".
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
-from functools import partial
 from typing import Any, Protocol
 
 from appliance.base import jsons
 from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError
 from appliance.engines.stream import Stream
+from appliance.engines.upstream.reply_text import (
+    read_choices,
+    read_content,
+    read_finish,
+    read_message,
+    read_reasoning,
+    read_refusal,
+)
+from appliance.engines.upstream.tool_calls import ToolCall, ToolCalls
 from appliance.front.openai.responses_objects import (
     call_item,
     finish_response,
     message_item,
     new_id,
     reasoning_item,
-    reasoning_text,
+    refusal_part,
+    text_part,
 )
 from appliance.front.pipeline.errors import OPENAI_TYPE
 from appliance.front.pipeline.sse import read_events
@@ -39,8 +49,10 @@ class ResponsesStream:
         self._response = response
         self._clock = clock
         self._number = 0
-        self._output: list[dict[str, Any]] = []  # items that are done
-        self._open: _Item | None = None
+        self._items: list[_Item] = []  # each at its output_index
+        self._open: list[int] = []  # indexes of the items that are not done; several calls may be open
+        self._calls = ToolCalls()
+        self._call_indexes: dict[int, int] = {}  # a call's position → the output_index of its item
 
     async def pieces(self, source: Stream) -> AsyncGenerator[bytes, None]:
         """Yield the events as SSE, from response.created to response.completed or response.incomplete.
@@ -58,15 +70,15 @@ class ResponsesStream:
         async with aclosing(read_events(source)) as events:
             async for event in events:
                 usage = event.get("usage") or usage
-                for choice in (event.get("choices") or [])[:1]:
-                    finish = choice.get("finish_reason") or finish
-                    if out := self._add(choice.get("delta") or {}):
+                for choice in read_choices(event)[:1]:
+                    finish = read_finish(choice) or finish
+                    if out := self._add(read_message(choice, "delta")):
                         yield out
-        out = self._close()
-        if not self._output:
-            out += self._switch_to(_MessageItem()) + self._close()
+        out = self._close_all()
+        if not self._items:
+            out += self._start(_MessageItem()) + self._close_all()
         response = finish_response(
-            self._response, self._output, finish=finish, usage=usage, at_s=int(self._clock.now_s())
+            self._response, self._output(), finish=finish, usage=usage, at_s=int(self._clock.now_s())
         )
         yield out + self._render((response["status"], {"response": response}))
 
@@ -75,52 +87,75 @@ class ResponsesStream:
         failure = {
             **self._response,
             "status": "failed",
-            "output": self._output,
+            "output": self._output(),
             "error": {"code": error.code or OPENAI_TYPE[error.kind], "message": error.message},
         }
         return self._render(("failed", {"response": failure}))
 
     def _add(self, delta: dict[str, Any]) -> bytes:
-        """Return the events of one delta: its reasoning, its text, its tool calls."""
+        """Return the events of one delta: its reasoning, its text, its refusal, its tool calls."""
         out = b""
-        if reasoning := reasoning_text(delta):
-            out += self._fill(_ReasoningItem.key, _ReasoningItem, reasoning)
-        if text := delta.get("content"):
-            out += self._fill(_MessageItem.key, _MessageItem, text)
-        for fragment in delta.get("tool_calls") or []:
-            arguments = (fragment.get("function") or {}).get("arguments") or ""
-            out += self._fill(_call_key(fragment), partial(_CallItem, fragment), arguments)
+        if reasoning := read_reasoning(delta):
+            out += self._fill(_ReasoningItem, reasoning)
+        if text := read_content(delta):
+            out += self._fill(_MessageItem, text)
+        if refusal := read_refusal(delta):
+            out += self._fill(_RefusalItem, refusal)
+        fragments = delta.get("tool_calls")
+        if fragments is None and delta.get("function_call") is not None:
+            fragments = [{"function": delta["function_call"]}]  # of an early API
+        for call, arguments in self._calls.add(fragments):
+            out += self._fill_call(call, arguments)
         return out
 
-    def _fill(self, key: object, make: "Callable[[], _Item]", text: str) -> bytes:
-        """Add text to the open item where it has this key, else to a new one."""
-        out = b"" if self._open is not None and self._open.key == key else self._switch_to(make())
-        if text and self._open is not None:
-            out += self._render_item(self._open.fill(text))
+    def _fill(self, kind: "type[_TextItem]", text: str) -> bytes:
+        """Add text to the last item where it is open and of this kind, else to a new one."""
+        out = b""
+        if not (self._open and type(self._items[self._open[-1]]) is kind):
+            out = self._close_all() + self._start(kind())
+        return out + self._render_item(self._open[-1], self._items[self._open[-1]].fill(text))
+
+    def _fill_call(self, call: ToolCall, arguments: str) -> bytes:
+        """Add arguments to a call's item. What is whole is closed before another item starts."""
+        out, index = b"", self._call_indexes.get(call.position)
+        if index is None:
+            for number in list(self._open):
+                item = self._items[number]
+                if not isinstance(item, _CallItem) or item.call.is_whole:
+                    out += self._close(number)
+            index = self._call_indexes[call.position] = len(self._items)
+            out += self._start(_CallItem(call))
+        if arguments and index in self._open:
+            out += self._render_item(index, self._items[index].fill(arguments))
         return out
 
-    def _switch_to(self, item: "_Item") -> bytes:
-        """Close the open item and open `item`."""
-        out = self._close()
-        self._open = item
-        added = ("output_item.added", {"output_index": len(self._output), "item": item.added()})
-        return out + self._render(added) + b"".join(map(self._render_item, item.opening()))
+    def _start(self, item: "_Item") -> bytes:
+        """Open an item after all others."""
+        index = len(self._items)
+        self._items.append(item)
+        self._open.append(index)
+        added = self._render(("output_item.added", {"output_index": index, "item": item.added()}))
+        return added + b"".join(self._render_item(index, event) for event in item.opening())
 
-    def _close(self) -> bytes:
-        """Close the open item, if there is one, and append it to the output."""
-        if (item := self._open) is None:
-            return b""
-        out = b"".join(map(self._render_item, item.closing()))
-        self._open, done = None, item.done()
-        out += self._render(("output_item.done", {"output_index": len(self._output), "item": done}))
-        self._output.append(done)
-        return out
+    def _close_all(self) -> bytes:
+        """Close the open items in their order."""
+        return b"".join(self._close(index) for index in list(self._open))
 
-    def _render_item(self, event: Event) -> bytes:
-        """Render an event inside the open item."""
-        assert self._open is not None
+    def _close(self, index: int) -> bytes:
+        """Close one open item."""
+        self._open.remove(index)
+        item = self._items[index]
+        out = b"".join(self._render_item(index, event) for event in item.closing())
+        return out + self._render(("output_item.done", {"output_index": index, "item": item.done()}))
+
+    def _output(self) -> list[dict[str, Any]]:
+        """Return the items that are done."""
+        return [item.done() for index, item in enumerate(self._items) if index not in self._open]
+
+    def _render_item(self, index: int, event: Event) -> bytes:
+        """Render an event inside an item."""
         kind, fields = event
-        return self._render((kind, {"item_id": self._open.id, "output_index": len(self._output), **fields}))
+        return self._render((kind, {"item_id": self._items[index].id, "output_index": index, **fields}))
 
     def _render(self, event: Event) -> bytes:
         kind = f"response.{event[0]}"
@@ -130,12 +165,9 @@ class ResponsesStream:
 
 
 class _Item(Protocol):
-    """One item while it is open. `key`: two items of the same key are one."""
+    """One item."""
 
     id: str
-
-    @property
-    def key(self) -> object: ...
 
     def added(self) -> dict[str, Any]:
         """Return the item as it is added, without content."""
@@ -153,38 +185,63 @@ class _Item(Protocol):
         """Return the item, complete."""
 
 
-class _MessageItem:
-    key = "message"
+class _TextItem:
+    """An item that is text; the pieces are joined once."""
+
+    prefix: str
 
     def __init__(self) -> None:
-        self.id = new_id("msg")
-        self._text = ""
+        self.id = new_id(self.prefix)
+        self._pieces: list[str] = []
+
+    @property
+    def _text(self) -> str:
+        if len(self._pieces) > 1:
+            self._pieces = ["".join(self._pieces)]
+        return self._pieces[0] if self._pieces else ""
 
     def added(self) -> dict[str, Any]:
         return message_item(self.id, "", status="in_progress")
 
     def opening(self) -> Iterator[Event]:
-        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        yield "content_part.added", {"content_index": 0, "part": part}
+        yield "content_part.added", {"content_index": 0, "part": text_part("")}
 
     def fill(self, text: str) -> Event:
-        self._text += text
+        self._pieces.append(text)
         return "output_text.delta", {"content_index": 0, "delta": text, "logprobs": []}
 
     def closing(self) -> Iterator[Event]:
         yield "output_text.done", {"content_index": 0, "text": self._text, "logprobs": []}
-        yield "content_part.done", {"content_index": 0, "part": self.done()["content"][0]}
+        yield "content_part.done", {"content_index": 0, "part": text_part(self._text)}
 
     def done(self) -> dict[str, Any]:
         return message_item(self.id, self._text)
 
 
-class _ReasoningItem:
-    key = "reasoning"
+class _MessageItem(_TextItem):
+    prefix = "msg"
 
-    def __init__(self) -> None:
-        self.id = new_id("rs")
-        self._text = ""
+
+class _RefusalItem(_TextItem):
+    prefix = "msg"
+
+    def opening(self) -> Iterator[Event]:
+        yield "content_part.added", {"content_index": 0, "part": refusal_part("")}
+
+    def fill(self, text: str) -> Event:
+        self._pieces.append(text)
+        return "refusal.delta", {"content_index": 0, "delta": text}
+
+    def closing(self) -> Iterator[Event]:
+        yield "refusal.done", {"content_index": 0, "refusal": self._text}
+        yield "content_part.done", {"content_index": 0, "part": refusal_part(self._text)}
+
+    def done(self) -> dict[str, Any]:
+        return message_item(self.id, self._text, is_refusal=True)
+
+
+class _ReasoningItem(_TextItem):
+    prefix = "rs"
 
     def added(self) -> dict[str, Any]:
         return reasoning_item(self.id, "")
@@ -196,7 +253,7 @@ class _ReasoningItem:
         )
 
     def fill(self, text: str) -> Event:
-        self._text += text
+        self._pieces.append(text)
         return "reasoning_summary_text.delta", {"summary_index": 0, "delta": text}
 
     def closing(self) -> Iterator[Event]:
@@ -208,38 +265,25 @@ class _ReasoningItem:
 
 
 class _CallItem:
-    """A function call, from the first fragment of chat's tool call.
+    """A function call, whose fragments engines/upstream/tool_calls.py puts together."""
 
-    Fragments of one `index` belong together.
-    """
-
-    def __init__(self, fragment: dict[str, Any]) -> None:
+    def __init__(self, call: ToolCall) -> None:
         self.id = new_id("fc")
-        self.key = _call_key(fragment)
-        name = (fragment.get("function") or {}).get("name") or ""
-        self._arguments = ""
-        self._id, self._name = fragment.get("id"), name
+        self.call = call
 
     def added(self) -> dict[str, Any]:
-        return call_item(self.id, self._call(), status="in_progress")
+        named = {"id": self.call.id, "function": {"name": self.call.name, "arguments": ""}}
+        return call_item(self.id, named, status="in_progress")
 
     def opening(self) -> Iterator[Event]:
         return iter(())
 
     def fill(self, text: str) -> Event:
-        self._arguments += text
         return "function_call_arguments.delta", {"delta": text}
 
     def closing(self) -> Iterator[Event]:
-        item = self.done()
-        yield "function_call_arguments.done", {"name": item["name"], "arguments": item["arguments"]}
+        arguments = self.call.arguments
+        yield "function_call_arguments.done", {"name": self.call.name, "arguments": arguments}
 
     def done(self) -> dict[str, Any]:
-        return call_item(self.id, self._call())
-
-    def _call(self) -> dict[str, Any]:
-        return {"id": self._id, "function": {"name": self._name, "arguments": self._arguments}}
-
-
-def _call_key(fragment: dict[str, Any]) -> object:
-    return "call", fragment.get("index", 0)
+        return call_item(self.id, self.call.render())
