@@ -315,6 +315,20 @@ async def test_a_large_body_may_take_its_time_at_a_fair_rate() -> None:
     assert [len(body) for body in harness.bodies] == [size]
 
 
+async def test_reading_resumes_after_the_last_pipelined_request() -> None:
+    harness = Harness()
+    harness.go.set()
+    connection, transport = harness.connect()
+    count = PIPELINED_BYTES // len(HOT) + 2
+    connection.data_received(HOT)
+    connection.data_received(HOT * (count - 1))  # complete requests only: no rest is left in the buffer
+    assert "pause_reading" in transport.calls
+    for _ in range(count):
+        await settle()
+    assert len(harness.bodies) == count
+    assert "resume_reading" in transport.calls
+
+
 @pytest.mark.parametrize("before", [b"", HOT])
 async def test_any_other_request_is_handed_over_whole(before: bytes) -> None:
     harness = Harness()

@@ -233,9 +233,7 @@ async def anthropic() -> dict[str, Any]:
             "no messages": {"max_tokens": 5},
             "a document": ask(
                 "x",
-                messages=[
-                    {"role": "user", "content": [{"type": "document", "source": {"type": "base64"}}]}
-                ],
+                messages=[{"role": "user", "content": [{"type": "document", "source": {"type": "base64"}}]}],
             ),
             "only tools that are not known": ask("x", tools=[search]),
             "bad json": "{",

@@ -78,7 +78,7 @@ class FastConnection(asyncio.Protocol):
         self._shared = shared
         self._take_over = take_over
         self._buffer = b""
-        self._at = 0  # what of the buffer has been used
+        self._at = 0  # bytes of the buffer that have been used
         self._body: list[bytes] = []  # while a body arrives
         self._body_left = 0
         self._body_size = 0
@@ -88,10 +88,10 @@ class FastConnection(asyncio.Protocol):
         self._inner: InnerProtocol | None = None
         self._is_head_begun = False  # of the inner protocol: bytes have arrived since its last response
         self._drained: asyncio.Future[None] | None = None
-        self._is_paused = False  # the client does not read: nothing is written
-        self._stalled_s = 0.0  # since when the client has read nothing; 0 = it reads
-        self._unsent_bytes = 0  # what it had not read then
-        self._is_unread = False  # the client is not read: it has sent enough
+        self._is_paused = False  # the client does not read, so nothing is written
+        self._stalled_s = 0.0  # when the client stopped reading; 0 = it reads
+        self._unsent_bytes = 0  # unread by the client at the last tick
+        self._is_unread = False  # reading is paused: enough is buffered
         self._is_closing = False
         self._keep_alive = True
         self._has_served = False  # until its first request a connection gets less time
@@ -237,14 +237,14 @@ class FastConnection(asyncio.Protocol):
             self._read_on()
 
     def _use(self, until: int) -> None:
-        """Note what of the buffer has been used; it is not copied for each of many small requests."""
+        """Mark the buffer as used up to `until`; it is not copied, since it may hold many small requests."""
         if until >= len(self._buffer):
             self._buffer, self._at = b"", 0
         else:
             self._at = until
 
     def _read_on(self) -> None:
-        """Read the client again: what it has sent is used up to a request that is not complete."""
+        """Resume reading: no complete request is buffered any more."""
         if self._is_unread:
             self._is_unread = False
             self._transport.resume_reading()
@@ -307,7 +307,7 @@ class FastConnection(asyncio.Protocol):
                     request.finish = Finish.DONE
                 else:
                     await self._write_stream(response, request)
-                # The next request waits for the client, too: what it does not read is not piled up.
+                # The next request begins once the client has read: unread responses do not pile up in memory.
                 if self._is_paused and not await self._wait_until_read():
                     request.finish = Finish.CLIENT_LEFT
             except asyncio.CancelledError:
@@ -332,6 +332,8 @@ class FastConnection(asyncio.Protocol):
             self._has_served = True
             if self._buffer:  # the next request has begun
                 self._begin()
+            else:
+                self._read_on()
 
     def _write_whole(self, response: Response) -> int:
         body = response.body
@@ -379,7 +381,7 @@ class FastConnection(asyncio.Protocol):
         write(head + b"0\r\n\r\n")
 
     async def _wait_until_read(self) -> bool:
-        """Wait until the client reads again; False when it has left. `tick` gives up one that does not."""
+        """Wait until the client reads again; False when it has left. `tick` aborts one that does not."""
         if self._is_closing:
             return False
         self._drained = self._shared.loop.create_future()
@@ -430,7 +432,7 @@ class FastConnection(asyncio.Protocol):
     def tick(self, now_s: float) -> None:
         """Send a due heartbeat and enforce the time limits.
 
-        1. the client does not read            → given up after WRITE_TIMEOUT_S
+        1. the client does not read            → abort after WRITE_TIMEOUT_S
         2. a silent stream                     → a heartbeat
         3. a request is running                → nothing
         4. a body does not arrive, or slowly   → 408 and close
@@ -464,7 +466,7 @@ class FastConnection(asyncio.Protocol):
             self._transport.close()
 
     def _give_up(self, now_s: float, patience_s: float) -> None:
-        """End the connection of a client that has read nothing for `patience_s` seconds."""
+        """Abort the connection if the client has read nothing for `patience_s` seconds."""
         unsent = self._transport.get_write_buffer_size()
         if not self._stalled_s or unsent < self._unsent_bytes:
             self._stalled_s = now_s
