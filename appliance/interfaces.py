@@ -48,6 +48,7 @@ def build_front(appliance: Appliance) -> HttpServer:
             receipts=appliance.receipts,
             measure=appliance.measure,
             engines=overview.families,
+            may_see_details=lambda headers, peer: pipeline.keys.may_see_details(headers, peer),
         ),
         BalanceHandlers(router, clock=clock, set_strategy=appliance.fleet.set_strategy, manager=manager),
         appliance.manager_handlers,

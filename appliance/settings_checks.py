@@ -8,7 +8,7 @@ from appliance.base.settings import Problem
 from appliance.control.guard import problems as control_problems
 from appliance.control.settings import ControlSettings
 from appliance.engines.settings import EngineSettings
-from appliance.front.pipeline.access import is_loopback
+from appliance.front.pipeline.origins import is_loopback
 from appliance.front.settings import FrontSettings, split_keys
 from appliance.host.settings import HostSettings
 from appliance.models.settings import ModelSettings

@@ -59,6 +59,12 @@ class FrontSettings(PackageSettings):
         description="Web origins that browsers may call from (comma list, * = all)",
         json_schema_extra=RELOAD | {"allowed": "origins such as https://app.example, or *"},
     )
+    allowed_hosts: CommaList = Field(
+        [],
+        description="Further host names that clients on this machine may use in `Host`, and pages in "
+        "`Origin`, where no APPLIANCE_API_KEYS are set (comma list, *.example.com, * = all)",
+        json_schema_extra=RELOAD | {"allowed": "host names such as models.example.com or *.example.com"},
+    )
     max_body_bytes: int = Field(
         33_554_432,
         ge=1024,

@@ -20,6 +20,8 @@ from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response, json_response
 from appliance.front.pipeline.route import Route
 
+SHORT_STATUS = ("ok", "state", "version", "demo", "public_model", "upstream_base", "aliases")
+
 
 class SystemHandlers:
     """The handlers.
@@ -31,6 +33,7 @@ class SystemHandlers:
         measure: Updates the gauges.
         engines: Returns the metric families of the engines (engines/overview.py); None = there are no
             engines.
+        may_see_details: Whether a caller (headers, address) sees all of /healthz.
     """
 
     def __init__(
@@ -41,8 +44,10 @@ class SystemHandlers:
         receipts: Receipts,
         measure: Callable[[], None],
         engines: Callable[[], Awaitable[list[MetricFamily]]] | None = None,
+        may_see_details: Callable[[dict[str, str], str], bool] = lambda headers, peer: True,
     ) -> None:
         self._status = status
+        self._may_see_details = may_see_details
         self._metrics = metrics
         self._receipts = receipts
         self._measure = measure
@@ -62,13 +67,18 @@ class SystemHandlers:
         ]
 
     async def healthz(self, request: Request) -> Response:
-        """Show the status of the appliance; 503 while it is not serving.
+        """Show the status of the appliance; 503 while it is not serving. Without a valid key the short form.
 
         Returns:
-            `{ok, public_model, upstream_base, aliases, novita_endpoints, …}`.
+            `{ok, public_model, upstream_base, aliases, novita_endpoints, …}`. The short form, where keys are
+            set and none is sent: `{ok, state, version, demo, public_model, upstream_base, aliases}`.
         """
-        status = {k: v for k, v in self._status().items() if k not in {"machine_id"}}
-        return json_response(status, 200 if status["ok"] else 503)
+        status = self._status()
+        if self._may_see_details(request.headers, request.peer):
+            shown = {name: value for name, value in status.items() if name != "machine_id"}
+        else:
+            shown = {name: status[name] for name in SHORT_STATUS}
+        return json_response(shown, 200 if status["ok"] else 503)
 
     async def metrics(self, request: Request) -> Response:
         """Show the metrics of the appliance and of every engine, as text 0.0.4 or OpenMetrics 1.0."""

@@ -3,7 +3,8 @@
 import pytest
 
 from appliance.base.errors import Forbidden, Unauthenticated
-from appliance.front.pipeline.access import Access, Keys, is_loopback, read_key
+from appliance.front.pipeline.access import Access, Keys, read_key
+from appliance.front.pipeline.origins import is_loopback
 from appliance.front.settings import FrontSettings
 
 CLIENT, OPERATOR, OTHER = "client-key-1", "operator-key-1", "other-key-1"

@@ -189,3 +189,61 @@ async def test_a_client_that_reads_slowly_gets_everything(serve, ask: bytes) -> 
         )  # longer than WRITE_TIMEOUT_S in all
     assert await until(lambda: server.pipeline.in_flight == 0)
     writer.close()
+
+
+# ---- pages in a browser on this machine
+
+
+PAGE = b"Host: %b\r\nOrigin: %b\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}"
+
+
+async def talk(server: Server, data: bytes) -> bytes:
+    """Send bytes; return all that comes until the server closes or is silent."""
+    reader, writer = await asyncio.open_connection(*server.address)
+    writer.write(data)
+    out = b""
+    with suppress(TimeoutError, ConnectionResetError):
+        while piece := await asyncio.wait_for(reader.read(65_536), 0.3):
+            out += piece
+    writer.close()
+    return out
+
+
+@pytest.mark.parametrize("target", [b"POST /small", b"POST /small?x=1"])
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        (b"localhost:14000", b"https://evil.example", 403),
+        (b"evil.example:14000", b"http://evil.example:14000", 403),
+        (b"localhost:14000", b"null", 403),
+        (b"localhost:14000", b"http://localhost:14000", 200),
+        (b"localhost:14000", b"https://app.example", 200),
+    ],
+)
+async def test_a_page_of_another_site_may_not_use_the_models(
+    serve, target: bytes, host: bytes, origin: bytes, status: int
+) -> None:
+    server = await serve(cors_origins="https://app.example")
+    out = await talk(server, target + b" HTTP/1.1\r\n" + PAGE % (host, origin))
+    assert int(out.split(b" ")[1]) == status
+    assert (b"Access-Control-Allow-Origin: https://app.example\r\n" in out) is (b"app" in origin)
+    assert (b'"code":"origin_not_allowed"' in out or b'"code":"host_not_allowed"' in out) is (status == 403)
+
+
+@pytest.mark.parametrize(
+    ("ask", "status"),
+    [
+        (b"POST /small HTTP/1.1\r\nContent-Length: 2\r\n%b\r\n{}", 401),
+        (b"POST /small?x=1 HTTP/1.1\r\nContent-Length: 2\r\n%b\r\n{}", 401),
+        (b"GET /cold HTTP/1.1\r\n%b\r\n", 401),
+        (b"POST /small HTTP/1.1\r\nContent-Length: 99999999999\r\n%b\r\n", 413),
+        (b"POST /small?x=1 HTTP/1.1\r\nContent-Length: 99999999999\r\nX-Api-Key: a-long-key\r\n%b\r\n", 413),
+        (b"GET /none HTTP/1.1\r\n%b\r\n", 404),
+        (b"PUT /small HTTP/1.1\r\n%b\r\n", 405),
+    ],
+)
+async def test_a_page_can_read_refusals(serve, ask: bytes, status: int) -> None:
+    server = await serve(cors_origins="https://app.example", appliance_api_keys="a-long-key")
+    out = await talk(server, ask % b"Host: x\r\nOrigin: https://app.example\r\n")
+    assert int(out.split(b" ")[1]) == status
+    assert out.count(b"Access-Control-Allow-Origin: https://app.example\r\n") == 1

@@ -8,7 +8,7 @@ from appliance.base.errors import NotFound
 from appliance.base.metrics.exposition_read import MetricFamily
 from appliance.base.metrics.registry import Metrics
 from appliance.engines.receipts import Receipt, Receipts
-from appliance.front.system import SystemHandlers
+from appliance.front.system import SHORT_STATUS, SystemHandlers
 from tests.front.requests import json_of, make_request
 
 
@@ -21,6 +21,14 @@ def handlers(status: dict[str, Any] | None = None, **parts: Any) -> SystemHandle
 async def test_healthz_is_503_while_not_serving(is_ok: bool, code: int) -> None:
     response = await handlers({"ok": is_ok, "machine_id": "secret", "state": "x"}).healthz(make_request())
     assert (response.status, json_of(response)) == (code, {"ok": is_ok, "state": "x"})
+
+
+async def test_healthz_without_a_key_is_short() -> None:
+    status = {name: name == "ok" for name in (*SHORT_STATUS, "machine_id", "backends", "steps", "warnings")}
+    group = handlers(status, may_see_details=lambda headers, peer: "x-api-key" in headers)
+    assert list(json_of(await group.healthz(make_request()))) == list(SHORT_STATUS)
+    with_key = make_request(headers={"x-api-key": "k"})
+    assert list(json_of(await group.healthz(with_key))) == [*SHORT_STATUS, "backends", "steps", "warnings"]
 
 
 @pytest.mark.parametrize(

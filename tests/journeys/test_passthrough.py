@@ -531,6 +531,25 @@ async def test_a_websocket_speaks_through_both_ways(start, mirrors, session) -> 
     assert running.appliance.router.state("e0").in_flight == 0
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [({"Origin": "https://evil.example"}, 403), ({"Host": "evil.example"}, 403), ({"Origin": "own"}, 101)],
+)
+async def test_a_page_of_another_site_opens_no_websocket(
+    start, mirrors, session, headers: dict[str, str], status: int
+) -> None:
+    servers = await mirrors()
+    running = await start(**named(servers))
+    if headers.get("Origin") == "own":
+        headers = {"Origin": running.base_url}
+    try:
+        async with session.ws_connect(running.base_url + "/act/ws", headers=headers):
+            found = 101
+    except aiohttp.WSServerHandshakeError as refusal:
+        found = refusal.status
+    assert (found, bool(servers[0].seen)) == (status, status == 101)
+
+
 async def test_a_websockets_client_that_vanishes_ends_it_at_the_server(start, mirrors, session) -> None:
     servers = await mirrors()
     running = await start(**named(servers))

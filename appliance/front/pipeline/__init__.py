@@ -9,6 +9,7 @@ Modules:
     heads: HTTP heads: parse those of requests, render those of responses.
     late: streams that begin before the engine has answered.
     options: how a request is routed, from its headers.
+    origins: which web pages and host names may call without a key.
     pipeline: the steps from a request's id to its settlement.
     replies: engines' whole replies.
     request: what a handler receives.

@@ -3,14 +3,12 @@
 import hashlib
 import hmac
 from enum import Enum
-from ipaddress import ip_address
 
 from appliance.base.errors import Forbidden, Unauthenticated
-from appliance.base.wire.dial import is_address
+from appliance.front.pipeline.origins import Origins, is_loopback
 from appliance.front.settings import FrontSettings, split_keys
 
 # Not registered in public DNS, so no other site can point a name in them at this machine.
-OWN_DOMAINS = (".localhost", ".local", ".internal")
 FORWARDED = ("x-forwarded-for", "forwarded", "x-real-ip", "via")
 
 
@@ -28,7 +26,7 @@ class Keys:
     def __init__(self, settings: FrontSettings) -> None:
         self._client = [_digest(key) for key in split_keys(settings.appliance_api_keys)]
         self._operator = [_digest(key) for key in split_keys(settings.operator_api_keys)]
-        self._origins = set(settings.cors_origins)
+        self.origins = Origins(settings)
         self._local_only = [_digest(key) for key in split_keys(settings.stay_local_api_keys)]
 
     @property
@@ -44,7 +42,7 @@ class Keys:
         """Admit a request, or raise.
 
         1. public address                              → pass
-        2. client address, no keys set                 → pass
+        2. client address, no keys set                 → pass, but no page of another site (origins.py)
         3. operator address, operator keys set         → one of them
         4. operator address, only client keys set      → one of those
         5. operator address, no keys at all            → callers on loopback; no other site's page, no proxy
@@ -58,7 +56,10 @@ class Keys:
             Unauthenticated: No key, or one that is not known.
             Forbidden: The caller does not have this level of access.
         """
-        if access is Access.PUBLIC or (access is Access.CLIENT and not self._client):  # 1, 2
+        if access is Access.PUBLIC:  # 1
+            return
+        if access is Access.CLIENT and not self._client:  # 2
+            self.origins.check(headers, peer)
             return
         if access is Access.OPERATOR and not self._operator and not self._client:  # 5
             self._check_loopback(headers, peer)
@@ -75,6 +76,16 @@ class Keys:
             return
         raise Unauthenticated("Unknown API key.")
 
+    def may_see_details(self, headers: dict[str, str], peer: str) -> bool:
+        """Whether a caller sees a public address's details: with any key; without keys, no foreign page."""
+        if self._client or self._operator:
+            return _is_one_of(read_key(headers), self._client + self._operator)
+        try:
+            self.origins.check(headers, peer)
+        except Forbidden:
+            return False
+        return True
+
     def _check_loopback(self, headers: dict[str, str], peer: str) -> None:
         """Admit callers on this machine, except pages of other sites and clients of a proxy."""
         if not is_loopback(peer):
@@ -83,27 +94,12 @@ class Keys:
                 "Set OPERATOR_API_KEYS and send one of these keys.",
                 code="operator_only",
             )
-        if self._is_foreign_page(headers) or any(name in headers for name in FORWARDED):
+        if self.origins.is_foreign_page(headers) or any(name in headers for name in FORWARDED):
             raise Forbidden(
                 "Without OPERATOR_API_KEYS this address is closed to pages of other sites and to proxies. "
                 "Set OPERATOR_API_KEYS and send one of these keys.",
                 code="operator_only",
             )
-
-    def _is_foreign_page(self, headers: dict[str, str]) -> bool:
-        """Whether a page of another site calls through a browser on this machine.
-
-        1. an origin of CORS_ORIGINS                                     → no
-        2. any other origin, or a cross-site request                     → yes
-        3. a host name that is not this machine's: DNS rebinding         → yes
-        """
-        origin, site = headers.get("origin", ""), headers.get("sec-fetch-site", "")
-        if origin and ("*" in self._origins or origin in self._origins):  # 1
-            return False
-        if origin or site in {"cross-site", "same-site"}:  # 2
-            return True
-        name = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
-        return "." in name and not name.endswith(OWN_DOMAINS) and not is_address(name.strip("[]"))  # 3
 
 
 def read_key(headers: dict[str, str]) -> str:
@@ -113,18 +109,6 @@ def read_key(headers: dict[str, str]) -> str:
         if scheme.lower() == "bearer" and value.strip():
             return value.strip()
     return headers["x-api-key"].strip() if "x-api-key" in headers else ""
-
-
-def is_loopback(peer: str) -> bool:
-    """Whether a caller's address is loopback; "unix" (a unix socket) counts as loopback."""
-    if peer == "unix":
-        return True
-    try:
-        address = ip_address(peer.partition("%")[0])
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
 
 
 def _digest(key: str) -> bytes:

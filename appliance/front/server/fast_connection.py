@@ -222,7 +222,7 @@ class FastConnection(asyncio.Protocol):
         self._keep_alive = may_stay
         size, at = int(length), end + 4
         if size > settings.max_body_bytes:  # 5
-            self._refuse(413, too_large(settings.max_body_bytes), route)
+            self._refuse(413, too_large(settings.max_body_bytes), route, headers)
             return
         have = len(buffer) - at
         if have >= size:  # 6
@@ -401,14 +401,18 @@ class FastConnection(asyncio.Protocol):
 
     # ---- refusing
 
-    def _refuse(self, status: int, error: ApplianceError, route: Route | None) -> None:
+    def _refuse(
+        self, status: int, error: ApplianceError, route: Route | None, headers: dict[str, str] | None = None
+    ) -> None:
         """Answer an unacceptable request with an error, and close; the rest of the request is not read."""
         pipeline = self._shared.pipeline
         label, path, dialect = (route.path, route.path, route.dialect) if route else ("other", "-", "openai")
-        with pipeline.request(label, method="-", path=path, headers={}, body=b"", peer=self.peer) as request:
+        with pipeline.request(
+            label, method="-", path=path, headers=headers or {}, body=b"", peer=self.peer
+        ) as request:
             response = pipeline.error_response(error, dialect, request.receipt)
             response.status = request.receipt.status = status
-            response.headers.append(("x-request-id", request.id))
+            response.headers += pipeline.response_headers(request)
             self._is_closing = True
             self._next, self._body = None, []
             request.sent_bytes = self.write_last(response)
@@ -452,7 +456,7 @@ class FastConnection(asyncio.Protocol):
         if self._next is not None:  # 4
             if waited_s > settings.body_timeout_s or self._is_body_slow(now_s, settings.body_timeout_s):
                 error = TimedOut("The request body did not arrive in time (BODY_TIMEOUT_S).")
-                self._refuse(408, error, self._next[0])
+                self._refuse(408, error, *self._next)
         elif self._buffer:  # 5
             if waited_s > settings.header_timeout_s:
                 error = TimedOut("The request head did not arrive in time (HEADER_TIMEOUT_S).")

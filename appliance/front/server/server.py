@@ -350,10 +350,10 @@ class HttpServer:
         return self._bare_error(NotFound(f"There is nothing at {path}."), dialect, request)  # 3
 
     def _bare_error(self, error: ApplianceError, dialect: str, request: Request) -> Response:
-        """Render an error whose only header is the id: access refused, or an unknown address."""
+        """Render an error of a request that no handler has seen: access refused, or an unknown address."""
         response = self.pipeline.error_response(error, dialect, request.receipt)
         request.receipt.status = response.status
-        response.headers.append(("x-request-id", request.id))
+        response.headers += self.pipeline.response_headers(request)
         return response
 
     def _preflight(self, web_request: web.Request, methods: list[str]) -> list[tuple[str, str]]:
