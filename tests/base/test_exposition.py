@@ -204,10 +204,10 @@ def test_creation_times_are_no_openmetrics_metrics_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("lines", "kinds"),
     [
-        (
+        (  # no +Inf, no count
             ["# TYPE h histogram", 'h_bucket{le="1.0"} 1', "h_sum 1"],
             {"h_bucket": "unknown", "h_sum": "unknown"},
-        ),  # no +Inf, no count
+        ),
         (
             ["# TYPE h histogram", 'h_bucket{le="+Inf"} 1', "h_sum 1", "h_count 2"],
             {"h_bucket": "unknown", "h_sum": "unknown", "h_count": "unknown"},
@@ -221,10 +221,10 @@ def test_creation_times_are_no_openmetrics_metrics_of_their_own() -> None:
             ["# TYPE c_total counter", "c_total NaN", "# TYPE c_created gauge", "c_created 5"],
             {"c_total": "unknown", "c_created": "unknown"},
         ),
-        (
+        (  # one name for two families
             ["# TYPE c gauge", "c 1", "# TYPE c_total counter", "c_total 2"],
             {"c": "gauge", "c_total": "unknown"},
-        ),  # one name for two
+        ),
         (["# TYPE g gauge", 'g{a="1"} 1', 'g{a="1"} 2'], {"g": "unknown"}),  # a series twice
         (
             ["# TYPE s summary", 's{quantile="5"} 1', "s_sum 1", "s_count 1"],

@@ -60,9 +60,8 @@ async def test_servers_that_tell_little_are_good_enough(
 ) -> None:
     server.files, server.ssl_context = {"model.gguf": DATA}, tls[0]
     async with server:
-        server.faults["model.gguf"] = [
-            Cut(MIB) for _ in range(2)
-        ]  # the look at its head, and the first fetch
+        # The request for its headers and the first fetch:
+        server.faults["model.gguf"] = [Cut(MIB) for _ in range(2)]
         await engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=LISTED).download(
             download_request(f"{server.url}/model.gguf", tmp_path / "out")
         )

@@ -35,9 +35,8 @@ def bucket(s3: str) -> Iterator[object]:
     client.create_bucket(Bucket="models")
     for path, data in FILES.items():
         client.put_object(Bucket="models", Key=f"llama/{path}", Body=data)
-    client.put_object(
-        Bucket="models", Key="llama/sub/", Body=b""
-    )  # a marker of a folder, as consoles make them
+    # The marker of a folder, as web consoles create it:
+    client.put_object(Bucket="models", Key="llama/sub/", Body=b"")
     client.put_object(Bucket="models", Key="llama/nothing-in-it/", Body=b"")
     client.put_object(Bucket="models", Key="llama2/other", Body=b"not below the prefix")
     yield client

@@ -10,14 +10,14 @@ from appliance.host.worker.output import MAX_LINE_BYTES, LineSplitter, OutputBud
 
 def lines_of(*pieces: bytes, longest: int = 5) -> tuple[list[bytes], int]:
     splitter = LineSplitter(longest)
-    told = [line for piece in pieces for line in splitter.split(piece)]
+    forwarded = [line for piece in pieces for line in splitter.split(piece)]
     if rest := splitter.rest():
-        told.append(rest)
-    return told, splitter.skipped_bytes
+        forwarded.append(rest)
+    return forwarded, splitter.skipped_bytes
 
 
 @pytest.mark.parametrize(
-    ("pieces", "told", "skipped_bytes"),
+    ("pieces", "forwarded", "skipped_bytes"),
     [
         ([b"one\ntwo\n"], [b"one", b"two"], 0),
         ([b"o", b"ne\nt", b"wo"], [b"one", b"two"], 0),
@@ -29,9 +29,9 @@ def lines_of(*pieces: bytes, longest: int = 5) -> tuple[list[bytes], int]:
     ],
 )
 def test_lines_are_split_and_every_byte_is_counted(
-    pieces: list[bytes], told: list[bytes], skipped_bytes: int
+    pieces: list[bytes], forwarded: list[bytes], skipped_bytes: int
 ) -> None:
-    assert lines_of(*pieces) == (told, skipped_bytes)
+    assert lines_of(*pieces) == (forwarded, skipped_bytes)
 
 
 def test_what_is_skipped_ends_at_the_end_of_a_line() -> None:
@@ -59,29 +59,28 @@ def test_budget_is_renewed_each_second() -> None:
 
 async def test_flood_of_any_shape_is_passed_on_in_part_and_counted() -> None:
     for line in (b"x\n", b"y" * 70 + b"\n", b"z" * 60_000 + b"\n"):
-        clock, told, stream = FakeClock(), [], asyncio.StreamReader()
+        clock, forwarded, stream = FakeClock(), [], asyncio.StreamReader()
         stream.feed_data(line * (2_000_000 // len(line)))
         stream.feed_eof()
-        await forward_output(stream, told.append, clock.monotonic_s)
-        texts, note = told[:-1], told[-1]
+        await forward_output(stream, forwarded.append, clock.monotonic_s)
+        texts, note = forwarded[:-1], forwarded[-1]
         assert len(texts) <= 500 + 1024
         assert sum(map(len, texts)) <= 262_144 + 2 * MAX_LINE_BYTES
         assert int(note.split()[0][1:]) > 1_500_000
 
 
 async def test_each_second_has_a_budget_and_reports_what_was_skipped() -> None:
-    clock, told, stream = FakeClock(), [], asyncio.StreamReader()
+    clock, forwarded, stream = FakeClock(), [], asyncio.StreamReader()
     stream.feed_data(b"x\n" * 4000)
-    reading = asyncio.create_task(forward_output(stream, told.append, clock.monotonic_s))
-    while not (
-        told and not stream._buffer and stream._waiter is not None
-    ):  # it has told what it may, and waits for more
+    reading = asyncio.create_task(forward_output(stream, forwarded.append, clock.monotonic_s))
+    # Until it has forwarded what the limit allows, and waits for more:
+    while not (forwarded and not stream._buffer and stream._waiter is not None):
         await asyncio.sleep(0.001)
-    before = len(told)
+    before = len(forwarded)
     clock.advance(1.0)
     stream.feed_data(b"again\n")
     stream.feed_eof()
     await reading
     assert before < 2500
-    assert told[-1] == "again"
-    assert told[-2] == f"[{8000 - 2 * before} bytes of output left out]"
+    assert forwarded[-1] == "again"
+    assert forwarded[-2] == f"[{8000 - 2 * before} bytes of output left out]"

@@ -233,11 +233,11 @@ async def test_unwritable_log_does_not_stop_the_worker(
 ) -> None:
     class Broken:
         def __getattr__(self, _: str):
-            def tell(event: str, **_: object) -> None:
+            def record(event: str, **_: object) -> None:
                 if event == "worker_output":
                     raise BrokenPipeError
 
-            return tell
+            return record
 
     monkeypatch.setattr("appliance.host.worker.worker.log", Broken())
     one, lines = worker("print:a", "endless:1000000", "print:", "print:b", "exit:0")
@@ -248,7 +248,7 @@ async def test_unwritable_log_does_not_stop_the_worker(
 
 
 async def test_no_worker_outlives_us(tmp_path: Path) -> None:
-    """Killed without a chance to say anything: the kernel tells the guard."""
+    """Killed without a chance to say anything: the kernel reports it to the guard."""
     script = """
 import asyncio, os, signal
 from tests.host.test_worker import state, until, worker

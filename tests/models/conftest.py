@@ -1,4 +1,4 @@
-"""Shared by the tests of the models' room."""
+"""Fixtures shared by the tests of appliance/models."""
 
 from tests.models.manager_harness import open_manager
 

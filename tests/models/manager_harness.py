@@ -95,7 +95,7 @@ class FakeLoader:
         self.loading: dict[int, tuple[Runner, asyncio.Future[None]]] = {}
         self.running: dict[int, Runner] = {}
         self.ports: dict[int, int] = {}  # port → Runner.serial
-        self.engines: list[int] = []  # ports where somebody really listens, for the next loads
+        self.engines: list[int] = []  # ports with a real listening server, used by the next loads
         self.stopped: list[str] = []
         self.killed_with: list[int] = []  # requests that each stop found active
         self.cut_off: set[int] = set()  # llama-servers (Runner.serial) that were stopped with requests
@@ -148,7 +148,7 @@ class FakeLoader:
         process: Any = runner.process
         if process is None or process.exited.is_set():
             self.running.pop(runner.serial, None)
-            return "ended"
+            return "exited"
         self.killed_with.append(runner.active)
         if runner.active:
             self.cut_off.add(runner.serial)
@@ -164,7 +164,7 @@ class FakeLoader:
             self.ports.pop(runner.port)
 
     def ready(self, alias: str) -> None:
-        """The latest load of a model comes to ready."""
+        """Complete the latest load of a model successfully."""
         next(
             future
             for runner, future in reversed(list(self.loading.values()))
@@ -337,10 +337,10 @@ async def open_manager(tmp_path: Path) -> AsyncIterator[Make]:
         loader, clock, deaths = FakeLoader(), FakeClock(), list[str]()
         memory = FakeMemory(loader, total_bytes=memory_mib * MIB, devices=gpus or (RAM,))
         tasks = Tasks(on_death=lambda name, error: deaths.append(f"{name}: {error!r}"))
-        stand: Any = loader
+        fake: Any = loader
         manager = ModelManager(
             Catalogue(table, how),
-            loader=stand,
+            loader=fake,
             memory=memory,
             history=history or LoadHistory(None),
             tasks=tasks,

@@ -265,7 +265,7 @@ def header(size: int, **values: Any) -> GgufHeader:
     )
 
 
-def test_the_cache_is_reckoned_from_layers_heads_and_types() -> None:
+def test_the_cache_size_is_computed_from_layers_heads_and_types() -> None:
     seven_b = header(
         4_000 * MIB,
         block_count=32,

@@ -1,4 +1,4 @@
-"""What is told of models by their files: facts from headers, and the library that reads each file once."""
+"""What model files say about models: facts from headers, and the library that reads each file once."""
 
 import asyncio
 import hashlib
@@ -317,9 +317,8 @@ async def test_removed_files_leave_the_store(shelf: Shelf, tiny_models: Path) ->
     shelf.put("m", tiny_models / "tiny-chat.gguf")
     assert (await books.details("m")).digest
     assert list(json.loads(shelf.kept.read_bytes())) == [str(shelf.models["m"].path)]
-    blocked = shelf.library(
-        digests_path=shelf.models["m"].path / "digests.json"
-    )  # below a file no folder can be made
+    # No folder can be created below a file.
+    blocked = shelf.library(digests_path=shelf.models["m"].path / "digests.json")
     assert (await blocked.details("m")).digest
 
 

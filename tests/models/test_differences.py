@@ -42,10 +42,8 @@ def with_a(**changes: Any) -> Catalogue:
             ],
         ),
         (replace(OLD, llama_server="/bin/two"), ['The llama-server changes: "/bin/one" → "/bin/two".']),
-        (
-            replace(OLD, system=System(llama_server_path="/bin/other")),
-            [],
-        ),  # LLAMA_SERVER_PATH wins: nothing changes
+        # LLAMA_SERVER_PATH takes precedence: nothing changes.
+        (replace(OLD, system=System(llama_server_path="/bin/other")), []),
     ],
 )
 def test_each_difference_is_said_in_a_sentence(new: Catalogue, said: list[str]) -> None:

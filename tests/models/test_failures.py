@@ -32,7 +32,7 @@ from appliance.models.runner.failures import failure_of_exit
             "llama-server exited with code 1: error: unknown argument: --x",
             False,
             False,
-            id="hopeless",
+            id="permanent",
         ),
         pytest.param(127, [], "llama-server exited with code 127", False, False, id="no-such-program"),
         pytest.param(

@@ -194,7 +194,7 @@ async def test_one_that_cannot_be_loaded_leaves_no_record_and_no_port(yard: Yard
     assert (yard.records(), yard.loader._ports) == ([], {})
 
 
-async def test_what_this_server_does_not_know_is_hopeless(yard: Yard, tmp_path: Path) -> None:
+async def test_option_unknown_to_this_server_is_a_permanent_failure(yard: Yard, tmp_path: Path) -> None:
     program = tmp_path / "older"
     program.write_text("#!/bin/sh\necho '--port N  --model F  --ctx-size N'\n")
     program.chmod(0o755)

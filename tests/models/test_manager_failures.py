@@ -41,7 +41,7 @@ async def test_load_is_retried_as_configured_with_longer_pauses(open_manager: Ma
     assert (harness.status("a"), len(harness.loader.begun)) == ("failed", 4)
 
 
-async def test_hopeless_failure_is_not_retried(open_manager: Make) -> None:
+async def test_permanent_failure_is_not_retried(open_manager: Make) -> None:
     harness = await open_manager("a")
     waits = [harness.ask("a"), harness.load("a")]
     await harness.fails("a", "unknown argument", can_retry=False)

@@ -1,6 +1,6 @@
-"""What another table changes in the manager's own books.
+"""What a new model table changes in the state of the manager.
 
-What it does to running llama-servers is in the journeys.
+Its effect on running llama-servers is tested in tests/journeys.
 """
 
 import asyncio

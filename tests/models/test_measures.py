@@ -113,7 +113,7 @@ def test_without_a_table_there_is_no_family(metrics: Metrics) -> None:
     assert b"# TYPE router_model_status gauge" in metrics.render()
 
 
-def test_all_families_of_system_d_are_there_by_name_and_type(metrics: Metrics) -> None:
+def test_all_metric_families_of_the_model_router_are_present(metrics: Metrics) -> None:
     _ = metrics.router
     types = {
         line.split()[2]: line.split()[3]
@@ -286,9 +286,8 @@ def test_all_rows_of_a_removed_model_are_removed(metrics: Metrics) -> None:
         if labels
     }
     assert aliases == {"a"}
-    measures.finished(
-        sample("b", 1.0)
-    )  # its last answer ended after it had gone: counted, and taken away at the next reading
+    # The last response of a removed model: it is counted, and the series is removed at the next reading.
+    measures.finished(sample("b", 1.0))
     assert scraped(metrics)["router_requests_total", "b", "success"] == 1
     measure(manager, metrics.router, NOW_S)
     assert ("router_requests_total", "b", "success") not in scraped(metrics)

@@ -189,7 +189,7 @@ async def test_a_script_that_starts_the_real_server_is_as_good(make: Make) -> No
     await until(lambda: is_gone(child))
 
 
-# The list of hopeless errors, each as llama-server writes it; what must not be taken for one of it; and what only looks
+# The list of permanent errors, each as llama-server writes it; what must not be taken for one of it; and what only looks
 # like it.
 @pytest.mark.parametrize(
     ("message", "can_retry"),
@@ -246,7 +246,7 @@ async def test_one_that_is_killed_while_it_loads_is_said_to_be(make: Make) -> No
         ("", None, "Permission denied"),
     ],
 )
-async def test_a_program_that_cannot_be_started_is_hopeless(
+async def test_a_program_that_cannot_be_started_is_a_permanent_failure(
     make: Make,
     tmp_path: Path,
     name: str,
@@ -265,7 +265,7 @@ async def test_a_program_that_cannot_be_started_is_hopeless(
     assert (process.is_running, await process.stop(SOON)) == (False, "exited")
 
 
-async def test_a_program_that_is_missing_is_as_hopeless_behind_setpriv(make: Make, tmp_path: Path) -> None:
+async def test_a_missing_program_is_permanent_behind_setpriv_too(make: Make, tmp_path: Path) -> None:
     process = make(command=[str(tmp_path / "missing"), "--port", "1"])
     await process.start()
     failure = await load_failure(process)
@@ -273,7 +273,7 @@ async def test_a_program_that_is_missing_is_as_hopeless_behind_setpriv(make: Mak
     assert not failure.can_retry
 
 
-async def test_a_log_that_cannot_be_written_is_hopeless(make: Make, tmp_path: Path) -> None:
+async def test_a_log_that_cannot_be_written_is_a_permanent_failure(make: Make, tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("a file where the folder should be")
     with pytest.raises(LoadFailed, match=r"the log .*runner\.log cannot be written") as caught:
         await make("serve(200)").start()
@@ -363,7 +363,7 @@ async def test_it_sees_nothing_of_our_secrets(make: Make) -> None:
     [
         ((1,), False, {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}),
         ((0, 2), False, {"CUDA_VISIBLE_DEVICES": "0,2", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}),
-        ((-1,), False, {"CUDA_VISIBLE_DEVICES": "7"}),  # a GPU whose driver tells nothing is used as ever
+        ((-1,), False, {"CUDA_VISIBLE_DEVICES": "7"}),  # a GPU whose driver reports nothing is used as before
         ((-1,), True, {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}),
     ],
 )
@@ -512,7 +512,7 @@ async def test_the_real_one_comes_up_takes_memory_and_goes(
         (("--model", "/none.gguf"), "/none.gguf"),
     ],
 )
-async def test_what_the_real_one_cannot_do_is_hopeless(
+async def test_what_the_real_one_cannot_do_is_a_permanent_failure(
     make: Make,
     llama_binary: str,
     tiny_models: Path,

@@ -36,28 +36,28 @@ from appliance.base.errors import ApplianceError
 from appliance.base import logs
 from appliance.models.runner.vram import NvmlMemory, pick_memory, wait_memory_freed
 logs.configure(level="info", form="json", stream=sys.stderr)
-tell = lambda value: print(json.dumps(value), flush=True)
+report = lambda value: print(json.dumps(value), flush=True)
 try:
     memory = NvmlMemory(json.loads(sys.argv[1]))
-    tell("there")
+    report("there")
 except ApplianceError as exc:
-    tell([type(exc).__name__, exc.message])
+    report([type(exc).__name__, exc.message])
 for line in sys.stdin:
     word, _, rest = line.strip().partition(" ")
     try:
         if word == "read":
-            tell([asdict(view) for view in memory.read()])
+            report([asdict(view) for view in memory.read()])
         elif word == "of":
-            tell(list(memory.of_process(int(rest)).items()))
+            report(list(memory.of_process(int(rest)).items()))
         elif word == "pick_memory":
             chosen, why = pick_memory(**json.loads(rest))
-            tell([type(chosen).__name__, chosen.is_gpu, why])
+            report([type(chosen).__name__, chosen.is_gpu, why])
         elif word == "wait":
             before, expected = map(int, rest.split())
-            tell("waiting")
-            tell(asyncio.run(wait_memory_freed(memory, [0], {0: before}, expected, limit_s=20)))
+            report("waiting")
+            report(asyncio.run(wait_memory_freed(memory, [0], {0: before}, expected, limit_s=20)))
     except ApplianceError as exc:
-        tell([type(exc).__name__, exc.message])
+        report([type(exc).__name__, exc.message])
 """
 
 
@@ -154,13 +154,13 @@ def test_memory_said_to_be_full_is_believed_at_the_next_reading(
 
 def test_what_the_driver_does_not_measure_is_none(believe: Callable[..., Believer], figures: Figures) -> None:
     figures.gpu(0, percent=-1, celsius=-1, watts=-1)
-    told = believe(0).ask("read")[0]
-    assert (told["utilization_percent"], told["temperature_celsius"], told["power_watts"]) == (
+    view = believe(0).ask("read")[0]
+    assert (view["utilization_percent"], view["temperature_celsius"], view["power_watts"]) == (
         None,
         None,
         None,
     )
-    assert told["total_bytes"] == 24 * GIB
+    assert view["total_bytes"] == 24 * GIB
 
 
 def test_lost_gpu_is_shown_as_last_known_and_logged_once(
@@ -399,12 +399,12 @@ def machine(tmp_path: Path) -> Callable[..., SystemMemory]:
         available_kib: int = 600,
         group: str = "0::/a/b",
     ) -> SystemMemory:
-        told = {
+        texts = {
             "proc/meminfo": f"MemTotal: {total_kib} kB\nMemFree: 10 kB\nMemAvailable: {available_kib} kB\nHugePages_Total: 0\n",
             "proc/self/cgroup": f"2:cpu:/elsewhere\n{group}\n",
             **(files or {}),
         }
-        for name, text in told.items():
+        for name, text in texts.items():
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
