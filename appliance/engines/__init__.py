@@ -15,7 +15,7 @@ Modules:
     outcome: how attempts and requests end, and what that means.
     overview: the engines' part of our own metrics page.
     persistence: writes run-time changes to files of the state folder.
-    pool: backends that stand in for each other.
+    pool: backends that can replace each other.
     receipts: what was decided for a request, and why.
     router: the entry point: takes a request for a model, returns a reply.
     routes: what a model's name leads to.

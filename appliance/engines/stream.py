@@ -40,7 +40,7 @@ class Stream:
 
 
 class Closable(Protocol):
-    """What a stream can be made from."""
+    """The source of a stream: another stream, or a generator."""
 
     async def aclose(self) -> None:
         """Close it."""

@@ -233,7 +233,7 @@ async def test_a_stream_holds_its_slot_until_it_ends(open_hosted: Open) -> None:
 
 async def test_a_stream_that_is_never_read_releases_its_slot(open_hosted: Open) -> None:
     scene = await open_hosted()
-    scene.apis[0].script(Stall(after_events=2))
+    scene.apis[0].script(Stall(after_events=2))  # the first event has a role only
     reply = await scene.send(stream=True)
     assert reply.events is not None
     await reply.events.aclose()

@@ -153,11 +153,11 @@ def rename_model(served: ServedModel, name: str) -> ServedModel:
 
 def is_adapter_missing(status: int, text: str) -> bool:
     """Whether an engine's error response to a request for an adapter means that it has no such adapter."""
-    said = text.lower()
+    lower = text.lower()
     return status == 404 or (
         status in {400, 422, 500}
-        and ("lora" in said or "adapter" in said or "model" in said)
-        and any(words in said for words in _UNKNOWN_TEXTS)
+        and ("lora" in lower or "adapter" in lower or "model" in lower)
+        and any(words in lower for words in _UNKNOWN_TEXTS)
     )
 
 

@@ -102,7 +102,7 @@ class TokenCountingDialect(Protocol):
 
         Raises:
             WireError: The engine cannot be reached.
-            ValueError: It cannot count them, or its reply makes no sense.
+            ValueError: It cannot count them, or its reply is invalid.
         """
         ...
 

@@ -105,7 +105,7 @@ class Blocks:
         return (self._state_of(hashes[begin : begin + limit], ()) for begin in range(0, len(hashes), limit))
 
     def discard_changes(self) -> None:
-        """Forget what changed: the whole index will be written anew."""
+        """Forget what changed: the whole index will be written again."""
         self._changed.clear()
         self._changed_standard.clear()
 

@@ -191,7 +191,7 @@ class BlockIndex:
 
 
 def _parse_hash(text: str) -> EngineHash:
-    """Return an engine's hash as it stands in a key."""
+    """Return the engine's hash from the text in a key."""
     try:
         return int(text)
     except ValueError:

@@ -1,7 +1,7 @@
 """The background loop that brings the backends to what is declared.
 
-It decides anew when something changed at the backends, such as an engine that was restarted or added,
-and when a retry is due. What to do is decided in plan.py.
+It decides again when a backend changed, such as an engine that was restarted or added, and when a retry is
+due. plan.py decides what to do.
 """
 
 import asyncio

@@ -26,7 +26,7 @@ class AdapterRow:
     """One adapter with all its backends.
 
     Attributes:
-        is_declared: False = an engine has it by itself, and may lose it at any time.
+        is_declared: False = only an engine has it, and may lose it at any time.
     """
 
     adapter: Adapter
