@@ -23,7 +23,7 @@ BASE = "/api/v1/loadbalancer"
 
 
 class BalanceHandlers:
-    """The handlers of /health and of the load balancer.
+    """The handlers of /health and of load balancing.
 
     Args:
         router: The backends.

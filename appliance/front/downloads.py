@@ -34,9 +34,10 @@ TYPES: dict[str, Any] = {
 
 
 class DownloadHandlers:
-    """The handlers.
+    """The handlers of downloads, jobs and download folders.
 
     Args:
+        jobs: Runs the downloads.
         folders: Returns the folders that downloads may go to.
         is_sidecar: Whether it is for the sidecar's port, whose errors differ (see above).
         gather_s: Seconds between two events of a job's feed.

@@ -47,9 +47,10 @@ OWN_STATUS = {  # kinds of errors whose status is kept on the sidecar's port; an
 
 
 class LoraHandlers:
-    """The handlers.
+    """The handlers of LoRA adapters.
 
     Args:
+        orders: Carries out loading and unloading.
         is_sidecar: Whether it is for the sidecar's port, whose bodies differ (see above).
     """
 

@@ -20,10 +20,12 @@ from appliance.front.pipeline.route import Route
 
 
 class SidecarMetricsHandlers:
-    """The handler, over the scraper of the one engine.
+    """The handler of the sidecar's /metrics.
 
     Args:
-        more: Returns metric families that follow the engine's page.
+        scraper: Reads the engine's metrics.
+        clock: The time of the scrape's age.
+        more: Returns further metric families.
     """
 
     def __init__(

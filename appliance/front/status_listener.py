@@ -26,10 +26,12 @@ CLOSE_S = 1.0  # time for clients to read the last event at shutdown
 
 
 class StatusListener:
-    """The handlers.
+    """The handlers of the status listener.
 
     Args:
         manager: Returns the manager; None while the table of models is not read yet.
+        clock: The time of events.
+        silence_s: Seconds without an event after which a feed sends a heartbeat.
     """
 
     def __init__(

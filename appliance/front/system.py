@@ -24,15 +24,14 @@ SHORT_STATUS = ("ok", "state", "version", "demo", "public_model", "upstream_base
 
 
 class SystemHandlers:
-    """The handlers.
+    """The handlers of health, metrics and receipts.
 
     Args:
         status: Returns the object of /healthz, which the control API shows as well.
-        metrics: The appliance's own.
-        receipts: Of the latest requests.
-        measure: Updates the gauges.
-        engines: Returns the metric families of the engines (engines/overview.py); None = there are no
-            engines.
+        metrics: The metrics of the appliance.
+        receipts: The latest receipts.
+        measure: Updates the gauges; called before they are rendered.
+        engines: Returns the metric families of the engines (engines/overview.py); None = none.
         may_see_details: Whether a caller (headers, address) sees all of /healthz.
     """
 

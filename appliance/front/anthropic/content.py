@@ -31,7 +31,7 @@ SERVER_BLOCKS = frozenset(
 BILLING_LINE = "x-anthropic-billing-header:"
 
 
-def to_chat_messages(asked: dict[str, Any]) -> tuple[list[ChatMessage], list[str]]:
+def to_chat_messages(payload: dict[str, Any]) -> tuple[list[ChatMessage], list[str]]:
     """Return the chat messages of `system` and `messages`.
 
     Consecutive messages of the user are one turn, as in Anthropic's API.
@@ -42,7 +42,7 @@ def to_chat_messages(asked: dict[str, Any]) -> tuple[list[ChatMessage], list[str
     Raises:
         Invalid: A message or a block is invalid or not supported; `param` is its path.
     """
-    given = asked.get("messages")
+    given = payload.get("messages")
     if not isinstance(given, list) or not given:
         raise Invalid(
             "`messages` is required: an array with at least one message.",
@@ -51,7 +51,7 @@ def to_chat_messages(asked: dict[str, Any]) -> tuple[list[ChatMessage], list[str
         )
     out: list[ChatMessage] = []
     ignored: list[str] = []
-    if system := _system_text(asked.get("system")):
+    if system := _system_text(payload.get("system")):
         out.append({"role": "system", "content": system})
     for number, message in enumerate(given):
         where = f"messages.{number}"

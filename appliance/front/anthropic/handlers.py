@@ -38,8 +38,7 @@ class AnthropicHandlers:
     """The handlers of `/v1/messages`.
 
     Args:
-        heartbeat_s: Returns the seconds after which a stream that waits gets its headers and pings; 0 =
-            never.
+        heartbeat_s: Returns the seconds after which a waiting stream gets headers and pings; 0 = never.
     """
 
     def __init__(self, router: Router, *, heartbeat_s: Callable[[], float] = lambda: 0.0) -> None:
@@ -55,12 +54,12 @@ class AnthropicHandlers:
 
     async def create(self, request: Request) -> Response:
         """Answer a conversation with a message, whole or as a stream of events."""
-        asked = read_object(request.body)
-        translated = to_chat(asked)
-        is_stream = asked.get("stream") is True
+        payload = read_object(request.body)
+        translated = to_chat(payload)
+        is_stream = payload.get("stream") is True
         if is_stream:
             translated.body |= {"stream": True, "stream_options": {"include_usage": True}}
-        engine_request = self._engine_request(request, asked, translated, is_stream=is_stream)
+        engine_request = self._engine_request(request, payload, translated, is_stream=is_stream)
         headers = _headers(request, translated)
         if is_stream:
             return await self._answer_stream(request, engine_request, translated, headers)
@@ -76,9 +75,9 @@ class AnthropicHandlers:
         Returns:
             `{"input_tokens"}`, with the header `x-appliance-estimate: 1` where it is an estimate.
         """
-        asked = read_object(request.body)
-        translated = to_chat(asked, needs_max_tokens=False)
-        engine_request = self._engine_request(request, asked, translated, is_stream=False)
+        payload = read_object(request.body)
+        translated = to_chat(payload, needs_max_tokens=False)
+        engine_request = self._engine_request(request, payload, translated, is_stream=False)
         tokens = await self._router.count_tokens(engine_request)
         headers = _headers(request, translated)
         if tokens is None:
@@ -125,9 +124,9 @@ class AnthropicHandlers:
         return reply
 
     def _engine_request(
-        self, request: Request, asked: dict[str, Any], translated: MessagesRequest, *, is_stream: bool
+        self, request: Request, payload: dict[str, Any], translated: MessagesRequest, *, is_stream: bool
     ) -> EngineRequest:
-        model = asked.get("model") or ""
+        model = payload.get("model") or ""
         translated.body["model"] = model or self._router.resolve("").id
         return EngineRequest(
             Operation.CHAT, translated.body, None, model, is_stream, request.receipt, request.options

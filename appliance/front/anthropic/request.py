@@ -72,34 +72,34 @@ class MessagesRequest:
     ignored: list[str] = field(default_factory=list)
 
 
-def to_chat(asked: dict[str, Any], *, needs_max_tokens: bool = True) -> MessagesRequest:
+def to_chat(payload: dict[str, Any], *, needs_max_tokens: bool = True) -> MessagesRequest:
     """Return a request as a chat.
 
     Args:
-        asked: The request's body.
+        payload: The request's body.
         needs_max_tokens: `max_tokens` is required, as it is for everything but counting.
 
     Raises:
         Invalid: A field is missing or invalid, or chat completions cannot do it; `param` is its path.
     """
-    check_types(asked, TYPES)
-    body: dict[str, Any] = {name: asked[name] for name in SAME_FIELDS if asked.get(name) is not None}
-    if needs_max_tokens or asked.get("max_tokens") is not None:
-        body["max_tokens"] = _max_tokens(asked.get("max_tokens"))
-    messages, ignored = to_chat_messages(asked)
+    check_types(payload, TYPES)
+    body: dict[str, Any] = {name: payload[name] for name in SAME_FIELDS if payload.get(name) is not None}
+    if needs_max_tokens or payload.get("max_tokens") is not None:
+        body["max_tokens"] = _max_tokens(payload.get("max_tokens"))
+    messages, ignored = to_chat_messages(payload)
     body["messages"] = messages
     translated = MessagesRequest(body, ignored=ignored)
-    if stops := _stop_sequences(asked.get("stop_sequences")):
+    if stops := _stop_sequences(payload.get("stop_sequences")):
         body["stop"] = stops
-    if asked.get("tools"):
-        _add_tools(translated, asked)
-    _add_thinking(translated, asked.get("thinking") or {})
-    _add_output(body, asked.get("output_config") or {}, asked.get("output_format"))
-    user = (asked.get("metadata") or {}).get("user_id")
+    if payload.get("tools"):
+        _add_tools(translated, payload)
+    _add_thinking(translated, payload.get("thinking") or {})
+    _add_output(body, payload.get("output_config") or {}, payload.get("output_format"))
+    user = (payload.get("metadata") or {}).get("user_id")
     if isinstance(user, str) and user:
         body["user"] = user
     translated.ignored += [
-        name for name, value in asked.items() if name not in TRANSLATED and value is not None
+        name for name, value in payload.items() if name not in TRANSLATED and value is not None
     ]
     return translated
 
@@ -129,7 +129,7 @@ def _stop_sequences(values: Any) -> list[str]:
     return list(values or [])
 
 
-def _add_tools(translated: MessagesRequest, asked: dict[str, Any]) -> None:
+def _add_tools(translated: MessagesRequest, payload: dict[str, Any]) -> None:
     """Add the tools that the client runs, and how they are to be chosen.
 
     Tools that Anthropic defines (web search, code execution, …) are left out: the models here do not know
@@ -139,7 +139,7 @@ def _add_tools(translated: MessagesRequest, asked: dict[str, Any]) -> None:
         Invalid: A tool or the choice is invalid, or no tool is left.
     """
     body, tools, left_out = translated.body, [], []
-    for number, tool in enumerate(asked["tools"]):
+    for number, tool in enumerate(payload["tools"]):
         kind = tool.get("type") if isinstance(tool, dict) else None
         if kind is None or kind == "custom":
             tools.append(_tool(tool, f"tools.{number}"))
@@ -154,7 +154,7 @@ def _add_tools(translated: MessagesRequest, asked: dict[str, Any]) -> None:
         )
     translated.ignored += [f"tools.{kind}" for kind in left_out]
     body["tools"] = tools
-    if (choice := asked.get("tool_choice")) is not None:
+    if (choice := payload.get("tool_choice")) is not None:
         body["tool_choice"] = _tool_choice(choice, {tool["function"]["name"] for tool in tools})
         if choice.get("disable_parallel_tool_use") is True:
             body["parallel_tool_calls"] = False

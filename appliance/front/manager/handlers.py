@@ -40,9 +40,11 @@ VERBS = "reset|load|pin|unpin"
 
 
 class ManagerHandlers:
-    """The handlers. `close` ends the feeds, so that their clients do not delay a shutdown.
+    """The handlers of the model manager. `close` ends the feeds, so that they do not delay a shutdown.
 
     Args:
+        manager: The model manager.
+        clock: The time of ages and timestamps.
         status_path: The file of models/status/file.py; None = it is not written.
         silence_s: Seconds without an event after which a feed sends a heartbeat.
         every_s: Seconds between two `metrics` events.

@@ -8,7 +8,8 @@ from aiohttp import web
 from appliance.base.errors import ApplianceError, Invalid, TimedOut
 from appliance.front.pipeline.pipeline import too_large
 
-LEAST_BODY_BYTES_S = 500  # a body that has taken BODY_TIMEOUT_S comes at least so fast, in the mean
+# Lowest mean rate, in bytes per second, of a body that takes longer than BODY_TIMEOUT_S.
+LEAST_BODY_BYTES_S = 500
 
 
 class Upload:
@@ -42,7 +43,7 @@ class Upload:
         """
         self.has_begun = True
         now_s = asyncio.get_running_loop().time
-        size, waited_s = 0, 0.0  # the time for which the client was waited for, not the server
+        size, waited_s = 0, 0.0  # only the time spent waiting for the client, not for the server
         while True:
             began_s = now_s()
             try:

@@ -229,10 +229,15 @@ class HttpServer:
     async def _send_whole(
         self, web_request: web.Request, response: Response, request: Request, *, is_last: bool = False
     ) -> web.Response:
-        """Send a response in one piece; the request counts as in flight until the client has taken it.
+        """Send a whole response, and record in the request that it is done.
+
+        It is written here, not by aiohttp after the handler, so that the request is in flight until then.
 
         Args:
-            is_last: The connection ends with it.
+            web_request: The request that aiohttp has read.
+            response: It has no pieces.
+            request: The same request in the pipeline.
+            is_last: Whether the connection is closed after it.
         """
         web_response = web.Response(status=response.status, body=response.body)
         _set_headers(web_response, response)
@@ -244,7 +249,7 @@ class HttpServer:
         return web_response
 
     async def _refuse(self, web_request: web.Request, request: Request, response: Response) -> web.Response:
-        """Send an error; the connection ends with it where the request's body is not read to its end."""
+        """Send an error; close the connection after it if the request's body was not read."""
         is_last = not web_request.content.at_eof()
         return await self._send_whole(web_request, response, request, is_last=is_last)
 
