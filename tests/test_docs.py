@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.base.balancing import STRATEGIES
+from appliance.base.metrics.registry import Metrics
 from appliance.downloads.sources.table import SOURCES
 from appliance.engines.dialects.table import DIALECTS
 
@@ -81,6 +82,16 @@ def test_pages_name_every_member_of_a_table(page: str, names: Sequence[str]) -> 
     """A new strategy, engine or source is described where operators look for it."""
     text = (ROOT / page).read_text(encoding="utf-8")
     assert [name for name in names if name not in text] == []
+
+
+def test_every_metric_of_the_appliance_is_described() -> None:
+    """docs/metrics.md names each family."""
+    text = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    metrics = Metrics()
+    assert metrics.router  # its families appear at first use
+    families = [family.name + "_total" * (family.type == "counter") for family in metrics.registry.collect()]
+    assert len(families) > 40
+    assert [name for name in families if not re.search(rf"`{name}[`{{]", text)] == []
 
 
 def test_every_page_is_in_the_index() -> None:
