@@ -72,16 +72,20 @@ class Dispatcher:
             slot = self._choose(request) or await self._wait_for_slot(request, last)
             budget_s = max(0.001, request.deadline_s - self._clock.monotonic_s())
             try:
-                return await slot.backend.send(engine_request, slot, budget_s=budget_s)
+                reply = await slot.backend.send(engine_request, slot, budget_s=budget_s)
             except (AttemptFailed, ApplianceError) as failure:
                 self._allow_retry(request, slot.backend, failure)
                 last = failure
+            else:
+                if request.undecided is not None:
+                    request.confirm_failures()
+                return reply
 
     def _allow_retry(self, request: DispatchRequest, backend: Backend, failure: Failure) -> None:
         """Let another backend try, or raise the error for the caller.
 
         1. the client's own fault                          → raised
-        2. the backend was pinned                          → raised
+        2. the backend was pinned, or a second server said the same sentence → raised
         3. the prompt is too long for it                   → those with more context may try
         4. it did no work for the request, or has no capacity → the others may try, at no cost
         5. otherwise                                       → the others may try, while the retry budget lasts
@@ -93,7 +97,7 @@ class Dispatcher:
             label, retry = failure.kind.value, Retry.BUDGET
         else:
             label, retry = failure.label, failure.retry
-        if request.is_pinned:
+        if request.is_pinned or (isinstance(failure, AttemptFailed) and request.note_sentence(failure)):
             raise self._final_error(request, failure)  # 2
         if isinstance(failure, AttemptFailed) and failure.context is not None:  # 3
             request.context_over = max(request.context_over, failure.context[1], backend.context_tokens)

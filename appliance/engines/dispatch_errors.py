@@ -100,9 +100,9 @@ def no_backend(request: DispatchRequest, now_s: float) -> ApplianceError:
 def all_failed(request: DispatchRequest, failure: Failure, retry_after_s: float) -> ApplianceError:
     """Return the error for a request that failed on every backend that was tried.
 
-    1. the error that the backend gave itself       4. out of time
-    2. too long a prompt, with the largest context  5. not reached
-    3. full                                         6. anything else
+    1. the error that the backend gave itself       4. an engine's own sentence
+    2. too long a prompt, with the largest context  5. out of time
+    3. full                                         6. not reached, or anything else
 
     Args:
         request: Its receipt lists the attempts.
@@ -113,6 +113,8 @@ def all_failed(request: DispatchRequest, failure: Failure, retry_after_s: float)
         return failure
     if failure.context is not None:  # 2
         prompt_tokens, context_tokens = failure.context
+        if failure.error is not None and failure.sentence and context_tokens >= request.context_over:
+            return failure.error
         return context_error(
             prompt_tokens, max(context_tokens, request.context_over), model=request.receipt.public_model
         )
@@ -127,10 +129,12 @@ def all_failed(request: DispatchRequest, failure: Failure, retry_after_s: float)
             retry_after_s=failure.retry_after_s or retry_after_s,
             details=details,
         )
+    if failure.outcome is Outcome.ENGINE_ERROR:  # 4
+        return UpstreamFailed(failure.sentence, code="upstream_error", details=details)
     tried = f"{len(attempts)} tried, the last: {failure.label}"
-    if failure.outcome in TIMEOUTS:  # 4
+    if failure.outcome in TIMEOUTS:  # 5
         return TimedOut(f"No backend answered in time ({tried}).", details=details)
-    if failure.outcome is Outcome.CONNECT:  # 5
+    if failure.outcome is Outcome.CONNECT:  # 6
         return Unavailable(
             f"No backend available: none could be reached ({tried}).",
             code="no_backend",

@@ -9,6 +9,7 @@ from appliance.engines.backends.contract import Backend
 from appliance.engines.pool import Pool
 from appliance.engines.receipts import Receipt
 from appliance.engines.types import EngineRequest, RequestOptions
+from appliance.engines.upstream.attempt import AttemptFailed
 
 
 @dataclass(slots=True)
@@ -26,6 +27,7 @@ class DispatchRequest:
         tried: Names of the backends that had this request already, or must not get it.
         context_over: Only backends with more context tokens than that; 0 = any.
         is_pinned: Only the backend that `options` names.
+        undecided: Failures whose fault may be the request's or the server's; None = none.
     """
 
     stages: list[Pool]
@@ -38,6 +40,23 @@ class DispatchRequest:
     tried: set[str] = field(default_factory=set)
     context_over: int = 0
     is_pinned: bool = False
+    undecided: list[AttemptFailed] | None = None
+
+    def note_sentence(self, failure: AttemptFailed) -> bool:
+        """Keep a failure that came with an engine's sentence; return whether another server said the same."""
+        if not failure.sentence or failure.context is not None:  # the next one's context may be larger
+            return False
+        if self.undecided is None:
+            self.undecided = []
+        is_known = any(failure.says_the_same_as(former) for former in self.undecided)
+        self.undecided.append(failure)
+        return is_known
+
+    def confirm_failures(self) -> None:
+        """Let the servers know that were in doubt: another one answered the request that they failed."""
+        for failure in self.undecided or ():
+            if failure.on_confirmed is not None:
+                failure.on_confirmed()
 
     def open_stages(self) -> list[Pool]:
         """Return the pools that the request may go to: a local one does not overflow."""

@@ -12,6 +12,7 @@ class BreakerEffect(Enum):
 
     SUCCEEDED = "succeeded"  # closes the circuit
     FAILED = "failed"  # counts as a failure
+    UNDECIDED = "undecided"  # a failure only if it is confirmed (Breaker.record_undecided)
     NONE = "none"  # the client left, the request does not fit this server, or nothing was sent
 
 
@@ -40,7 +41,7 @@ class Outcome(Enum):
 
     # The server responded.
     OK = "ok", BreakerEffect.SUCCEEDED, Retry.NEVER, False
-    REFUSED = "refused", BreakerEffect.SUCCEEDED, Retry.NEVER, False  # the client's own fault
+    REFUSED = "refused", BreakerEffect.NONE, Retry.NEVER, False  # the client's own fault
     PASSED = (
         "passed",
         BreakerEffect.SUCCEEDED,
@@ -58,7 +59,7 @@ class Outcome(Enum):
     CONTEXT = "context", BreakerEffect.NONE, Retry.LARGER_CONTEXT, True  # the prompt is too long for it
     KEY_REFUSED = "key_refused", BreakerEffect.NONE, Retry.BUDGET, True  # the key that is configured for it
     NOT_FOUND = "status_404", BreakerEffect.NONE, Retry.BUDGET, True
-    UNSUPPORTED = "unsupported", BreakerEffect.NONE, Retry.BUDGET, True
+    UNSUPPORTED = "unsupported", BreakerEffect.NONE, Retry.FREE, True
 
     # No response began; the values are the phases of WireError.
     POOL = "pool", BreakerEffect.NONE, Retry.BUDGET, True  # no upstream connection became free
@@ -72,12 +73,14 @@ class Outcome(Enum):
 
     # A response began and failed.
     STATUS = "status", BreakerEffect.FAILED, Retry.BUDGET, True  # rendered with its number
+    # a 500 whose JSON body has a sentence that is in no table; rendered with its number, as STATUS
+    ENGINE_ERROR = "engine_error", BreakerEffect.UNDECIDED, Retry.BUDGET, True
     LOADING = "loading", BreakerEffect.FAILED, Retry.BUDGET, True  # llama.cpp's 503 while its model loads
     IDLE = "idle", BreakerEffect.FAILED, Retry.BUDGET, True  # no more bytes in time
     BROKEN = "broken", BreakerEffect.FAILED, Retry.BUDGET, True  # cut off
     CLOSED = "closed", BreakerEffect.FAILED, Retry.BUDGET, True  # closed by the appliance
     INVALID_RESPONSE = "invalid_response", BreakerEffect.FAILED, Retry.BUDGET, True
-    ERROR_EVENT = "error_event", BreakerEffect.FAILED, Retry.BUDGET, True
+    ERROR_EVENT = "error_event", BreakerEffect.UNDECIDED, Retry.BUDGET, True
     EMPTY_STREAM = "empty_stream", BreakerEffect.FAILED, Retry.BUDGET, True
     CUT_OFF = "cut_off", BreakerEffect.FAILED, Retry.BUDGET, True  # after the first event went to the client
 
@@ -102,9 +105,10 @@ class Outcome(Enum):
 
     def render(self, status: int | None) -> str:
         """Return the outcome as receipts and metrics show it; `status` is the HTTP status, None = none."""
-        return f"status_{status}" if self is Outcome.STATUS else self._value_
+        return f"status_{status}" if self in _SHOWN_BY_STATUS else self._value_
 
 
+_SHOWN_BY_STATUS = frozenset({Outcome.STATUS, Outcome.ENGINE_ERROR})
 _BY_VALUE: dict[str, Outcome] = {outcome.value: outcome for outcome in Outcome}
 
 

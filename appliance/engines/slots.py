@@ -65,6 +65,7 @@ class Slot(Generic[OwnerT]):
         is_uncounted: It takes no capacity: for a query about the server itself.
         is_released: It was released.
         times: Of the response, if the appliance takes them; None = it does not.
+        flow: Whose request it carries (see RequestOptions.flow).
     """
 
     backend: OwnerT
@@ -76,6 +77,7 @@ class Slot(Generic[OwnerT]):
     is_uncounted: bool = False
     is_released: bool = False
     times: ResponseTimes | None = None
+    flow: str = ""
 
     def release(
         self,

@@ -67,3 +67,42 @@ def test_retry_after_opens_at_once_for_ten_minutes_at_most(retry_after_s: float,
     breaker = failing()
     breaker.record_failure(0, retry_after_s=retry_after_s)
     assert breaker.retry_in_s(0) == retry_in_s
+
+
+# ---- errors whose fault is undecided
+
+
+@pytest.mark.parametrize(
+    ("max_failures", "flows", "state"),
+    [
+        (3, ["a", "a", "a", "a", "a"], "closed"),  # one client alone, however often
+        (3, ["a", "b", "a", "b"], "closed"),
+        (3, ["a", "b", "c"], "open"),
+        (1, ["a", "a"], "closed"),
+        (1, ["a", "b"], "open"),
+        (3, ["", "", ""], "closed"),
+    ],
+)
+def test_undecided_errors_open_the_circuit_only_from_different_clients(
+    max_failures: int, flows: list[str], state: str
+) -> None:
+    breaker = failing(max_failures=max_failures)
+    for flow in flows:
+        breaker.record_undecided(1, flow)
+    assert breaker.state(2) == state
+
+
+def test_a_success_clears_undecided_errors() -> None:
+    breaker = failing()
+    breaker.record_undecided(1, "a")
+    breaker.record_undecided(1, "b")
+    breaker.record_success()
+    breaker.record_undecided(1, "c")
+    assert breaker.state(2) == "closed"
+
+
+def test_an_undecided_probe_lets_another_request_probe() -> None:
+    breaker = failing(1, 2, 3)
+    assert breaker.admit(13)
+    breaker.record_undecided(14, "a")
+    assert (breaker.state(14), breaker.admit(14)) == ("half_open", True)

@@ -183,7 +183,9 @@ async def test_what_is_said_when_no_backend_can_answer(
         (failed(Outcome.CONNECT, was_sent=False), True, 0),
         (failed(Outcome.FULL), True, 0),
         (failed(Outcome.ADAPTER_MISSING), True, 0),
+        (failed(Outcome.UNSUPPORTED, status=501), True, 0),
         # 5. taken from the retry budget
+        (failed(Outcome.ENGINE_ERROR, status=500, sentence="Compute error."), True, 1),
         (failed(Outcome.STATUS, status=502), True, 1),
         (failed(Outcome.FIRST_BYTE), True, 1),
         (failed(Outcome.INVALID_RESPONSE), True, 1),
@@ -201,6 +203,70 @@ async def test_another_backend_may_try(failure: Exception, is_asked: bool, cost:
     assert it.dispatcher.retry_budget.tokens == pytest.approx(before + 0.2 - cost)
     label = failure.label if isinstance(failure, AttemptFailed) else failure.kind.value  # type: ignore[attr-defined]
     assert it.count("retries", label) == is_asked
+
+
+def engine_said(sentence: str, outcome: Outcome = Outcome.ENGINE_ERROR) -> AttemptFailed:
+    return failed(outcome, status=500, sentence=sentence)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "asked"),
+    [
+        ("Compute error.", "Compute error.", ["a", "b"]),
+        ("task 7 failed", "task 12 failed", ["a", "b"]),  # numbers do not count
+        ("Compute error.", "Out of memory.", ["a", "b", "c"]),
+    ],
+)
+@pytest.mark.parametrize("outcome", [Outcome.ENGINE_ERROR, Outcome.ERROR_EVENT, Outcome.UNSUPPORTED])
+async def test_the_same_sentence_from_a_second_server_ends_the_tries(
+    first: str, second: str, asked: list[str], outcome: Outcome
+) -> None:
+    a, b = TableBackend("a", engine_said(first, outcome)), TableBackend("b", engine_said(second, outcome))
+    c = backend("c")
+    reply, _ = await Dispatching(pool_of(a, b), pool_of(c, name="spare")).answer()
+    assert [one.name for one in (a, b, c) if one.asked] == asked
+    assert (reply is OK) is ("c" in asked)
+
+
+async def test_an_unknown_error_is_told_in_the_engines_words() -> None:
+    a, b = TableBackend("a", engine_said("Compute error.")), TableBackend("b", engine_said("Compute error."))
+    error, _ = await Dispatching(pool_of(a, b)).answer()
+    assert isinstance(error, UpstreamFailed)
+    assert (error.message, error.code) == ("Compute error.", "upstream_error")
+    assert [row["outcome"] for row in error.details["attempts"]] == ["status_500"] * 2
+
+
+async def test_another_servers_answer_confirms_a_failure() -> None:
+    confirmed: list[str] = []
+    failure = engine_said("Compute error.")
+    failure.on_confirmed = lambda: confirmed.append("a")
+    it = Dispatching(pool_of(TableBackend("a", failure), backend("b")))
+    assert (await it.answer())[0] is OK
+    assert confirmed == ["a"]
+
+
+async def test_nothing_is_confirmed_where_nobody_answers() -> None:
+    confirmed: list[str] = []
+    failure = engine_said("Compute error.")
+    failure.on_confirmed = lambda: confirmed.append("a")
+    it = Dispatching(pool_of(TableBackend("a", failure), TableBackend("b", engine_said("Compute error."))))
+    assert isinstance((await it.answer())[0], UpstreamFailed)
+    assert confirmed == []
+
+
+async def test_too_long_a_prompt_is_told_in_the_engines_words() -> None:
+    said = context_error(30, 20, sentence="too large")
+    long = failed(Outcome.CONTEXT, context=(30, 20), error=said, sentence="too large")
+    error, _ = await Dispatching(pool_of(TableBackend("a", long, context_tokens=20))).answer()
+    assert error is said
+
+
+async def test_of_several_contexts_the_largest_is_told() -> None:
+    a = TableBackend("a", failed(Outcome.CONTEXT, context=(30, 20), error=context_error(30, 20)))
+    b = TableBackend("b", failed(Outcome.CONTEXT, context=(30, 0), error=context_error(30, 0)))
+    error, _ = await Dispatching(pool_of(a, b)).answer()
+    assert isinstance(error, Invalid)
+    assert "the largest context here is 20 tokens" in error.message
 
 
 async def test_a_failure_on_a_pinned_backend_is_final() -> None:

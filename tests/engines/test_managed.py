@@ -198,7 +198,7 @@ async def test_keep_alive_of_a_request_is_passed_on(open_backend: Open) -> None:
 # ---- failures
 
 
-@pytest.mark.parametrize("fault", ["refuse", "status_500", "status_503", "invalid_response"])
+@pytest.mark.parametrize("fault", ["refuse", "status_502", "status_503", "invalid_response"])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_failure_before_the_first_byte_is_tried_again(
     open_backend: Open, fault: str, stream: bool
@@ -217,16 +217,79 @@ async def test_a_failure_before_the_first_byte_is_tried_again(
 async def test_after_three_failures_the_last_one_is_raised(open_backend: Open) -> None:
     at = await open_backend("a", slots=1)
     await at.harness.have("a")
-    at.engines[0].faults = ["status_500"] * 5
+    at.engines[0].faults = ["status_502"] * 5
     with pytest.raises(AttemptFailed) as caught:
         await at.send(request := at.request())
     assert (caught.value.status, len(request.receipt.attempts), at.engines[0].faults) == (
-        500,
+        502,
         3,
-        ["status_500"] * 2,
+        ["status_502"] * 2,
     )
     assert at.all_is_released()
     assert [sample.is_ok for sample in at.harness.manager.telemetry()] == [False] * 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_unknown_error_is_tried_once_more(open_backend: Open, stream: bool) -> None:
+    at = await open_backend("a", slots=1)
+    await at.harness.have("a")
+    at.engines[0].faults = ["status_500"]
+    reply = await at.send(request := at.request(stream=stream))
+    if reply.events is not None:
+        await reply.events.aclose()
+    assert [attempt.label for attempt in request.receipt.attempts][:1] == ["status_500"]
+    assert len(request.receipt.attempts) == 2
+
+
+async def test_the_same_error_twice_is_not_tried_again(open_backend: Open) -> None:
+    at = await open_backend("a", slots=1)
+    await at.harness.have("a")
+    at.engines[0].faults = ["status_500"] * 3
+    with pytest.raises(AttemptFailed) as caught:
+        await at.send(request := at.request())
+    assert (caught.value.sentence, len(request.receipt.attempts)) == ("on purpose: status_500", 2)
+    assert at.all_is_released()
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        (
+            "says_500 Failed to parse tools: Missing tool type: 5",
+            "Failed to parse tools: Missing tool type: 5",
+        ),
+        (
+            "says_500 image input is not supported - hint: mmproj",
+            "image input is not supported - hint: mmproj",
+        ),
+        ("status_400", "on purpose: status_400"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_callers_fault_is_tried_once(
+    open_backend: Open, fault: str, sentence: str, stream: bool
+) -> None:
+    at = await open_backend("a", slots=1)
+    await at.harness.have("a")
+    at.engines[0].faults = [fault]
+    with pytest.raises(Invalid) as caught:
+        await at.send(request := at.request(stream=stream))
+    assert (caught.value.message, len(request.receipt.attempts)) == (sentence, 1)
+    assert at.all_is_released()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["says_501 This server does not support embeddings", "says_500 tools param requires --jinja flag"],
+)
+async def test_what_its_server_was_not_started_for_is_tried_once(open_backend: Open, fault: str) -> None:
+    at = await open_backend("a", slots=1)
+    await at.harness.have("a")
+    at.engines[0].faults = [fault]
+    with pytest.raises(AttemptFailed) as caught:
+        await at.send(request := at.request())
+    assert (caught.value.outcome, len(request.receipt.attempts)) == (Outcome.UNSUPPORTED, 1)
+    assert at.all_is_released()
 
 
 async def test_a_request_whose_server_dies_goes_to_the_next(open_backend: Open) -> None:

@@ -16,7 +16,7 @@ B, R = BreakerEffect, Retry
     [
         # the server responded
         (Outcome.OK, "ok", B.SUCCEEDED, R.NEVER, False),
-        (Outcome.REFUSED, "refused", B.SUCCEEDED, R.NEVER, False),
+        (Outcome.REFUSED, "refused", B.NONE, R.NEVER, False),
         (Outcome.PASSED, "passed", B.SUCCEEDED, R.NEVER, False),
         # the client left
         (Outcome.CANCELLED, "cancelled", B.NONE, R.NEVER, False),
@@ -27,8 +27,11 @@ B, R = BreakerEffect, Retry
         (Outcome.CONTEXT, "context", B.NONE, R.LARGER_CONTEXT, True),
         (Outcome.KEY_REFUSED, "key_refused", B.NONE, R.BUDGET, True),
         (Outcome.NOT_FOUND, "status_404", B.NONE, R.BUDGET, True),
-        (Outcome.UNSUPPORTED, "unsupported", B.NONE, R.BUDGET, True),
+        (Outcome.UNSUPPORTED, "unsupported", B.NONE, R.FREE, True),
         (Outcome.POOL, "pool", B.NONE, R.BUDGET, True),
+        # the server or the request is at fault
+        (Outcome.ENGINE_ERROR, "engine_error", B.UNDECIDED, R.BUDGET, True),
+        (Outcome.ERROR_EVENT, "error_event", B.UNDECIDED, R.BUDGET, True),
         # the server failed
         *[
             (outcome, outcome.value, B.FAILED, R.BUDGET, True)
@@ -49,7 +52,6 @@ B, R = BreakerEffect, Retry
                     Outcome.BROKEN,
                     Outcome.CLOSED,
                     Outcome.INVALID_RESPONSE,
-                    Outcome.ERROR_EVENT,
                 ),
                 *(
                     Outcome.EMPTY_STREAM,
@@ -83,6 +85,7 @@ def test_the_table_above_names_every_outcome() -> None:
     [
         (Outcome.OK, 200, "ok"),
         (Outcome.STATUS, 502, "status_502"),
+        (Outcome.ENGINE_ERROR, 500, "status_500"),
         (Outcome.NOT_FOUND, 404, "status_404"),
         (Outcome.CONNECT, None, "connect"),
     ],

@@ -2,15 +2,19 @@
 
 import pytest
 
+from appliance.base import jsons
 from appliance.base.errors import Forbidden, Invalid
-from appliance.engines.outcome import BreakerEffect
+from appliance.engines.outcome import BreakerEffect, Outcome
 from appliance.engines.upstream.attempt import AttemptFailed
+from appliance.engines.upstream.error_texts import ERROR_TEXTS, find_error_text
 from appliance.engines.upstream.refusal import (
     caller_error,
     context_error,
+    find_caller_fault,
     interpret_error,
     parse_context_error,
     parse_retry_after,
+    read_sentence,
 )
 
 
@@ -75,6 +79,11 @@ from appliance.engines.upstream.refusal import (
         ),
         ("The name exceeds the maximum allowed length (64 characters).", None),
         ("the request exceeds the available context size. try increasing it", (0, 0)),
+        (
+            "input (10002 tokens) is too large to process. increase the physical batch size (current batch size: 512)",
+            (10002, 512),
+        ),
+        ("input is too large to process. increase the physical batch size", (0, 0)),
         ("temperature must be positive", None),
     ],
 )
@@ -90,8 +99,15 @@ def test_error_texts_for_too_long_a_prompt_are_read(text: str, numbers: tuple[in
         (404, "no such model", "status_404", False, "no_such_model"),
         (429, "later", "full", False, None),
         (501, "not supported", "unsupported", False, "unsupported"),
-        (500, '{"error":{"message":"image input is not supported - hint"}}', "unsupported", False, "invalid"),
+        (500, '{"error":{"message":"tools param requires --jinja flag"}}', "unsupported", False, "invalid"),
+        (500, '{"error":{"message":"Context size has been exceeded."}}', "full", False, None),
+        (500, '{"error":{"message":"Compute error."}}', "status_500", False, None),
+        (500, '{"detail":"Compute error."}', "status_500", False, None),
         (500, "oops", "status_500", True, None),
+        (500, "{}", "status_500", True, None),
+        (500, '{"error":{"message":"Loading model"}}', "loading", True, None),
+        (502, '{"error":{"message":"Compute error."}}', "status_502", True, None),
+        (504, '{"error":{"message":"Compute error."}}', "status_504", True, None),
         (503, '{"error":{"message":"Loading model"}}', "loading", True, None),
         (503, "busy", "status_503", True, None),
         (302, "", "status_302", True, None),
@@ -139,9 +155,9 @@ def test_the_clients_own_fault_is_passed_on(status: int) -> None:
         (501, "{}", None, "The backend x refused the request with status 501."),
         (
             500,
-            '{"error":{"message":"audio input is not supported"}}',
+            '{"error":{"message":"tools param requires --jinja flag"}}',
             "not_supported",
-            "audio input is not supported",
+            "tools param requires --jinja flag",
         ),
     ],
 )
@@ -196,7 +212,12 @@ def test_the_error_for_too_long_a_prompt_has_the_numbers(
     error = context_error(prompt, context, model=model)
     assert error.message == f"{text} Send a shorter prompt, or ask for fewer tokens."
     assert (error.code, error.param) == ("context_length_exceeded", "messages")
-    assert error.details == {"prompt_tokens": prompt, "context_tokens": context}
+    numbers = {"n_prompt_tokens": prompt, "n_ctx": context}
+    assert error.details == {
+        "prompt_tokens": prompt,
+        "context_tokens": context,
+        "error_fields": {name: number for name, number in numbers.items() if number},
+    }
 
 
 @pytest.mark.parametrize(
@@ -218,3 +239,133 @@ def test_the_clients_own_fault_keeps_the_engines_message(
     assert (error.message, error.param, error.details["status"]) == (message, param, status)
     if code in {"bad"}:
         assert error.code == code
+
+
+# ---- the table of sentences
+
+JINJA = (
+    "\n------------\nWhile executing CallExpression at line 47, column 32 in source:\n...== 0) %}"
+    "{{- raise_exception('After the optional system message, con...\n   ^\n"
+    "Error: Jinja Exception: After the optional system message, conversation roles must alternate."
+)
+MINJA = (
+    "Conversation roles must alternate user/assistant/user/assistant/... at row 19, column 27:\n"
+    "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}\n"
+    '{{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}'
+)
+CALLERS_FAULTS = [
+    ("Failed to parse tool call arguments as JSON: [json.exception.parse_error.101] parse error", "messages"),
+    ("Failed to parse messages: Missing tool call type: {}", "messages"),
+    ('Failed to parse tools: Missing tool function: {"type":"function"}; tools = []', "tools"),
+    ("Unknown reasoning format: zzz", "reasoning_format"),
+    ("Cannot use both json_schema and grammar", "grammar"),
+    ("the current context does not support logits computation. skipping", "model"),
+    (
+        "image input is not supported - hint: if this is unexpected, you may need to provide the mmproj",
+        "messages",
+    ),
+    ("audio input is not supported", "messages"),
+    (JINJA, "messages"),
+    ("Unable to generate parser for this template. Automatic parser generation failed: " + JINJA, "messages"),
+    (MINJA, "messages"),
+    ("Failed to load image or audio file", "messages"),
+    ("Failed to download image", "messages"),
+    ("Invalid base64 value", "messages"),
+    ("Failed to tokenize prompt", "messages"),
+    ("Assistant response prefill is incompatible with enable_thinking.", "messages"),
+    ("Cannot have 2 or more assistant messages at the end of the list.", "messages"),
+    ("unsupported content[].type", "messages"),
+    ("Unsupported param: echo", None),
+    ("Invalid tool_choice: zzz", None),
+    ('response_format type must be one of "text" or "json_object", but got: zzz', None),
+    ('"json_schema": JSON schema conversion failed:\nUnrecognized schema', None),
+    ("Failed to parse grammar", None),
+    ("Failed to initialize samplers: failed to parse grammar", None),
+    ("Unterminated string starting at: line 1 column 113 (char 112)", "messages"),
+    ("Expecting ',' delimiter: line 1 column 54 (char 53)", "messages"),
+    ("Conversation roles must alternate user/assistant/user/assistant/...", "messages"),
+    ("At most 0 image(s) may be provided in one prompt.", "messages"),
+    ("tiny is not a multimodal model", "model"),
+    ("The model does not support Chat Completions API", "model"),
+    ("cannot identify image file <_io.BytesIO object at 0x7f>", "messages"),
+    ("Internal server error: cannot identify image file <_io.BytesIO object at 0x7f>", "messages"),
+    ("Internal server error: Failed to compile json grammar", None),
+    ("This model does not appear to be an embedding model by default.", "model"),
+]
+
+
+@pytest.mark.parametrize(("sentence", "param"), CALLERS_FAULTS)
+def test_a_500_for_the_callers_fault_is_a_400(sentence: str, param: str | None) -> None:
+    body = jsons.dumps({"error": {"code": 500, "message": sentence, "type": "server_error"}}).decode()
+    meant = interpret_error(500, {}, body, "The backend x")
+    assert isinstance(meant, Invalid)
+    assert (meant.message, meant.param, meant.details) == (sentence.strip(), param, {})
+    assert (meant.code == "not_supported") is (find_error_text(sentence).code is not None)  # type: ignore[union-attr]
+    assert isinstance(find_caller_fault(500, body), Invalid)
+    assert find_caller_fault(502, body) is None
+
+
+def test_every_row_of_the_table_has_a_sentence_here() -> None:
+    elsewhere = [
+        "tools param requires --jinja flag",
+        "input is too large to process. increase",
+        "Context size has been exceeded.",
+    ]
+    sentences = [sentence for sentence, _ in CALLERS_FAULTS] + elsewhere
+    assert {find_error_text(sentence) for sentence in sentences} == set(ERROR_TEXTS)
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Compute error.",
+        "Invalid input batch.",
+        "The model produced output that does not match the expected format",
+        "the user wrote: Failed to parse tools: x",
+        "Failed to decode batch",
+        "CUDA error: out of memory",
+        "EngineCore encountered an issue. See stack trace (above) for the root cause.",
+        "While executing FilterExpression at line 1: Unknown filter",
+    ],
+)
+def test_a_sentence_of_the_servers_own_trouble_is_in_no_row(sentence: str) -> None:
+    assert find_error_text(sentence) is None
+
+
+def test_too_large_an_input_is_told_with_the_numbers() -> None:
+    sentence = "input (10002 tokens) is too large to process. increase the physical batch size (current batch size: 512)"
+    meant = interpret_error(500, {}, jsons.dumps({"error": {"message": sentence}}).decode(), "The backend x")
+    assert isinstance(meant, AttemptFailed)
+    assert (meant.outcome, meant.context) == (Outcome.CONTEXT, (10002, 512))
+    assert meant.error is not None
+    assert (meant.error.message, meant.error.code, meant.error.param) == (
+        sentence,
+        "context_length_exceeded",
+        "input",
+    )
+    assert meant.error.details["error_fields"] == {"n_prompt_tokens": 10002, "n_ctx": 512}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{"error":{"message":"no"}}', "no"),
+        ('{"error":"no"}', "no"),
+        ('{"message":"no","error":{"code":7}}', "no"),
+        ('{"object":"error","message":"no"}', "no"),
+        ('{"code":500,"reason":"X","message":"boom"}', "boom"),
+        ('{"reason":"X"}', "X"),
+        ('{"detail":"no"}', "no"),
+        ('{"detail":[{"loc":["body","top_k"],"msg":"not a number"}]}', "body.top_k: not a number"),
+        ('{"detail":[{"msg":"a"},{"msg":"b"}]}', "a; b"),
+        ('{"errors":["a",{"message":"b"}]}', "a; b"),
+        ('{"error":{"message":null}}', ""),
+        ("{}", ""),
+        ("[]", ""),
+        ("oops", ""),
+        ("", ""),
+        ('{"error":' * 9 + '"deep"' + "}" * 9, ""),
+    ],
+)
+def test_the_sentence_of_an_error_body_is_found(text: str, sentence: str) -> None:
+    assert read_sentence(text) == sentence

@@ -188,7 +188,7 @@ async def test_an_attempt_cancelled_while_it_connects_releases_its_slot() -> Non
     ("fault", "outcome", "failures_in_a_row"),
     [
         ("status_429", Outcome.FULL, 0),
-        ("status_500", Outcome.STATUS, 1),
+        ("status_500", Outcome.ENGINE_ERROR, 0),
         ("status_502", Outcome.STATUS, 1),
         ("invalid_response", Outcome.INVALID_RESPONSE, 1),
         ("context", Outcome.CONTEXT, 0),
@@ -248,6 +248,32 @@ async def test_the_clients_own_fault_says_nothing_against_the_server(open_server
     failure, slot = await scene.fail(chat())
     assert isinstance(failure, Invalid)
     assert (slot.attempt.outcome, scene.server.state.breaker.failures_in_a_row) == (Outcome.REFUSED, 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_500_for_the_clients_own_fault_is_refused(open_server: Open, stream: bool) -> None:
+    scene = await open_server()
+    scene.server.state.breaker.record_failure(0)
+    scene.engine.faults = ["says_500 Failed to parse tools: Missing tool type: 5"]
+    failure, slot = await scene.fail(chat(stream=stream))
+    assert isinstance(failure, Invalid)
+    assert (failure.message, failure.param) == ("Failed to parse tools: Missing tool type: 5", "tools")
+    assert (slot.attempt.outcome, slot.attempt.status) == (Outcome.REFUSED, 500)
+    assert scene.server.state.breaker.failures_in_a_row == 1  # neither a failure nor a success
+    assert not scene.server.state.probe_due.is_set()
+
+
+async def test_an_unknown_error_has_the_server_probed_and_can_be_confirmed(open_server: Open) -> None:
+    scene = await open_server(breaker_failures=2)
+    for _ in range(3):
+        scene.engine.faults = ["status_500"]
+        failure, _ = await scene.fail(chat())
+        assert isinstance(failure, AttemptFailed)
+        assert failure.on_confirmed is not None
+    assert (scene.server.state.probe_due.is_set(), scene.server.state.breaker.failures_in_a_row) == (True, 0)
+    failure.on_confirmed()
+    failure.on_confirmed()
+    assert scene.server.state.breaker.open_until_s is not None
 
 
 async def test_an_error_event_counts_as_the_status_that_it_names(open_server: Open) -> None:

@@ -270,7 +270,8 @@ def test_every_outcome_does_to_the_circuit_what_it_says(outcome: Outcome) -> Non
     scene.record(outcome)
     is_failure = outcome.breaker is BreakerEffect.FAILED
     assert (scene.state.breaker.open_until_s is not None) is is_failure
-    assert scene.state.probe_due.is_set() is is_failure
+    is_doubtful = is_failure or outcome.breaker is BreakerEffect.UNDECIDED
+    assert scene.state.probe_due.is_set() is is_doubtful
 
 
 def test_a_refused_connection_takes_a_server_down_at_once() -> None:

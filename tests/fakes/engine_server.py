@@ -194,6 +194,9 @@ class EngineServer:
             raise ConnectionResetError
         if fault == "hang":
             await asyncio.sleep(3600)
+        if fault.startswith("says_"):  # as "says_500 the sentence"
+            status, sentence = int(fault[5:8]), fault[9:]
+            return web.json_response({"error": {"code": status, "message": sentence}}, status=status)
         if fault.startswith("status_"):
             return web.json_response({"error": {"message": f"on purpose: {fault}"}}, status=int(fault[7:]))
         if fault == "invalid_response":

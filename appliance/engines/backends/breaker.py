@@ -1,9 +1,10 @@
 """The circuit breaker of one endpoint. Pure: the caller passes the time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 MAX_RETRY_AFTER_S = 600.0
+MIN_DOUBTFUL_FLOWS = 2  # one client alone never opens a circuit by requests whose fault is undecided
 
 
 @dataclass(slots=True)
@@ -20,6 +21,7 @@ class Breaker:
     failures_in_a_row: int = 0
     open_until_s: float | None = None  # monotonic; None = closed
     is_probing: bool = False
+    undecided_flows: set[str] = field(default_factory=set)  # since the last success
 
     def admit(self, now_s: float) -> bool:
         """Return whether a request may be sent; if the circuit is half open, that request is the probe.
@@ -43,6 +45,8 @@ class Breaker:
         self.failures_in_a_row = 0
         self.open_until_s = None
         self.is_probing = False
+        if self.undecided_flows:
+            self.undecided_flows.clear()
 
     def record_failure(self, now_s: float, *, retry_after_s: float | None = None) -> None:
         """Count a failure, and open the circuit if it was the last one allowed.
@@ -57,6 +61,23 @@ class Breaker:
             self.open_until_s = now_s + min(retry_after_s, MAX_RETRY_AFTER_S)
         elif was_probe or self.failures_in_a_row >= self.max_failures:
             self.open_until_s = now_s + self.open_s
+
+    def record_undecided(self, now_s: float, flow: str) -> None:
+        """Note an error of which it cannot be told whether the request or the endpoint is at fault.
+
+        An endpoint that fails every request fails different clients: as many of them as failures open the
+        circuit, two at least, unless a success comes between. Until then another request may be the probe.
+
+        Args:
+            now_s: Monotonic seconds.
+            flow: Whose request it was (see RequestOptions.flow).
+        """
+        self.is_probing = False
+        self.undecided_flows.add(flow)
+        if len(self.undecided_flows) >= max(MIN_DOUBTFUL_FLOWS, self.max_failures):
+            self.undecided_flows.clear()
+            self.failures_in_a_row = max(self.failures_in_a_row, self.max_failures - 1)
+            self.record_failure(now_s)
 
     def release_probe(self) -> None:
         """Let another request be the probe: this one ended without a result (the client left)."""

@@ -261,7 +261,7 @@ class HostedBackend:
     def _record_failure(self, endpoint: Endpoint, attempt: Attempt, failed: AttemptFailed) -> None:
         attempt.outcome, attempt.note = failed.outcome, failed.note
         endpoint.last_error = f"{failed.label}: {failed.note}"[:ERROR_CHARACTERS]
-        if failed.outcome.breaker is BreakerEffect.FAILED:
+        if failed.outcome.breaker in {BreakerEffect.FAILED, BreakerEffect.UNDECIDED}:
             endpoint.breaker.record_failure(self._clock.monotonic_s(), retry_after_s=failed.retry_after_s)
         else:
             endpoint.breaker.release_probe()

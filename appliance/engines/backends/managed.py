@@ -223,6 +223,7 @@ class ManagedBackend:
         reply = None
         try:
             self.adapters.acquire(request.wanted_model, slot)
+            last: AttemptFailed | None = None
             for retries_left in range(MAX_RETRIES, -1, -1):
                 lease = await self._lease_for(request)
                 request.receipt.queue_ms += lease.waited_s * 1000
@@ -230,12 +231,14 @@ class ManagedBackend:
                     reply = await self._send(request, slot, lease)
                     return reply
                 except AttemptFailed as failure:
-                    if not retries_left or not _may_retry(failure):
+                    if not retries_left or not _may_retry(failure, last):
                         raise
+                    last = failure
                     log.warning(
                         "retried", alias=request.wanted_model, reason=failure.label, id=request.receipt.id
                     )
-                    await _wait_exited(lease.runner)
+                    if failure.outcome is not Outcome.ENGINE_ERROR:  # it answered: it is alive
+                        await _wait_exited(lease.runner)
             raise AssertionError("unreachable")
         finally:
             if reply is None:
@@ -419,10 +422,20 @@ def served_adapters(model: Model, base: ModelCard) -> dict[str, ServedModel]:
     return found
 
 
-def _may_retry(failure: AttemptFailed) -> bool:
-    """Whether another attempt at the same model may succeed: not with too long a prompt, nor after a 4xx."""
-    is_final = failure.context is not None or failure.outcome.retry is Retry.FREE
-    return not is_final and (failure.status or 500) >= 500
+def _may_retry(failure: AttemptFailed, former: AttemptFailed | None) -> bool:
+    """Whether another try at the same model may succeed.
+
+    Not with too long a prompt, nor with a 4xx, nor when it said the same twice.
+
+    Args:
+        failure: The latest try's.
+        former: The try's before; None = it is the first.
+    """
+    if failure.context is not None or failure.outcome.retry is Retry.FREE:
+        return False
+    if former is not None and failure.says_the_same_as(former):
+        return False
+    return (failure.status or 500) >= 500
 
 
 async def _wait_exited(runner: Runner) -> None:

@@ -212,13 +212,13 @@ class EngineServer:
         """Record how a request ended; called once, when its slot is released."""
         self.stats.close_slot(slot, outcome)
         if slot.is_uncounted:
-            if outcome.breaker is BreakerEffect.FAILED:
+            if outcome.breaker in {BreakerEffect.FAILED, BreakerEffect.UNDECIDED}:
                 self.state.probe_soon()
             return
         self.models.adapters.release(slot)
         if outcome is Outcome.OK and slot.times is not None:
             self._add_latencies(slot, slot.times)
-        self.state.record(outcome, retry_after_s)
+        self.state.record(outcome, retry_after_s, slot.flow)
         self._callbacks.on_capacity()
         if self._runner is not None:
             self._runner.on_released(slot, outcome)
@@ -259,6 +259,8 @@ class EngineServer:
             return reply
         except AttemptFailed as exc:  # 1
             outcome, failed = exc.outcome, exc
+            if outcome.breaker is BreakerEffect.UNDECIDED:
+                exc.on_confirmed = self.state.confirm_failure
             raise
         except ApplianceError:  # 2
             outcome = Outcome.REFUSED
@@ -290,6 +292,7 @@ class EngineServer:
         upstream = served.upstream if served else request.model
         receipt.backend, receipt.served_model, receipt.endpoint = self.name, upstream, self.spec.url
         receipt.attempts.append(slot.attempt)
+        slot.flow = request.options.flow
         if self.measures_latencies and request.operation is not Operation.EMBEDDING:
             slot.times = ResponseTimes(receipt)
         return upstream

@@ -217,12 +217,18 @@ class ServerState:
         self.probe_soon()
         return is_declared
 
-    def record(self, outcome: Outcome, retry_after_s: float | None) -> None:
+    def record(self, outcome: Outcome, retry_after_s: float | None, flow: str = "") -> None:
         """Record the end of a request.
 
         1. the server succeeded       → its circuit closes
         2. nothing about its health   → another request may probe the circuit; the server may be full
-        3. the server failed          → counted, and probed soon; if it refused the connection, it is down
+        3. the request or the server is at fault → noted, and probed soon (see Breaker.record_undecided)
+        4. the server failed          → counted, and probed soon; if it refused the connection, it is down
+
+        Args:
+            outcome: How it ended.
+            retry_after_s: Retry-After of the server in seconds; None = it sent none.
+            flow: Whose request it was (see RequestOptions.flow).
         """
         self.load.ended_since += 1
         if outcome.breaker is BreakerEffect.SUCCEEDED:  # 1
@@ -234,10 +240,18 @@ class ServerState:
             if outcome is Outcome.FULL:
                 self.load.mark_full(now_s, retry_after_s)
             return
-        self.breaker.record_failure(now_s, retry_after_s=retry_after_s)  # 3
+        if outcome.breaker is BreakerEffect.UNDECIDED:  # 3
+            self.breaker.record_undecided(now_s, flow)
+            self.probe_soon()
+            return
+        self.breaker.record_failure(now_s, retry_after_s=retry_after_s)  # 4
         if outcome is Outcome.CONNECT and self.health.is_ready:
             self.update_health(EngineHealth(False, detail="connections are refused"))
         self.probe_soon()
+
+    def confirm_failure(self) -> None:
+        """Count an undecided failure: another server answered the same request."""
+        self.breaker.record_failure(self._clock.monotonic_s())
 
     def now_s(self) -> float:
         """Return monotonic seconds."""

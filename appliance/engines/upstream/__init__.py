@@ -3,6 +3,7 @@
 Modules:
     attempt: an attempt that failed, and whether another may follow.
     error_event: errors inside responses of status 200, and the words of error bodies.
+    error_texts: what the sentences of engines' errors mean, a table.
     exchange: one request to a server, and its response, whole or as a stream.
     pacing: a whole response cut into a stream.
     refusal: what an engine's error response means.

@@ -1,11 +1,15 @@
 """One attempt that failed: how, and whether another one may follow."""
 
+import re
+from collections.abc import Callable
+
 from appliance.base.errors import ApplianceError
 from appliance.base.jsons import InvalidJson
 from appliance.base.wire.types import WireError
 from appliance.engines.outcome import Outcome, Retry
 from appliance.engines.upstream.relay import BrokenStream
 
+_NUMBER = re.compile(r"\d+")
 NOTE_CHARACTERS = 800  # of the server's error text, for the receipt
 
 
@@ -20,7 +24,14 @@ class AttemptFailed(Exception):
         was_sent: False if the server cannot have read any of the request.
         context: (prompt tokens or 0, the server's context or 0) if the prompt was too long for it.
         error: What to raise if no other server can answer.
+        sentence: The engine's own error sentence; if a second server says the same, no other one is asked.
+
+    Attributes:
+        on_confirmed: Called if another server answered the same request, so that the fault was this
+            server's; None = nothing is to be done.
     """
+
+    on_confirmed: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -32,11 +43,12 @@ class AttemptFailed(Exception):
         was_sent: bool = True,
         context: tuple[int, int] | None = None,
         error: ApplianceError | None = None,
+        sentence: str = "",
     ) -> None:
         super().__init__(outcome)
         self.outcome, self.note, self.status = outcome, note, status
         self.retry_after_s, self.was_sent = retry_after_s, was_sent
-        self.context, self.error = context, error
+        self.context, self.error, self.sentence = context, error, sentence
 
     @classmethod
     def of(cls, error: WireError | BrokenStream | InvalidJson) -> "AttemptFailed":
@@ -49,6 +61,11 @@ class AttemptFailed(Exception):
     def retry(self) -> Retry:
         """When another backend may try: always if nothing was sent, else as the outcome says."""
         return self.outcome.retry if self.was_sent else Retry.FREE
+
+    def says_the_same_as(self, other: "AttemptFailed") -> bool:
+        """Whether both engines said the same sentence; numbers in it (ids, sizes, times) do not count."""
+        own = _NUMBER.sub("0", self.sentence)
+        return bool(own) and own == _NUMBER.sub("0", other.sentence)
 
     @property
     def label(self) -> str:

@@ -22,6 +22,7 @@ from appliance.engines.stream import Stream
 from appliance.engines.types import EngineReply, EngineRequest
 from appliance.engines.upstream.attempt import NOTE_CHARACTERS, AttemptFailed
 from appliance.engines.upstream.error_event import ErrorEvent, as_error_text, find_error, is_empty
+from appliance.engines.upstream.refusal import find_caller_fault
 from appliance.engines.upstream.relay import BrokenStream, CutOffStream, StreamRelay
 from appliance.engines.upstream.response_builder import ResponseBuilder
 from appliance.engines.upstream.splice import with_model
@@ -191,9 +192,13 @@ async def _gather(
 
 def _interpret_error_event(peer: Peer, error: ErrorEvent) -> Exception:
     """Return what an error event means: what the same error would have meant as a response's status."""
+    text = SECRETS.redact(as_error_text(error))
     if error.status is not None:
-        return peer.refuse(error.status, {}, SECRETS.redact(as_error_text(error)))
-    return AttemptFailed(Outcome.ERROR_EVENT, SECRETS.redact(error.message)[:NOTE_CHARACTERS])
+        return peer.refuse(error.status, {}, text)
+    if (fault := find_caller_fault(500, text)) is not None:
+        return fault
+    sentence = SECRETS.redact(error.message)
+    return AttemptFailed(Outcome.ERROR_EVENT, sentence[:NOTE_CHARACTERS], sentence=sentence)
 
 
 async def _start_stream(

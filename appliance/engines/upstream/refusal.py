@@ -6,6 +6,8 @@ from appliance.base import jsons
 from appliance.base.errors import ApplianceError, Forbidden, Invalid, NoSuchModel, Unsupported, UpstreamFailed
 from appliance.engines.outcome import Outcome
 from appliance.engines.upstream.attempt import NOTE_CHARACTERS, AttemptFailed
+from appliance.engines.upstream.error_event import find_words
+from appliance.engines.upstream.error_texts import ErrorText, Verdict, find_error_text
 
 # Sentences of several generations of vLLM (front, renderer, engine), SGLang (front, scheduler) and llama.cpp.
 _TOO_LONG = re.compile(
@@ -16,6 +18,7 @@ _TOO_LONG = re.compile(
     | larger\ than\ the\ max\ context\ size
     | longer\ than\ the\ maximum\ model\ length
     | too\ long\ to\ fit\ into\ the\ model
+    | input\ (?:\(\d+\ tokens\)\ )?is\ too\ large\ to\ process
     | exceeds\ the\ maximum\ allowed\ length\ \(\d+\ tokens""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -26,7 +29,8 @@ _CONTEXT = re.compile(
     | "n_ctx"\s*:\s*(\d+)
     | context\ size\ \((\d+)
     | maximum\ model\ length\ of\ (\d+)
-    | maximum\ allowed\ length\ \((\d+)""",
+    | maximum\ allowed\ length\ \((\d+)
+    | current\ batch\ size:\ (\d+)""",
     re.IGNORECASE | re.VERBOSE,
 )
 # vLLM stops counting a long prompt early: "at least 1025" is not its length, and characters are not tokens.
@@ -41,9 +45,6 @@ _PROMPT = re.compile(
 # With the tokens asked for: the sum in words, or vLLM's sum as "(asked > context - prompt)".
 _TOTAL = re.compile(r"for a total of (\d+) tokens", re.IGNORECASE)
 _SUM = re.compile(r"\((\d+) > \d+ - (\d+)\)")
-
-# llama.cpp answers 500 to requests that it can never answer.
-_UNSUPPORTED = re.compile(r"(?:image|audio|video) input is not supported|requires --jinja", re.IGNORECASE)
 
 
 def parse_context_error(text: str) -> tuple[int, int] | None:
@@ -67,13 +68,20 @@ def _first(pattern: re.Pattern[str], text: str) -> int:
     return next((int(number) for number in found.groups() if number), 0) if found else 0
 
 
-def context_error(prompt: int, context: int, *, model: str = "") -> Invalid:
+def context_error(
+    prompt: int, context: int, *, model: str = "", sentence: str = "", param: str = "messages"
+) -> Invalid:
     """Return the error for a prompt that does not fit; prompts are never truncated silently.
 
     Args:
         prompt: Tokens that the request needs; 0 = unknown.
         context: Tokens of the largest context here; 0 = unknown.
         model: The public name of the model; "" = it is not named.
+        sentence: The engine's own, which replaces ours; "" = none.
+        param: The field at fault.
+
+    Returns:
+        An error whose body has the numbers that are known as llama-server names them: n_prompt_tokens, n_ctx.
     """
     if prompt and context:
         problem = f"The request needs {prompt} tokens; the largest context here is {context} tokens"
@@ -84,11 +92,16 @@ def context_error(prompt: int, context: int, *, model: str = "") -> Invalid:
     else:
         problem = "The prompt is longer than the context here"
     suffix = f" for the model {model!r}" if model else ""
+    numbers = {"n_prompt_tokens": prompt, "n_ctx": context}
     return Invalid(
-        f"{problem}{suffix}. Send a shorter prompt, or ask for fewer tokens.",
+        sentence or f"{problem}{suffix}. Send a shorter prompt, or ask for fewer tokens.",
         code="context_length_exceeded",
-        param="messages",
-        details={"prompt_tokens": prompt, "context_tokens": context},
+        param=param,
+        details={
+            "prompt_tokens": prompt,
+            "context_tokens": context,
+            "error_fields": {name: number for name, number in numbers.items() if number},
+        },
     )
 
 
@@ -96,12 +109,14 @@ def interpret_error(status: int, headers: dict[str, str], text: str, label: str)
     """Return the exception that a server's error response means.
 
     1. 401, 403           it refuses the configured key, which the operator must fix: another may answer
-    2. prompt too long    another one with more context may answer
-    3. 404                it does not have the model, or the address: another one may
-    4. 429                no capacity
-    5. 501, and llama.cpp's 500 for what it was not started for (embeddings, images …): another one may
-    6. 408, 5xx, 3xx      it failed
-    7. other 4xx          the client's fault: passed on as OpenAI's error object
+    2. 500 with a sentence of the table in error_texts.py: the caller's fault, or as its row says
+    3. prompt too long    another one with more context may answer
+    4. 404                it does not have the model, or the address: another one may
+    5. 429                no capacity
+    6. 501                it was not started for this: another one may
+    7. 500 with any other sentence in a JSON body: whose fault it is cannot be told
+    8. 408, 5xx, 3xx      it failed
+    9. other 4xx          the client's fault: passed on as OpenAI's error object
 
     Args:
         status: 300 to 599.
@@ -116,29 +131,65 @@ def interpret_error(status: int, headers: dict[str, str], text: str, label: str)
             code="upstream_key_refused",
         )
         return AttemptFailed(Outcome.KEY_REFUSED, note, status=status, error=error)
-    if status in {400, 413, 422, 500} and (found := parse_context_error(text)) is not None:  # 2
+    sentence = read_sentence(text)
+    if status == 500 and (row := find_error_text(sentence)) is not None:  # 2
+        return _by_row(row, sentence, note)
+    if status in {400, 413, 422, 500} and (found := parse_context_error(text)) is not None:  # 3
         return AttemptFailed(Outcome.CONTEXT, note, status=status, context=found, error=context_error(*found))
-    if status == 404:  # 3
+    if status == 404:  # 4
         return AttemptFailed(
             Outcome.NOT_FOUND,
             note,
             status=404,
             error=NoSuchModel(str(caller_error(404, text, label).message), param="model"),
         )
-    if status == 429:  # 4
+    if status == 429:  # 5
         return AttemptFailed(Outcome.FULL, note, status=429, retry_after_s=parse_retry_after(headers))
-    if status == 501 or (status == 500 and _UNSUPPORTED.search(text)):  # 5
-        message = caller_error(status, text, label).message
-        error = Unsupported(message) if status == 501 else Invalid(message, code="not_supported")
-        return AttemptFailed(Outcome.UNSUPPORTED, note, status=status, error=error)
-    if status == 408 or status >= 500 or status < 400:  # 6
+    if status == 501:  # 6
+        error = Unsupported(caller_error(status, text, label).message)
+        return AttemptFailed(Outcome.UNSUPPORTED, note, status=501, error=error, sentence=sentence)
+    if status == 500 and sentence and "loading model" not in sentence.lower():  # 7
+        return AttemptFailed(Outcome.ENGINE_ERROR, note, status=500, sentence=sentence)
+    if status == 408 or status >= 500 or status < 400:  # 8
         return AttemptFailed(
             Outcome.LOADING if "loading model" in text.lower() else Outcome.STATUS,
             note,
             status=status,
             retry_after_s=parse_retry_after(headers) if status == 503 else None,
         )
-    return caller_error(status, text, label)  # 7
+    return caller_error(status, text, label)  # 9
+
+
+def _by_row(row: ErrorText, sentence: str, note: str) -> Exception:
+    """Return what a row of the table makes of a 500."""
+    if row.verdict is Verdict.TOO_LONG:
+        found = parse_context_error(sentence) or (0, 0)
+        error = context_error(*found, sentence=sentence, param=row.param or "messages")
+        return AttemptFailed(Outcome.CONTEXT, note, status=500, context=found, error=error, sentence=sentence)
+    if row.verdict is Verdict.FULL:
+        return AttemptFailed(Outcome.FULL, note, status=500)
+    invalid = Invalid(sentence, param=row.param, code=row.code)
+    if row.verdict is Verdict.NOT_STARTED_FOR_IT:
+        return AttemptFailed(Outcome.UNSUPPORTED, note, status=500, error=invalid, sentence=sentence)
+    return invalid
+
+
+def find_caller_fault(status: int, text: str) -> Invalid | None:
+    """Return the error that a 500 means where every server would say the same; None = it is another error."""
+    sentence = read_sentence(text) if status == 500 else ""
+    row = find_error_text(sentence) if sentence else None
+    if row is None or row.verdict is not Verdict.CALLER:
+        return None
+    return Invalid(sentence, param=row.param, code=row.code)
+
+
+def read_sentence(text: str) -> str:
+    """Return the sentence of a JSON error body, whatever its shape; "" = there is none."""
+    try:
+        value = jsons.loads(text)
+    except jsons.InvalidJson:
+        return ""
+    return find_words(value) if isinstance(value, dict) else ""
 
 
 def parse_retry_after(headers: dict[str, str]) -> float | None:
@@ -163,8 +214,9 @@ def caller_error(status: int, text: str, label: str) -> ApplianceError:
         value = None
     error = value.get("error", value) if isinstance(value, dict) else None
     if not isinstance(error, dict):
-        error = {"message": str(error) if error else text}
-    message = str(error.get("message") or f"{label} refused the request with status {status}.")
+        error = {}
+    message = find_words(value) if isinstance(value, dict) else text
+    message = message or f"{label} refused the request with status {status}."
     param, code = error.get("param"), error.get("code")
     kind = Forbidden if status == 403 else Invalid
     raised = kind(
