@@ -3,7 +3,7 @@
 That a request comes from this machine proves nothing: a browser here sends what any page in it asks for.
 """
 
-import socket
+import os
 from ipaddress import ip_address
 
 from appliance.base.errors import Forbidden
@@ -30,7 +30,7 @@ class Origins:
         self._listed = {entry for entry in allowed if not entry.startswith("*")}
         self._own = {split_origin(origin)[1] for origin in self._named if origin != "*"}
         self._own |= {
-            name.lower() for name in (socket.gethostname(), settings.proxy_host, settings.sidecar_host)
+            name.lower() for name in (os.uname().nodename, settings.proxy_host, settings.sidecar_host)
         }
         self._endings = tuple(entry[1:] for entry in allowed if entry.startswith("*."))
         self._known: set[str] = set()  # Host values that are ours
