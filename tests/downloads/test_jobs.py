@@ -1,4 +1,4 @@
-"""Download jobs: joined, bounded, cancelled, kept over a restart, and without credentials."""
+"""Download jobs: shared, limited in number, cancelled, kept over a restart, and without credentials."""
 
 import asyncio
 import io
@@ -47,7 +47,7 @@ def download_request(tmp_path: Path, name: str = "a", **values: Any) -> Download
 # ---- one job's life
 
 
-async def test_a_job_goes_from_queued_over_running_to_completed(tmp_path: Path) -> None:
+async def test_job_is_queued_then_running_then_completed(tmp_path: Path) -> None:
     downloader = StandinDownloader()
     async with opened(downloader) as jobs:
         job = await jobs.start(download_request(tmp_path, config={"revision": "v1"}))
@@ -87,7 +87,7 @@ async def test_a_failure_reaches_waiters_as_the_same_error(tmp_path: Path) -> No
         )
 
 
-async def test_a_mistake_of_ours_fails_the_job_and_nothing_else(tmp_path: Path) -> None:
+async def test_internal_error_fails_the_job_and_nothing_else(tmp_path: Path) -> None:
     downloader = StandinDownloader()
     async with opened(downloader) as jobs:
         job = await jobs.start(download_request(tmp_path))
@@ -97,7 +97,7 @@ async def test_a_mistake_of_ours_fails_the_job_and_nothing_else(tmp_path: Path) 
         assert "oops" not in jobs.get(job.id).error
 
 
-async def test_progress_may_be_told_in_a_thread(tmp_path: Path) -> None:
+async def test_progress_may_be_reported_from_a_thread(tmp_path: Path) -> None:
     downloader = StandinDownloader()
     async with opened(downloader) as jobs:
         job = await jobs.start(download_request(tmp_path))
@@ -108,7 +108,7 @@ async def test_progress_may_be_told_in_a_thread(tmp_path: Path) -> None:
         assert await until(lambda: jobs.get(job.id).progress.done_bytes == 70)
 
 
-async def test_progress_after_the_end_is_not_taken(tmp_path: Path) -> None:
+async def test_progress_after_the_end_is_ignored(tmp_path: Path) -> None:
     downloader = StandinDownloader()
     async with opened(downloader) as jobs:
         job = await jobs.start(download_request(tmp_path))
@@ -176,7 +176,7 @@ async def test_too_many_jobs_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
         assert caught.value.retry_after_s
 
 
-async def test_the_oldest_that_ended_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_oldest_ended_jobs_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs_module, "MAX_KEPT", 3)
     downloader = StandinDownloader()
     async with opened(downloader, tmp_path / "jobs.json", max_running=9) as jobs:
@@ -222,7 +222,7 @@ async def test_a_leaving_waiter_cancels_only_unshared_jobs(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("when", ["before its first step", "queued", "running"])
-async def test_cancelling_ends_a_job_and_whoever_waits_is_told(tmp_path: Path, when: str) -> None:
+async def test_cancelling_ends_a_job_and_notifies_waiters(tmp_path: Path, when: str) -> None:
     downloader = StandinDownloader()
     async with opened(downloader, max_running=1) as jobs:
         if when == "queued":
@@ -245,7 +245,7 @@ async def test_cancelling_ends_a_job_and_whoever_waits_is_told(tmp_path: Path, w
             await jobs.cancel("nobody")
 
 
-async def test_what_is_to_be_done_after_fetching_may_fail_the_job(tmp_path: Path) -> None:
+async def test_step_after_fetching_may_fail_the_job(tmp_path: Path) -> None:
     downloader = StandinDownloader()
     downloader.at_once = True
 
@@ -261,7 +261,7 @@ async def test_what_is_to_be_done_after_fetching_may_fail_the_job(tmp_path: Path
 # ---- restarts
 
 
-async def test_jobs_outlast_a_restart_and_interrupted_ones_go_on(tmp_path: Path) -> None:
+async def test_jobs_survive_a_restart_and_interrupted_ones_continue(tmp_path: Path) -> None:
     path, downloader = tmp_path / "state" / "jobs.json", StandinDownloader()
     async with opened(downloader, path, max_running=1) as jobs:
         running = await jobs.start(
@@ -300,7 +300,7 @@ async def test_jobs_outlast_a_restart_and_interrupted_ones_go_on(tmp_path: Path)
         )
 
 
-async def test_a_killed_running_job_is_taken_up(
+async def test_job_that_ran_when_the_process_was_killed_is_resumed(
     tmp_path: Path,
 ) -> None:
     path, downloader = tmp_path / "jobs.json", StandinDownloader()
@@ -316,7 +316,7 @@ async def test_a_killed_running_job_is_taken_up(
         assert jobs.get(job.id).state == "running"
 
 
-async def test_a_job_goes_on_only_if_its_credentials_are_there(
+async def test_job_is_resumed_only_if_its_credentials_are_available(
     tmp_path: Path,
 ) -> None:
     path, downloader = tmp_path / "jobs.json", StandinDownloader()
@@ -338,7 +338,7 @@ async def test_a_job_goes_on_only_if_its_credentials_are_there(
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"jobs": 3}', '{"jobs": [3, {}, {"id": "x"}]}', "no json"])
-async def test_a_spoilt_file_is_as_none(tmp_path: Path, text: str) -> None:
+async def test_damaged_file_counts_as_missing(tmp_path: Path, text: str) -> None:
     path = tmp_path / "jobs.json"
     path.write_text(text)
     async with opened(StandinDownloader(), path) as jobs:
@@ -346,7 +346,7 @@ async def test_a_spoilt_file_is_as_none(tmp_path: Path, text: str) -> None:
         await jobs.start(download_request(tmp_path))
 
 
-async def test_a_folder_that_cannot_be_written_stops_no_download(tmp_path: Path) -> None:
+async def test_unwritable_state_folder_stops_no_download(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     downloader = StandinDownloader()
     downloader.at_once = True
@@ -407,8 +407,8 @@ async def test_credentials_are_in_no_job_no_file_no_error_and_no_log(
     assert SECRET not in "".join(seen) + path.read_text() + log_text.getvalue()
 
 
-async def test_a_file_of_an_earlier_version_is_taken_up(tmp_path: Path) -> None:
-    """The rows as they were before jobs had steps: one running, one completed, one whose credentials are gone."""
+async def test_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """Rows from before jobs had steps: one running, one completed, one whose credentials are no longer available."""
     progress = {
         "files": 1,
         "files_done": 0,

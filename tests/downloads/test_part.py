@@ -1,4 +1,4 @@
-"""A partial file: its spans, and what of it a later run believes."""
+"""A partial file: its spans, and what of it a later run trusts."""
 
 import errno
 import os
@@ -32,7 +32,7 @@ def _begun(folder: Path, remote: RemoteFile) -> PartialFile:
     return part
 
 
-def test_a_part_is_gone_on_with_only_when_it_is_of_the_same_file(tmp_path: Path) -> None:
+def test_part_is_resumed_only_for_the_same_file(tmp_path: Path) -> None:
     remote = RemoteFile("model", SIZE, "sha256:aa", "tag")
     _begun(tmp_path, remote)  # not closed: as if killed
     assert PartialFile(tmp_path / ".download", remote, asked="hf://ns/repo").recall() == 9
@@ -71,7 +71,7 @@ def test_after_another_boot_only_what_was_synced_counts(
     assert PartialFile(tmp_path / ".download", remote, asked="hf://ns/repo").recall() == 9
 
 
-def test_a_part_that_lost_bytes_is_not_believed(tmp_path: Path) -> None:
+def test_part_that_lost_bytes_is_not_trusted(tmp_path: Path) -> None:
     remote = RemoteFile("model", SIZE, "sha256:aa")
     part = _begun(tmp_path, remote)
     part.path.write_bytes(b"abcdef")

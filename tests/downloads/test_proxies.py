@@ -1,4 +1,4 @@
-"""Downloads of all sources through the environment's proxies: a real one, which knows hosts of its own."""
+"""Downloads of all sources through the environment's proxies: a real one, which resolves names that only it knows."""
 
 import ssl
 from collections.abc import Iterator
@@ -96,7 +96,7 @@ async def test_modelscope_is_asked_through_it(tmp_path: Path) -> None:
 async def test_a_secured_host_is_reached_through_a_tunnel(
     tmp_path: Path, tls: tuple, is_secured: bool
 ) -> None:
-    """Also by a proxy that is spoken to over TLS itself."""
+    """Also by a proxy that is itself reached over TLS."""
     async with (
         FileServer({"model.gguf": DATA}, ssl_context=tls[0]) as server,
         ForwardProxy(HOSTS, ssl_context=tls[0] if is_secured else None) as proxy,
@@ -119,10 +119,10 @@ async def test_a_secured_host_is_reached_through_a_tunnel(
     assert proxy.sent["files.test"] > len(DATA)
 
 
-async def test_what_no_proxy_names_and_this_machine_are_asked_directly(
+async def test_no_proxy_hosts_and_this_machine_are_reached_directly(
     tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And no client looks into the environment by itself."""
+    """No client reads the environment by itself."""
     async with Hub({"model.gguf": DATA}) as hub, ForwardProxy(HOSTS) as proxy:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.url)
@@ -188,7 +188,7 @@ async def test_wrong_proxy_credentials_name_the_variable(tmp_path: Path, tls: tu
                 assert len(proxy.asked) == before + 1  # asking again would not help
 
 
-async def test_a_host_that_the_proxy_does_not_pass_on_to_is_told(tmp_path: Path) -> None:
+async def test_host_that_the_proxy_refuses_is_reported(tmp_path: Path) -> None:
     async with ForwardProxy(HOSTS) as proxy:
         proxy.refuses = {"hub.test": 403, "s3.test": 403, "files.test": 403}
         proxies = {"HTTPS_PROXY": proxy.url.replace("//", "//me:verysecret@")}
@@ -219,7 +219,7 @@ async def test_a_host_that_the_proxy_does_not_pass_on_to_is_told(tmp_path: Path)
             await fetcher.download(download_request("https://unknown.test/x", tmp_path / "out"))
 
 
-async def test_a_proxy_that_is_not_there_is_told(tmp_path: Path) -> None:
+async def test_unreachable_proxy_is_reported(tmp_path: Path) -> None:
     async with ForwardProxy(HOSTS) as gone:
         pass
     proxies = {"ALL_PROXY": f"http://me:verysecret@127.0.0.1:{gone.port}"}
@@ -241,7 +241,7 @@ async def test_a_proxy_that_is_not_there_is_told(tmp_path: Path) -> None:
             assert "verysecret" not in caught.value.message
 
 
-async def test_a_variable_that_names_no_proxy_is_told(tmp_path: Path) -> None:
+async def test_variable_without_a_valid_proxy_is_reported(tmp_path: Path) -> None:
     fetcher = engine(
         None,
         is_trusted=True,
@@ -256,7 +256,7 @@ async def test_a_variable_that_names_no_proxy_is_told(tmp_path: Path) -> None:
 
 
 async def test_through_a_proxy_no_private_address_is_reached_either(tmp_path: Path) -> None:
-    """As far as it can be seen here: names that only the proxy knows are its to judge."""
+    """As far as can be checked here: names that only the proxy can resolve are left to the proxy."""
     async with Hub({"model.gguf": DATA}) as hub, ForwardProxy(HOSTS | {"10.1.2.3": "127.0.0.1"}) as proxy:
         fetcher = engine(tmp_path, download_allowed_hosts="10.0.0.0/8", proxies={"ALL_PROXY": proxy.url})
         for endpoint in ("http://192.168.1.1", "http://169.254.169.254", "http://127.0.0.1:9"):

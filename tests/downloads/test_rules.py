@@ -73,7 +73,7 @@ def test_own_credentials_go_to_own_endpoints_only(
         }
 
 
-def test_config_that_cannot_be_meant_is_refused() -> None:
+def test_invalid_config_is_refused() -> None:
     with pytest.raises(Invalid, match="Did you mean hf_token"):
         config("ns/repo", {"hf_tokn": "x"})
     for address in (

@@ -166,7 +166,7 @@ async def test_a_query_is_refused_and_a_question_mark_is_not(s3: str, bucket: ob
     assert read_folder(out) == {"what?.bin": b"x"}
 
 
-async def test_keys_are_needed_and_never_told(s3: str, bucket: object, tmp_path: Path) -> None:
+async def test_keys_are_needed_and_never_shown(s3: str, bucket: object, tmp_path: Path) -> None:
     for given in ({}, {"access_key": "AKIAOURKEY"}):
         with pytest.raises(Invalid, match="Missing credentials"):
             await engine(tmp_path, endpoint=s3, **given).download(
@@ -177,7 +177,7 @@ async def test_keys_are_needed_and_never_told(s3: str, bucket: object, tmp_path:
     assert "oursecretkey123" not in repr(download_request("s3://models/llama", tmp_path, KEYS))
 
 
-async def test_what_is_not_there_is_told(s3: str, bucket: object, tmp_path: Path) -> None:
+async def test_missing_objects_are_reported(s3: str, bucket: object, tmp_path: Path) -> None:
     fetcher = engine(tmp_path, endpoint=s3, **KEYS)
     with pytest.raises(NotFound, match="no objects below s3://models/none"):
         await fetcher.download(download_request("s3://models/none", tmp_path / "out"))

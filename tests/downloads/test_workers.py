@@ -1,4 +1,4 @@
-"""The workers with a source by script: too many bytes, too few, none that can be written."""
+"""TransferWorkers with a scripted source: too many bytes, too few, and a target that cannot be written."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -62,7 +62,7 @@ async def transfer(
     return found.rows
 
 
-async def test_a_file_is_fetched_in_pieces_and_named(tmp_path: Path) -> None:
+async def test_file_is_fetched_in_pieces_and_renamed(tmp_path: Path) -> None:
     source = ScriptedSource([b"abc"], [b"d"])
     source._scripts = [[b"a" * (8 * MIB)], [b"b"]]
     rows = await transfer(tmp_path, source, RemoteFile("m", 8 * MIB + 1), workers=2)
@@ -84,7 +84,7 @@ async def test_a_file_is_fetched_in_pieces_and_named(tmp_path: Path) -> None:
         ([Conflict("odd")], Conflict, "^m: odd$"),
     ],
 )
-async def test_what_cannot_be_fetched_has_its_error(
+async def test_each_failure_has_its_error(
     tmp_path: Path, script: list[bytes | Exception], kind: type[ApplianceError], text: str
 ) -> None:
     source = ScriptedSource(script, *[[Interrupted("the response ended 3 bytes early")]] * 4)
@@ -96,7 +96,7 @@ async def test_what_cannot_be_fetched_has_its_error(
         await transfer(tmp_path, source, RemoteFile("m", 5))
 
 
-async def test_a_piece_goes_on_from_where_it_broke_off(tmp_path: Path) -> None:
+async def test_interrupted_piece_continues_where_it_stopped(tmp_path: Path) -> None:
     source = ScriptedSource([b"ab", Interrupted("cut")], [b"cde"])
     await transfer(tmp_path, source, RemoteFile("m", 5))
     assert (source.asked, (tmp_path / "m").read_bytes()) == ([(0, 5), (2, 5)], b"abcde")

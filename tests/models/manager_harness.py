@@ -27,7 +27,7 @@ from appliance.models.table.gguf import GgufHeader
 
 MIB = 1 << 20
 NEED = 500 * MIB  # of each model: min_vram_required
-PROMPT_S = 3.0  # whatever is waited for in these tests comes at once, or never
+PROMPT_S = 3.0  # what these tests wait for comes at once or never
 HEADER = (
     b"GGUF"
     + struct.pack("<IQQ", 3, 0, 1)
@@ -45,7 +45,7 @@ async def settle(turns: int = 30) -> None:
 
 
 async def until(is_so: Callable[[], object]) -> None:
-    """Wait for what a thread has to do with (a look at a file, the end of a log)."""
+    """Wait for the work of threads (a file check, the end of a log)."""
     async with asyncio.timeout(PROMPT_S):
         while not is_so():
             await asyncio.sleep(0.002)
@@ -53,7 +53,7 @@ async def until(is_so: Callable[[], object]) -> None:
 
 
 class FakeProcess:
-    """A llama-server that is none."""
+    """A process that never existed."""
 
     def __init__(self, log_path: Path) -> None:
         self.pid = 0
@@ -223,7 +223,7 @@ def model(
     pinned: bool = False,
     **params: Any,
 ) -> Model:
-    """Give a model whose file is there: a header that says nothing, so that what it needs is NEED."""
+    """Give a model with a file whose header says nothing, so that its estimate is NEED."""
     path = folder / (file or f"{alias}.gguf")
     if not path.exists():
         path.write_bytes(HEADER)

@@ -161,7 +161,7 @@ def test_the_schema_has_limits_and_adapter_forms() -> None:
         ({"system": {"queue_timeout_sec": "soon"}}, "system.queue_timeout_sec", "integer"),
     ],
 )
-def test_what_cannot_be_is_refused_with_its_path(tmp_path: Path, value: Any, where: str, said: str) -> None:
+def test_invalid_value_is_refused_with_its_path(tmp_path: Path, value: Any, where: str, said: str) -> None:
     _, problems = read(tmp_path, value)
     fatal = [str(p) for p in problems if p.is_fatal]
     assert len(fatal) == 1
@@ -169,7 +169,7 @@ def test_what_cannot_be_is_refused_with_its_path(tmp_path: Path, value: Any, whe
     assert said in fatal[0]
 
 
-def test_variables_win_and_relative_paths_have_a_beginning(tmp_path: Path) -> None:
+def test_variables_take_precedence_and_relative_paths_have_a_base(tmp_path: Path) -> None:
     (tmp_path / "env").mkdir()
     value = {
         "system": {"base_models_path": "/nowhere", "llama_server_path": "/from/file"},
@@ -187,7 +187,7 @@ def test_variables_win_and_relative_paths_have_a_beginning(tmp_path: Path) -> No
     assert [p.variable for p in read(tmp_path, value)[1] if p.is_fatal] == ["BASE_MODELS_PATH"]
 
 
-def test_a_folder_is_a_table_and_what_is_named_wins(tmp_path: Path, tiny_models: Path) -> None:
+def test_folder_is_a_table_and_named_models_take_precedence(tmp_path: Path, tiny_models: Path) -> None:
     catalogue, problems = read_catalogue(
         ModelSettings(llama_server_path=Path(sys.executable), model_dir=tiny_models), None
     )
@@ -294,7 +294,7 @@ def test_the_cache_size_is_computed_from_layers_heads_and_types() -> None:
     assert estimate(layers, context_tokens=100).cache == 5 * (32 + 16) * 2 * 100
 
 
-def test_a_poor_header_is_estimated_roughly() -> None:
+def test_incomplete_header_gives_a_rough_estimate() -> None:
     made = estimate(header(1000 * MIB), context_tokens=4096, multiplier=1.1)
     assert made.is_rough
     assert made.total == round((1000 * 1.1 + 4 * 50 + 150) * MIB)
@@ -542,7 +542,7 @@ def test_a_server_without_a_needed_flag_is_reported(tiny_models: Path, tmp_path:
     assert " + extras " in done.stdout
 
 
-def test_a_model_of_which_a_part_is_missing_is_told_of(tmp_path: Path) -> None:
+def test_model_with_a_missing_part_is_reported(tmp_path: Path) -> None:
     (tmp_path / "big-00001-of-00002.gguf").touch()
     catalogue, _ = read(tmp_path, {"models": {"a": {"model_path": "big-00001-of-00002.gguf"}}})
     assert check_models(catalogue).models[0].problem == "incomplete model: big-00002-of-00002.gguf is missing"
@@ -590,7 +590,7 @@ def test_a_server_or_a_table_that_cannot_be_used_is_named(
     assert said in done.stdout + done.stderr
 
 
-def test_wrong_usage_is_told() -> None:
+def test_wrong_usage_is_reported() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "appliance", "models", "check", "--loud"],
         capture_output=True,

@@ -81,7 +81,7 @@ def words(text: str, made: Model, system: System | None = None, **more: Any) -> 
     ],
     ids=["adapters", "scaled adapters", "draft", "projector", "reranking", "pooling", "embedding"],
 )
-def test_a_key_is_said_as_each_server_knows_it_or_refused(made: Model, old: str, new: str) -> None:
+def test_key_becomes_the_flag_of_each_server_or_is_refused(made: Model, old: str, new: str) -> None:
     assert new in words(NEW, made)
     if old:
         assert old in words(OLD, made)
@@ -93,7 +93,7 @@ def test_a_key_is_said_as_each_server_knows_it_or_refused(made: Model, old: str,
             words(OLD, made)
 
 
-def test_every_key_that_cannot_be_said_is_named_at_once() -> None:
+def test_all_unsupported_keys_are_named_at_once() -> None:
     with pytest.raises(
         InvalidCommand,
         match=r"`params.chat_template` needs.*`reranking` needs.*`mmproj_path` needs --mmproj,",
@@ -143,7 +143,7 @@ def test_memory_is_mapped_and_locked_as_the_table_says(
     assert not is_lockable(Flags.of_help("--model"))
 
 
-def test_it_listens_where_it_is_told() -> None:
+def test_server_listens_on_the_given_address() -> None:
     text = NEW + "--host HOST --port N"
     assert "--host 127.0.0.1 --port 1 " in words(text, model())
     assert "--host /run/a.sock --port 1 " in words(text, model(), host="/run/a.sock")

@@ -253,8 +253,8 @@ async def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 async def test_details_of_real_files(shelf: Shelf, tiny_models: Path) -> None:
     path = shelf.put("chat", tiny_models / "tiny-chat.gguf")
     shelf.put("embed", tiny_models / "tiny-embed.gguf")
-    books = shelf.library()
-    chat = await books.details("chat")
+    models = shelf.library()
+    chat = await models.details("chat")
     assert (
         chat.architecture,
         chat.quantization,
@@ -269,19 +269,19 @@ async def test_details_of_real_files(shelf: Shelf, tiny_models: Path) -> None:
     )
     assert (chat.size_bytes, chat.modified_s) == (path.stat().st_size, pytest.approx(path.stat().st_mtime))
     assert chat.digest == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (await books.details("embed")).capabilities == ("embedding",)
+    assert (await models.details("embed")).capabilities == ("embedding",)
 
 
 async def test_each_file_is_read_once_until_it_changes(shelf: Shelf, tiny_models: Path) -> None:
     path = shelf.put("m", tiny_models / "tiny-chat.gguf")
-    books = shelf.library()
-    first = await books.details("m")
-    assert await books.details("m") == first
-    assert await books.every(["m"]) == {"m": first}
+    models = shelf.library()
+    first = await models.details("m")
+    assert await models.details("m") == first
+    assert await models.every(["m"]) == {"m": first}
     assert (shelf.headers, shelf.digested) == (["m.gguf"], ["m.gguf"])
     shutil.copy(tiny_models / "tiny-embed.gguf", path)
     os.utime(path, ns=(1, 1_700_000_000_123_456_789))
-    second = await books.details("m")
+    second = await models.details("m")
     assert (second.architecture, second.digest) == ("bert", hashlib.sha256(path.read_bytes()).hexdigest())
     assert (shelf.headers, shelf.digested) == (["m.gguf"] * 2, ["m.gguf"] * 2)
 
@@ -294,9 +294,7 @@ async def test_a_digest_outlives_a_restart(shelf: Shelf, tiny_models: Path) -> N
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"x": 5, "y": {"stamp": 1}}'])
-async def test_a_damaged_store_of_digests_is_made_anew(
-    shelf: Shelf, tiny_models: Path, damage: bytes
-) -> None:
+async def test_damaged_store_of_digests_is_replaced(shelf: Shelf, tiny_models: Path, damage: bytes) -> None:
     path = shelf.put("m", tiny_models / "tiny-chat.gguf")
     shelf.kept.parent.mkdir()
     shelf.kept.write_bytes(damage)
@@ -309,38 +307,38 @@ async def test_a_damaged_store_of_digests_is_made_anew(
 
 
 async def test_removed_files_leave_the_store(shelf: Shelf, tiny_models: Path) -> None:
-    books = shelf.library()
+    models = shelf.library()
     gone = shelf.put("gone", tiny_models / "tiny-embed.gguf")
-    assert (await books.details("gone")).digest
+    assert (await models.details("gone")).digest
     gone.unlink()
     del shelf.models["gone"]
     shelf.put("m", tiny_models / "tiny-chat.gguf")
-    assert (await books.details("m")).digest
+    assert (await models.details("m")).digest
     assert list(json.loads(shelf.kept.read_bytes())) == [str(shelf.models["m"].path)]
     # No folder can be created below a file.
     blocked = shelf.library(digests_path=shelf.models["m"].path / "digests.json")
     assert (await blocked.details("m")).digest
 
 
-async def test_nobody_waits_long_for_a_digest(shelf: Shelf, tiny_models: Path) -> None:
+async def test_details_do_not_wait_long_for_a_digest(shelf: Shelf, tiny_models: Path) -> None:
     shelf.put("a", tiny_models / "tiny-chat.gguf")
     shelf.put("b", tiny_models / "tiny-embed.gguf")
-    books = shelf.library(digest_wait_s=0.0)
+    models = shelf.library(digest_wait_s=0.0)
     shelf.held.clear()
-    found = await books.every(["a", "b", "unknown"])
+    found = await models.every(["a", "b", "unknown"])
     assert {alias: (one.digest, one.architecture) for alias, one in found.items()} == {
         "a": ("", "llama"),
         "b": ("", "bert"),
     }
-    assert (await books.details("a")).digest == ""
+    assert (await models.details("a")).digest == ""
     shelf.held.set()
     async with asyncio.timeout(20):
-        while not all(one.digest for one in (await books.every(["a", "b"])).values()):
+        while not all(one.digest for one in (await models.every(["a", "b"])).values()):
             await asyncio.sleep(0.01)
     assert sorted(shelf.digested) == ["a.gguf", "b.gguf"]
 
 
-async def test_an_end_in_the_middle_of_a_digest_stops_its_thread(
+async def test_close_during_a_digest_stops_its_thread(
     tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = threading.Event()
@@ -378,14 +376,14 @@ async def test_unreadable_files_are_named_alone_and_left_out_of_lists(
     shelf.put("good", tiny_models / "tiny-chat.gguf")
     shelf.put("bad", tiny_models / "tiny-chat.gguf").write_bytes(b"PK\x03\x04" + bytes(40))
     shelf.models["missing"] = Model("missing", tmp_path / "missing.gguf", Params(), "table")
-    books = shelf.library()
-    assert list(await books.every(shelf.models)) == ["good"]
+    models = shelf.library()
+    assert list(await models.every(shelf.models)) == ["good"]
     for alias, said in (("bad", "not with b'GGUF'"), ("missing", "No such file")):
-        for ask in (books.details, books.lists):
+        for ask in (library.details, library.lists):
             with pytest.raises(Unavailable, match=said) as caught:
                 await ask(alias)
             assert str(tmp_path) not in caught.value.message
-    for ask in (books.details, books.lists):
+    for ask in (library.details, library.lists):
         with pytest.raises(NoSuchModel):
             await ask("nobody")
 
@@ -400,9 +398,9 @@ async def test_lists_hold_vocabularies_of_any_length(shelf: Shelf, tmp_path: Pat
         )
     )
     shelf.put("m", source)
-    books = shelf.library()
-    assert await books.lists("m") == {"words": ["w"] * 2000, "few": [97, 98]}
-    assert (await books.details("m")).info == {"general.architecture": "llama", "words": None, "few": None}
+    models = shelf.library()
+    assert await library.lists("m") == {"words": ["w"] * 2000, "few": [97, 98]}
+    assert (await models.details("m")).info == {"general.architecture": "llama", "words": None, "few": None}
 
 
 async def test_a_model_in_parts_is_all_of_them(shelf: Shelf, tmp_path: Path, tiny_models: Path) -> None:

@@ -46,5 +46,5 @@ def with_a(**changes: Any) -> Catalogue:
         (replace(OLD, system=System(llama_server_path="/bin/other")), []),
     ],
 )
-def test_each_difference_is_said_in_a_sentence(new: Catalogue, said: list[str]) -> None:
+def test_each_difference_has_its_sentence(new: Catalogue, said: list[str]) -> None:
     assert differences(OLD, new) == said

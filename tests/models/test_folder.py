@@ -1,4 +1,4 @@
-"""A folder of model files: which are models, what they are called, and whose a projector is."""
+"""A folder of model files: which are models, their aliases, and the model that a projector belongs to."""
 
 import os
 import shutil
@@ -60,7 +60,7 @@ def test_files_are_called_by_their_names(tmp_path: Path, files: list[str], alias
     assert scan_folder(tmp_path)[1] == []
 
 
-def test_what_is_no_model_by_its_own_word_is_none(tmp_path: Path) -> None:
+def test_files_that_declare_another_type_are_not_models(tmp_path: Path) -> None:
     put(tmp_path, "a.gguf", general__type="model")
     put(tmp_path, "b.gguf", general__type="adapter")
     put(tmp_path, "c.gguf", general__type="imatrix")
@@ -96,7 +96,7 @@ def test_a_projector_is_that_of_the_models_beside_it(
     assert problems == []
 
 
-def test_a_model_that_writes_nothing_needs_no_projector(tmp_path: Path) -> None:
+def test_model_without_text_output_needs_no_projector(tmp_path: Path) -> None:
     put(tmp_path, "embedder.gguf", general__architecture="bert", bert__pooling_type=1)
     put(tmp_path, "seeing.gguf")
     put(tmp_path, "mmproj.gguf", general__architecture="clip")
@@ -116,7 +116,7 @@ def test_a_model_that_writes_nothing_needs_no_projector(tmp_path: Path) -> None:
         (["a.gguf", "b.gguf", "mmproj.gguf"], "the folder has several models"),
     ],
 )
-def test_a_projector_of_nobody_knows_whom_is_told_of(tmp_path: Path, files: list[str], said: str) -> None:
+def test_projector_without_a_clear_model_is_reported(tmp_path: Path, files: list[str], said: str) -> None:
     put(tmp_path, *files)
     found, problems = scan_folder(tmp_path)
     assert all(one.mmproj_path is None for one in found)

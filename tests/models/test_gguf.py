@@ -1,4 +1,4 @@
-"""The header of a model's file: of real ones, and of files that are none, are cut off, or lie."""
+"""The header of a model's file: of real files, and of files that are no models, are cut off, or contain false figures."""
 
 import struct
 from pathlib import Path
@@ -31,7 +31,7 @@ def written(folder: Path, data: bytes) -> Path:
     return path
 
 
-def test_a_real_file_tells_what_it_is(tiny_models: Path) -> None:
+def test_header_of_a_real_file(tiny_models: Path) -> None:
     header = read_header(tiny_models / "tiny-chat.gguf")
     assert (header.architecture, header.version, header.context_tokens) == ("llama", 3, 8192)
     assert header.layers >= 1
@@ -116,7 +116,7 @@ def test_each_type_of_value_is_read(tmp_path: Path) -> None:
         (made(text("general.name") + struct.pack("<I", 8) + text("x")), "no general.architecture"),
     ],
 )
-def test_what_is_no_model_is_refused_with_the_reason(tmp_path: Path, data: bytes, said: str) -> None:
+def test_invalid_file_is_refused_with_the_reason(tmp_path: Path, data: bytes, said: str) -> None:
     with pytest.raises(InvalidGguf, match=said):
         read_header(written(tmp_path, data))
 

@@ -99,7 +99,7 @@ def test_those_used_last_are_kept(tmp_path: Path) -> None:
         "[" * 100_000,
     ],
 )
-def test_a_spoilt_file_is_as_none(tmp_path: Path, text: str) -> None:
+def test_damaged_file_counts_as_missing(tmp_path: Path, text: str) -> None:
     path = tmp_path / "history.json"
     path.write_text(text)
     history = LoadHistory(path)

@@ -1,4 +1,4 @@
-"""Who waits for which model, who is served when, and who is refused: the real manager over stand-ins."""
+"""Who waits for which model, who is served when, and who is refused: the real manager with fakes."""
 
 import asyncio
 from timeit import repeat
@@ -34,7 +34,7 @@ async def test_free_slot_is_leased_without_a_wait(open_manager: Make) -> None:
     assert (first.waited_s, first.runner is second.runner, first.runner.active) == (0.0, True, 2)
     assert first.url == f"http://127.0.0.1:{first.runner.port}"
     first.release(is_ok=True)
-    first.release(is_ok=True)  # a second word about the same request counts nothing
+    first.release(is_ok=True)  # a second release of the same lease counts nothing
     assert second.runner.active == 1
     second.release(is_ok=False)
     assert (second.runner.active, harness.manager.queues()[0].total_processed) == (0, 2)
@@ -282,7 +282,7 @@ async def test_pinned_models_are_not_unloaded_for_others(open_manager: Make) -> 
     assert harness.statuses() == {"a": "ready", "b": "off", "c": "ready"}
 
 
-async def test_memory_that_a_pinned_model_holds_cannot_be_had(open_manager: Make, tmp_path: Any) -> None:
+async def test_memory_of_a_pinned_model_is_not_available(open_manager: Make, tmp_path: Any) -> None:
     harness = await open_manager(
         models=[model("a", tmp_path, pinned=True), model("b", tmp_path)], memory_mib=1000
     )

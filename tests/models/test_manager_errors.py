@@ -146,6 +146,6 @@ def test_message(error: ApplianceError, is_retryable: bool, message: str) -> Non
     assert (error.message, error.retryable) == (message, is_retryable)
 
 
-def test_ollamas_dialect_says_it_in_its_one_field() -> None:
+def test_ollama_errors_have_one_field() -> None:
     error = InsufficientMemory("big", required_mb=2, available_mb=1)
     assert json.loads(error_body(error, "ollama")) == {"error": error.message}

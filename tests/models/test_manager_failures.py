@@ -1,4 +1,4 @@
-"""Loads that fail, crashes, replicas, and the memory that is really taken.
+"""Loads that fail, crashes, replicas, and measured memory.
 
 The real manager over stand-ins.
 """
@@ -180,7 +180,7 @@ async def test_failed_replica_leaves_the_first_one_serving(
         0,
     )
     first.release(is_ok=True)
-    third, lease = harness.ask("a"), await second  # the first serves on
+    third, lease = harness.ask("a"), await second  # the first continues to serve
     await settle()
     assert len(harness.loader.begun) == 2  # not again and again
     await harness.later(BACK_OFF_S[0] if can_retry else BACK_OFF_S[-1])

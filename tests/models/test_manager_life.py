@@ -1,4 +1,4 @@
-"""How models come and go: eject, pins, how long they stay, preloading: the real manager over stand-ins."""
+"""How models come and go: eject, pins, how long they stay, preloading: the real manager with fakes."""
 
 import asyncio
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.models.manager_harness import Make, model, settle, until
 pytestmark = pytest.mark.timeout(20)
 
 
-# ---- an operator's word
+# ---- eject and pins
 
 
 async def test_eject_lets_running_requests_end_and_new_ones_wait(open_manager: Make) -> None:

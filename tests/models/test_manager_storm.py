@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order, what must always hold of the manager holds.
+"""The invariants of the manager hold for random events in random order.
 
 Hundreds of random events, each run known by its seed.
 """
@@ -25,7 +25,7 @@ P, T = ParamSpec("P"), TypeVar("T")
 
 
 class Threads:
-    """Work of threads takes a number of the loop's turns that the seed says: else no run could be repeated."""
+    """The work of threads takes a number of loop iterations chosen by the seed, so that a run can be repeated."""
 
     def __init__(self, seed: int) -> None:
         self.chance, self.at_work = random.Random(seed), 0
@@ -42,13 +42,13 @@ class Threads:
 
 
 class Storm:
-    """Random events, and what was promised to whom."""
+    """Random events, and the requests and leases that are open."""
 
     def __init__(self, harness: ManagerHarness, seed: int, folder: Path, threads: Threads) -> None:
         self.harness, self.chance, self.folder, self.threads = harness, random.Random(seed), folder, threads
         self.tasks: list[asyncio.Task[Lease]] = []
         self.others: list[asyncio.Task[object]] = []
-        self.leases: list[Lease] = []  # given and not given back
+        self.leases: list[Lease] = []  # granted and not released
         self.forced: set[int] = set()
         self.granted = self.failed = self.cancelled = 0
         self.events = {
@@ -103,7 +103,7 @@ class Storm:
                 )
 
     def leave(self) -> None:
-        """Often right after a slot was given back: in the moment of somebody's turn."""
+        """Often right after a slot was released, while it is granted to the next request."""
         if self.chance.random() < 0.5:
             self.give_back()
         if self.tasks:
@@ -208,7 +208,7 @@ class Storm:
         assert self.harness.deaths == []
 
     async def calm(self) -> None:
-        """Let everything come to its end: everybody gets a slot or a reason."""
+        """Let everything finish: each request gets a slot or an error."""
         manager = self.harness.manager
         for alias in ALIASES:
             manager.pin(alias, pinned=False)

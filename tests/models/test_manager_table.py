@@ -1,4 +1,4 @@
-"""What another table does to models that run, load, wait or failed: the real manager over stand-ins."""
+"""What a new table does to models that run, load, wait or failed: the real manager with fakes."""
 
 import asyncio
 from dataclasses import replace
@@ -36,7 +36,7 @@ async def test_nothing_is_loaded_before_its_file_was_checked(open_manager: Make,
     harness = await open_manager("a", memory_mib=650)
     (tmp_path / "b.gguf").write_bytes(HEADER)
     apply(harness, model("a", tmp_path), model("b", tmp_path))
-    task = harness.ask("b")  # before the look has ended: what it needs is not known
+    task = harness.ask("b")  # before the file check has ended: its memory need is unknown
     with pytest.raises(Exception, match="700 MB needed"):
         await task
     assert harness.loader.begun == []
@@ -59,10 +59,10 @@ async def test_requests_wait_on_for_a_changed_model(open_manager: Make, tmp_path
     await settle()
     assert [task.done() for task in (*waits, loads)] == [False, False, True]
     assert [one().position for one in wait_statuses] == [2, 1]
-    waits[0].cancel()  # and who leaves, leaves the new line
+    waits[0].cancel()  # a client that leaves is removed from the new queue
     await settle()
     assert harness.manager.queues()[0].queue_length == 1
-    await harness.loaded("a")  # beside the former one, which ends what it has begun
+    await harness.loaded("a")  # beside the former one, which completes its requests
     second = await waits[1]
     assert (second.runner.model, second.runner.active, lease.runner.phase) == (new, 1, "stopping")
     assert harness.loader.stopped == []
@@ -99,7 +99,7 @@ async def test_removed_model_ends_its_requests_and_refuses_waiters(
         await harness.manager.lease("a")
     other = harness.ask("b")
     await settle()
-    assert harness.loader.begun == ["a"]  # its place is not free before it is gone
+    assert harness.loader.begun == ["a"]  # its memory is not free before it has stopped
     lease.release(is_ok=True)
     await harness.loaded("b")
     (await other).release(is_ok=True)
@@ -191,7 +191,7 @@ async def test_waiters_of_a_model_with_a_missing_new_file_fail(open_manager: Mak
     with pytest.raises(ModelFailed, match=r"model file not found: .*gone\.gguf"):
         await waits
     lease.release(is_ok=True)
-    assert harness.status("b") == "ready"  # it gave way to nobody
+    assert harness.status("b") == "ready"  # it was not evicted
 
 
 async def test_missing_file_is_refused_and_found_once_it_is_there(open_manager: Make, tmp_path: Path) -> None:

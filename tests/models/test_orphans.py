@@ -1,4 +1,4 @@
-"""Processes that outlived us are found and ended at the next start, and nobody else's.
+"""Processes left by an earlier appliance are found and stopped at the next start; no other process is.
 
 Real processes, and records of them.
 """
@@ -52,7 +52,7 @@ def spawn() -> Iterator[Spawn]:
 
 
 def written(folder: Path, process: "subprocess.Popen[str]", started: list[str], **other: Any) -> Path:
-    """Write the record as an appliance that is gone left it; `other` replaces what stands there."""
+    """Write the record that an appliance which no longer runs has left; `other` replaces its fields."""
     records = Records(folder)
     records.add(process.pid, port=8085, alias="tiny", command=started)
     path = folder / f"{process.pid}.json"
@@ -60,7 +60,7 @@ def written(folder: Path, process: "subprocess.Popen[str]", started: list[str], 
     return path
 
 
-def test_orphan_is_ended_and_its_record_removed(tmp_path: Path, spawn: Spawn) -> None:
+def test_orphan_is_stopped_and_its_record_removed(tmp_path: Path, spawn: Spawn) -> None:
     process = spawn(SLEEPER)
     written(tmp_path, process, SLEEPER)
     found = Records(tmp_path).end_orphans()
@@ -70,14 +70,14 @@ def test_orphan_is_ended_and_its_record_removed(tmp_path: Path, spawn: Spawn) ->
     assert Records(tmp_path).end_orphans() == []
 
 
-def test_one_that_our_own_former_life_left_is_ours(tmp_path: Path, spawn: Spawn) -> None:
-    """In a container every life has the same process id."""
+def test_orphan_of_an_appliance_with_the_same_process_id_is_stopped(tmp_path: Path, spawn: Spawn) -> None:
+    """In a container the appliance has the same process id after each restart."""
     process = spawn(SLEEPER)
     written(tmp_path, process, SLEEPER, owner=os.getpid(), owner_ticks=1)
     assert len(Records(tmp_path).end_orphans()) == 1
 
 
-def test_one_that_does_not_listen_is_killed_with_what_it_started(
+def test_orphan_that_ignores_sigterm_is_killed_with_its_children(
     tmp_path: Path, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("appliance.models.runner.orphans.TERM_S", 0.2)
@@ -93,7 +93,7 @@ def test_one_that_does_not_listen_is_killed_with_what_it_started(
     assert process.stdout is not None
     child = int(process.stdout.readline().split()[1])
     try:
-        time.sleep(0.2)  # until the inner one does not listen either
+        time.sleep(0.2)  # until the child ignores SIGTERM too
         written(tmp_path, process, command)
         assert len(Records(tmp_path).end_orphans()) == 1
         assert process.wait(5) == -signal.SIGKILL
@@ -106,7 +106,7 @@ def test_one_that_does_not_listen_is_killed_with_what_it_started(
         process.wait()
 
 
-def test_the_rest_of_its_group_goes_too_when_it_ends_politely(tmp_path: Path) -> None:
+def test_rest_of_the_group_is_stopped_after_a_clean_exit(tmp_path: Path) -> None:
     inner = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
     command = [
         sys.executable,
@@ -136,7 +136,7 @@ def has_exited(pid: int) -> bool:
 @pytest.mark.parametrize(
     "other",
     [
-        {"ticks": 12345},  # the id went round: another process has it now
+        {"ticks": 12345},  # the process id was reused by another process
         {"ticks": None},
         {"command": ["llama-server", "--model", "other.gguf"]},
         {"command": ["llama-server"]},
@@ -156,7 +156,7 @@ def test_process_that_differs_from_its_record_is_left_alone(
     written(tmp_path, process, SLEEPER, **other)
     assert Records(tmp_path).end_orphans() == []
     assert process.poll() is None
-    assert list(tmp_path.iterdir()) == []  # and the record says nothing any more
+    assert list(tmp_path.iterdir()) == []  # and the record is removed
 
 
 def test_process_of_a_running_appliance_is_left_alone(tmp_path: Path, spawn: Spawn) -> None:
@@ -192,7 +192,7 @@ def test_process_behind_a_script_is_found_by_its_arguments(tmp_path: Path, spawn
         "\x00",
     ],
 )
-def test_a_spoilt_record_ends_nobody_and_is_removed(tmp_path: Path, text: str) -> None:
+def test_damaged_record_stops_no_process_and_is_removed(tmp_path: Path, text: str) -> None:
     (tmp_path / "5.json").write_text(text.replace('"ticks"', f'"boot": {json.dumps(boot())}, "ticks"'))
     assert Records(tmp_path).end_orphans() == []
     assert list(tmp_path.iterdir()) == []
@@ -202,7 +202,7 @@ def boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def test_where_no_record_can_be_written_or_removed_it_goes_on(tmp_path: Path) -> None:
+def test_record_that_cannot_be_written_or_removed_is_tolerated(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "none"):
         records = Records(folder)
@@ -210,11 +210,11 @@ def test_where_no_record_can_be_written_or_removed_it_goes_on(tmp_path: Path) ->
             records.add(os.getpid(), port=1, alias="a", command=["a", "b"])
         records.remove(5)
         assert records.end_orphans() == []
-    (tmp_path / "7.json").mkdir()  # a record that is none and cannot be removed
+    (tmp_path / "7.json").mkdir()  # a folder in the place of a record, which cannot be removed
     assert Records(tmp_path).end_orphans() == []
 
 
-def test_what_is_read_of_a_process(spawn: Spawn) -> None:
+def test_facts_read_about_a_process(spawn: Spawn) -> None:
     process = spawn(SLEEPER)
     assert command_of(process.pid) == SLEEPER
     ticks = started_ticks(process.pid)
@@ -223,6 +223,6 @@ def test_what_is_read_of_a_process(spawn: Spawn) -> None:
     process.kill()
     while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
         time.sleep(0.01)
-    assert started_ticks(process.pid) is None  # a zombie is nobody
+    assert started_ticks(process.pid) is None  # a zombie does not count as a process
     process.wait()
     assert (started_ticks(process.pid), command_of(process.pid)) == (None, [])

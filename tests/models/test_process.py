@@ -1,4 +1,4 @@
-"""One llama-server process: small programs that behave as badly as the worst, and the real one."""
+"""One llama-server process: small programs that misbehave, and the real server."""
 
 import asyncio
 import os
@@ -55,7 +55,7 @@ def test_long_load_is_not_probed_all_the_time():
 
 
 # What a program of these tests is made of: `serve(port)` answers each request with the next of the statuses,
-# the last one for ever.
+# and repeats the last one.
 COMMON = """
 import os, signal, socket, subprocess, sys, time
 port = int(sys.argv[-1])
@@ -72,7 +72,7 @@ Make = Callable[..., Process]
 
 
 def unused_port() -> int:
-    """Give a port of a range that the kernel gives to nobody by itself."""
+    """Give a port of a range from which the kernel assigns none by itself."""
     return find_free_port((), 20_000 + os.getpid() % 9000, 29_999)
 
 
@@ -127,10 +127,10 @@ def is_gone(pid: int) -> bool:
     return started_ticks(pid) is None
 
 
-# ---- coming up
+# ---- start
 
 
-async def test_port_that_another_program_shares_is_given_up(
+async def test_port_that_another_program_shares_is_not_used(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = make("serve(200)")
@@ -141,7 +141,7 @@ async def test_port_that_another_program_shares_is_given_up(
     assert (failure.is_port, failure.can_retry) == (True, True)
 
 
-async def test_it_is_ready_when_its_health_says_so(make: Make) -> None:
+async def test_server_is_ready_when_its_health_check_passes(make: Make) -> None:
     looks: list[bool] = []
     process = make("serve(503, 503, 200)")
     await process.start()
@@ -158,14 +158,14 @@ async def test_it_is_ready_when_its_health_says_so(make: Make) -> None:
 
 
 @pytest.mark.parametrize("code", ["time.sleep(60)", "serve(503)", "serve(404)"])
-async def test_one_that_does_not_come_to_be_ready_may_be_tried_again(make: Make, code: str) -> None:
+async def test_server_that_does_not_become_ready_may_be_retried(make: Make, code: str) -> None:
     process = make(code)
     await process.start()
     failure = await load_failure(process, 0.3)
     assert (failure.reason, failure.can_retry) == ("it was not ready within 0.3 s (wait_ready_sec)", True)
 
 
-async def test_somebody_elses_answer_does_not_count(make: Make) -> None:
+async def test_response_of_another_process_does_not_count(make: Make) -> None:
     other = make("serve(200)")
     await other.start()
     await other.wait_ready(10, lambda: None)
@@ -176,7 +176,7 @@ async def test_somebody_elses_answer_does_not_count(make: Make) -> None:
     assert owner_of(other.port, process.pid) == "foreign"
 
 
-async def test_a_script_that_starts_the_real_server_is_as_good(make: Make) -> None:
+async def test_script_that_starts_the_real_server_is_supported(make: Make) -> None:
     process = make(
         "child = subprocess.Popen([sys.executable, '-S', '-c', open(sys.argv[0]).read().split('child =')[0] + 'serve(200)', str(port)]); "
         "print('child', child.pid, flush=True); child.wait()"
@@ -216,9 +216,7 @@ async def test_a_script_that_starts_the_real_server_is_as_good(make: Make) -> No
         ("", True),
     ],
 )
-async def test_what_its_log_says_decides_whether_it_is_tried_again(
-    make: Make, message: str, can_retry: bool
-) -> None:
+async def test_log_decides_whether_a_load_is_retried(make: Make, message: str, can_retry: bool) -> None:
     process = make(
         f"print({message!r}, file=sys.stderr, flush=True); print('srv: exiting due to an error', flush=True); sys.exit(1)"
     )
@@ -231,7 +229,7 @@ async def test_what_its_log_says_decides_whether_it_is_tried_again(
     assert failure.is_port == ("bind" in message.lower())
 
 
-async def test_one_that_is_killed_while_it_loads_is_said_to_be(make: Make) -> None:
+async def test_server_killed_while_loading_is_reported_as_killed(make: Make) -> None:
     process = make("print('warning: failed to mlock, harmless', flush=True); os.kill(os.getpid(), 9)")
     await process.start()
     failure = await load_failure(process)
@@ -280,7 +278,7 @@ async def test_a_log_that_cannot_be_written_is_a_permanent_failure(make: Make, t
     assert not caught.value.can_retry
 
 
-# ---- going
+# ---- stop
 
 
 async def test_process_that_ignores_sigterm_is_killed_with_children(make: Make) -> None:
@@ -293,7 +291,7 @@ async def test_process_that_ignores_sigterm_is_killed_with_children(make: Make) 
     await until(lambda: is_gone(child) and is_gone(process.pid))
 
 
-async def test_what_a_polite_one_leaves_behind_is_ended_too(make: Make) -> None:
+async def test_children_left_after_a_clean_exit_are_stopped_too(make: Make) -> None:
     process = make(WITH_A_DEAF_CHILD)
     await process.start()
     await process.wait_ready(10, lambda: None)
@@ -302,7 +300,7 @@ async def test_what_a_polite_one_leaves_behind_is_ended_too(make: Make) -> None:
     await until(lambda: is_gone(child))
 
 
-async def test_two_who_stop_it_at_the_same_time_both_see_it_end(make: Make) -> None:
+async def test_two_concurrent_stops_both_see_the_exit(make: Make) -> None:
     process = make("serve(200)")
     await process.start()
     await process.wait_ready(10, lambda: None)
@@ -315,15 +313,15 @@ async def test_process_that_cannot_be_ended_is_reported_stuck(
     process = make("serve(200)")
     await process.start()
     with monkeypatch.context() as patch:
-        patch.setattr(process, "_signal", lambda number: None)  # as one that hangs in the kernel
+        patch.setattr(process, "_signal", lambda number: None)  # like a process that hangs in the kernel
         assert await process.stop(StopTimes(0.05, 0.05)) == "stuck"
     assert process.is_running
 
 
-# ---- what it sees, and what it leaves
+# ---- environment and logs
 
 
-async def test_it_sees_nothing_of_our_secrets(make: Make) -> None:
+async def test_server_inherits_no_secrets(make: Make) -> None:
     ours = {
         "PATH": os.environ["PATH"],
         "HOME": "/root",
@@ -367,15 +365,13 @@ async def test_it_sees_nothing_of_our_secrets(make: Make) -> None:
         ((-1,), True, {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}),
     ],
 )
-def test_it_sees_the_gpus_that_it_was_given(
-    devices: tuple[int, ...], hides: bool, expected: dict[str, str]
-) -> None:
+def test_server_sees_only_its_gpus(devices: tuple[int, ...], hides: bool, expected: dict[str, str]) -> None:
     assert environment({"CUDA_VISIBLE_DEVICES": "7"}, devices, hides_gpus=hides) == expected | {
         "GGML_NO_BACKTRACE": "1"
     }
 
 
-async def test_its_former_logs_are_kept_and_no_more_than_three(make: Make, tmp_path: Path) -> None:
+async def test_at_most_three_former_logs_are_kept(make: Make, tmp_path: Path) -> None:
     for number in range(6):
         process = make(f"print('life {number}')")
         await process.start()
@@ -387,7 +383,7 @@ async def test_its_former_logs_are_kept_and_no_more_than_three(make: Make, tmp_p
         "runner.log.2": "life 3\n",
         "runner.log.3": "life 2\n",
     }
-    assert (logs / "runner.log").stat().st_mode & 0o007 == 0  # nobody else reads what people asked
+    assert (logs / "runner.log").stat().st_mode & 0o007 == 0  # no other user can read the prompts
 
 
 async def test_a_log_that_grows_too_large_is_cut_while_it_runs(
@@ -402,11 +398,13 @@ async def test_a_log_that_grows_too_large_is_cut_while_it_runs(
     process.trim_log()  # there is nothing to cut
     assert Path(f"{process.log_path}.1").stat().st_size == 2001
     process.log_path.unlink()
-    process.trim_log()  # and none is no fault
+    process.trim_log()  # a missing log is no error
     assert process.log_tail() == []
 
 
-async def test_after_a_cut_it_writes_on_at_the_beginning(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_after_a_cut_the_log_continues_at_its_beginning(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(log_file, "MAX_LOG_BYTES", 10)
     process = make(
         "print('before', 'x' * 99, flush=True); sys.stdin; signal.signal(signal.SIGUSR1, lambda *_: print('after', flush=True)); serve(200)"
@@ -430,7 +428,7 @@ async def test_after_a_cut_it_writes_on_at_the_beginning(make: Make, monkeypatch
         ("x" * 128, "x" * 100 + "_8085.log"),
     ],
 )
-def test_odd_names_make_plain_files(alias: str, name: str, tmp_path: Path) -> None:
+def test_unusual_names_give_valid_file_names(alias: str, name: str, tmp_path: Path) -> None:
     assert log_name(alias, 8085) == name
     assert (tmp_path / name).resolve().parent == tmp_path.resolve()
 
@@ -471,7 +469,7 @@ def test_a_process_that_has_ended_owns_nothing_and_takes_nothing() -> None:
     assert memory_bytes(4_000_000) == (0, 0)
 
 
-# ---- the real one
+# ---- the real server
 
 
 def real(binary: str, folder: Path, port: int, *more: str) -> list[str]:
@@ -491,7 +489,7 @@ def real(binary: str, folder: Path, port: int, *more: str) -> list[str]:
     ]
 
 
-async def test_the_real_one_comes_up_takes_memory_and_goes(
+async def test_real_server_starts_takes_memory_and_stops(
     make: Make, llama_binary: str, tiny_models: Path
 ) -> None:
     port = unused_port()
@@ -512,7 +510,7 @@ async def test_the_real_one_comes_up_takes_memory_and_goes(
         (("--model", "/none.gguf"), "/none.gguf"),
     ],
 )
-async def test_what_the_real_one_cannot_do_is_a_permanent_failure(
+async def test_permanent_failures_of_the_real_server(
     make: Make,
     llama_binary: str,
     tiny_models: Path,
@@ -527,7 +525,7 @@ async def test_what_the_real_one_cannot_do_is_a_permanent_failure(
     assert not failure.can_retry
 
 
-async def test_the_real_one_says_that_its_port_is_taken(
+async def test_real_server_reports_that_its_port_is_taken(
     make: Make, llama_binary: str, tiny_models: Path
 ) -> None:
     with socket.socket() as squatter:

@@ -86,7 +86,7 @@ def test_names_of_models_on_hugging_face(
         "xhf.co/a/b",
     ],
 )
-def test_other_names_are_none(name: str) -> None:
+def test_other_names_are_not_recognized(name: str) -> None:
     assert parse_pull_name(name) is None
 
 
@@ -107,7 +107,7 @@ def test_other_names_are_none(name: str) -> None:
         "hf.co/ns/" + "x" * 200,
     ],
 )
-def test_names_that_begin_like_one_and_are_none_are_refused(name: str) -> None:
+def test_incomplete_names_on_hugging_face_are_refused(name: str) -> None:
     with pytest.raises(Invalid, match="invalid model name"):
         parse_pull_name(name)
 
@@ -176,7 +176,7 @@ def test_a_model_in_parts_is_taken_whole_and_in_order() -> None:
         choose_files(parts, "Q2_K")
 
 
-def test_a_projector_comes_along_and_is_no_model() -> None:
+def test_projector_is_fetched_too_and_is_not_a_model() -> None:
     offered = files("mmproj-m-Q8_0.gguf", "mmproj-m-F16.gguf", "m-Q8_0.gguf", "imatrix.gguf")
     choice = choose_files(offered, "Q8_0")
     assert [file.path for file in choice.files] == ["m-Q8_0.gguf", "mmproj-m-F16.gguf"]
@@ -197,7 +197,7 @@ def test_a_repository_without_a_gguf_model_is_refused(paths: tuple[str, ...]) ->
         choose_files(files(*paths), "")
 
 
-def test_sizes_that_are_not_told_make_no_total() -> None:
+def test_unknown_sizes_give_no_total() -> None:
     assert choose_files([SourceOffer("a.gguf")], "").total_bytes is None
 
 
@@ -242,7 +242,7 @@ def test_the_index_can_be_moved_with_its_folder(tmp_path: Path) -> None:
     "text",
     ["", "[]", '{"models": 3}', '{"models": {"a": 3}}', '{"models": {"a": {"folder": "a"}}}', "no json"],
 )
-def test_a_spoilt_index_is_told(tmp_path: Path, text: str) -> None:
+def test_damaged_index_is_reported(tmp_path: Path, text: str) -> None:
     (tmp_path / INDEX).write_text(text)
     found, said = read_pulled(tmp_path)
     assert found == []
@@ -260,7 +260,7 @@ def test_a_spoilt_index_is_told(tmp_path: Path, text: str) -> None:
         '"folder": ".", "path": "a"',
     ],
 )
-def test_a_row_that_leads_out_of_the_folder_is_not_taken(tmp_path: Path, row: str) -> None:
+def test_row_that_points_outside_the_folder_is_ignored(tmp_path: Path, row: str) -> None:
     (tmp_path / INDEX).write_text(f'{{"models": {{"a": {{"source": "s", "pulled_at_s": 1, {row}}}}}}}')
     assert read_pulled(tmp_path) == ([], "")
 
@@ -299,7 +299,7 @@ def test_a_pulled_file_is_listed_once_in_a_shared_folder(tmp_path: Path) -> None
     assert sorted(catalogue.models) == ["hf.co/ns/a", "own"]
 
 
-def test_a_pulled_model_without_its_file_is_warned_of(tmp_path: Path) -> None:
+def test_pulled_model_without_its_file_is_a_warning(tmp_path: Path) -> None:
     add_pulled(tmp_path, pulled(tmp_path))
     _, problems = read_catalogue(ModelSettings(llama_server_path=Path(sys.executable)), None, tmp_path)
     assert [(p.variable, p.is_fatal, "Pull the model again, or delete it" in p.remedy) for p in problems] == [
@@ -363,7 +363,7 @@ def wanted(name: str) -> PullName:
     return found
 
 
-async def test_what_cannot_be_listed_is_said_in_ollamas_words(tmp_path: Path) -> None:
+async def test_listing_failure_has_ollamas_error_text(tmp_path: Path) -> None:
     async with opened(tmp_path) as harness:
         with pytest.raises(Forbidden) as caught:
             await harness.pulls.find_files(wanted("hf.co/ns/closed"))

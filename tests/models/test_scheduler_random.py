@@ -27,9 +27,9 @@ from appliance.models.scheduler.state import (
 )
 from appliance.models.status.views import RAM
 
-MOST_STEPS = 200  # of one turn
+MAX_STEPS = 200  # of one turn
 EVENTS = 60  # while requests come
-MOST_EVENTS = 3000  # until all are answered
+MAX_EVENTS = 3000  # until all are answered
 MARGIN = 1
 
 
@@ -163,7 +163,7 @@ class RandomManager:
 
     def run(self) -> Wait:
         """Do what the scheduler says until it says that there is nothing."""
-        for _ in range(MOST_STEPS):
+        for _ in range(MAX_STEPS):
             state = self.state()
             step = next_step(state)
             if not state.queues:  # then the manager does not even look how much memory there is
@@ -278,7 +278,7 @@ def test_rules_always_hold_and_every_request_is_served(first: int) -> None:
             elif not manager.happens():
                 manager.now_s += manager.rng.choice([0.1, 1.0, 30.0])
             nobody_waits_for_nothing(manager, manager.run())
-        for _ in range(MOST_EVENTS):
+        for _ in range(MAX_EVENTS):
             wait = manager.run()
             nobody_waits_for_nothing(manager, wait)
             if not manager.happens():

@@ -1,4 +1,4 @@
-"""model_status.json: whole at any moment, not too often, and no reason to fall over."""
+"""model_status.json: complete at any moment, not written too often, and errors do not matter to the server."""
 
 import asyncio
 import json

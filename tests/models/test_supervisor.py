@@ -131,7 +131,7 @@ async def test_close_ends_every_server_at_once() -> None:
     assert all(runner.removed.is_set() and runner.is_stop_requested for runner in runners)
 
 
-async def test_missing_file_fails_the_load_for_good() -> None:
+async def test_missing_file_is_a_permanent_failure() -> None:
     model = model_state("a", history_key="", file_problem="")
     state = manager_state(model)
     async with Tasks() as tasks:
@@ -144,13 +144,13 @@ async def test_missing_file_fails_the_load_for_good() -> None:
 
 
 class Broken(Stopper):
-    """A loader with a fault of its own."""
+    """A loader that raises an unexpected exception."""
 
     async def load(self, *args: object) -> None:
         raise ZeroDivisionError("oops")
 
 
-async def test_fault_of_ours_counts_as_a_failed_load() -> None:
+async def test_internal_error_counts_as_a_failed_load() -> None:
     model, loader = model_state("a"), Broken()
     async with Tasks() as tasks:
         supervisor_of(manager_state(model), loader=loader, tasks=tasks).start(model, (-1,), 0.0)

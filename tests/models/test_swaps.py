@@ -59,7 +59,7 @@ def test_nobody_starves(name: str) -> None:
 
 
 def test_evicting_only_idle_models_starves() -> None:
-    """What the limit is for: the same trace, and who waits for idleness waits for ever."""
+    """Why the limit exists: without it, in the same trace, a queue that waits for an idle model waits for ever."""
     lru, ours = run(never_idle, "lru"), run(never_idle, "ours")
     assert lru.starved > 0
     assert ours.served == ours.requested
@@ -72,7 +72,7 @@ def test_nobody_waits_longer_for_it(name: str) -> None:
     assert ours.swaps <= fcfs.swaps
 
 
-def test_alternating_client_pays_no_more_than_it_must() -> None:
+def test_alternating_client_waits_no_longer_than_needed() -> None:
     ours, fcfs = run(one_agent, "ours"), run(one_agent, "fcfs")
     assert (ours.swaps, ours.max_s) == (fcfs.swaps, fcfs.max_s)
 

@@ -1,4 +1,4 @@
-"""Memory as the driver says it.
+"""GPU memory as the driver reports it.
 
 GPUs through a stand-in for NVML in a process of its own, system memory from files of ours and the real /proc.
 """
@@ -62,7 +62,7 @@ for line in sys.stdin:
 
 
 class Believer:
-    """A process that believes the stand-in: asked by lines, it answers by lines."""
+    """A process that uses the fake driver: it reads commands by lines and responds by lines."""
 
     def __init__(self, library: Path, figures: Figures, devices: list[int]) -> None:
         self._process = subprocess.Popen(
@@ -143,7 +143,7 @@ def test_all_of_gpu_devices_are_read_in_their_order(believe: Callable[..., Belie
     assert (second["index"], second["total_bytes"], second["free_bytes"]) == (1, 8 * GIB, 8 * GIB - 512 * MIB)
 
 
-def test_memory_said_to_be_full_is_believed_at_the_next_reading(
+def test_next_reading_shows_memory_reported_as_full(
     believe: Callable[..., Believer], figures: Figures
 ) -> None:
     gpu = believe(0)
@@ -152,7 +152,9 @@ def test_memory_said_to_be_full_is_believed_at_the_next_reading(
     assert gpu.ask("read")[0]["free_bytes"] == 0
 
 
-def test_what_the_driver_does_not_measure_is_none(believe: Callable[..., Believer], figures: Figures) -> None:
+def test_figures_that_the_driver_does_not_measure_are_none(
+    believe: Callable[..., Believer], figures: Figures
+) -> None:
     figures.gpu(0, percent=-1, celsius=-1, watts=-1)
     view = believe(0).ask("read")[0]
     assert (view["utilization_percent"], view["temperature_celsius"], view["power_watts"]) == (
@@ -316,7 +318,7 @@ def test_driver_without_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
         vram.NvmlMemory([0])
 
 
-def test_a_gpu_that_does_not_tell_its_memory_is_not_taken(
+def test_gpu_that_does_not_report_its_memory_is_not_used(
     believe: Callable[..., Believer], figures: Figures
 ) -> None:
     figures.lose(0)
@@ -358,30 +360,30 @@ async def waited(memory: Scripted, expected: int, *, limit_s: float = 5.0) -> bo
     return await wait_memory_freed(memory, [0], {0: 100}, expected, limit_s=limit_s, sleep=sleep)
 
 
-async def test_nine_tenths_back_are_enough() -> None:
+async def test_wait_ends_when_nine_tenths_are_freed() -> None:
     memory = Scripted(100, 100, 300, 820)
     assert await waited(memory, 800)
     assert memory.reads == 4
 
 
-async def test_when_no_more_comes_the_waiting_ends_before_its_limit() -> None:
+async def test_wait_ends_early_when_no_more_memory_is_freed() -> None:
     memory = Scripted(100, 400)
     assert not await waited(memory, 800)
-    assert memory.reads == 7  # the first, the rise, and five that say the same
+    assert memory.reads == 7  # the first, the rise, and five without a change
 
 
-async def test_nothing_yet_does_not_count_as_no_more() -> None:
+async def test_wait_goes_on_until_memory_begins_to_be_freed() -> None:
     memory = Scripted(*[100] * 30, 900)
     assert await waited(memory, 800)
 
 
-async def test_the_waiting_ends_at_its_limit() -> None:
+async def test_wait_ends_at_its_limit() -> None:
     memory = Scripted(100)
     assert not await waited(memory, 800, limit_s=2)
     assert memory.reads == 20
 
 
-async def test_on_system_memory_nothing_is_waited_for() -> None:
+async def test_system_memory_needs_no_wait() -> None:
     memory = Scripted(100, is_gpu=False)
     assert await waited(memory, 800)
     assert memory.reads == 0
@@ -433,7 +435,7 @@ def at(folder: str, files: dict[str, str]) -> dict[str, str]:
     return {f"{folder}/{name}": text for name, text in files.items()}
 
 
-def test_without_limits_the_machine_is_what_there_is(machine: Callable[..., SystemMemory]) -> None:
+def test_without_limits_all_memory_of_the_machine_counts(machine: Callable[..., SystemMemory]) -> None:
     assert sizes(machine()) == (1000, 400, 600)
 
 
@@ -456,7 +458,7 @@ def test_the_tightest_group_on_the_way_up_counts(machine: Callable[..., SystemMe
     assert sizes(machine({**at("cgroup/a/b", group_v2("max", 200, 0)), **above})) == (300, 250, 50)
 
 
-def test_where_a_group_is_slowed_down_is_its_limit_too(machine: Callable[..., SystemMemory]) -> None:
+def test_memory_high_of_a_group_is_a_limit_too(machine: Callable[..., SystemMemory]) -> None:
     assert sizes(machine(at("cgroup/a/b", group_v2("max", 100, 0, **{"memory.high": str(400 << 10)})))) == (
         400,
         100,
@@ -516,7 +518,7 @@ def test_this_machine_is_read() -> None:
     assert 0 < view.free_bytes < view.total_bytes <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_a_mapped_file_counts_as_pick_memory_its_process(tmp_path: Path) -> None:
+def test_mapped_file_counts_as_memory_of_its_process(tmp_path: Path) -> None:
     path = tmp_path / "model"
     path.write_bytes(os.urandom(64 * MIB))
     memory = SystemMemory()
@@ -526,7 +528,7 @@ def test_a_mapped_file_counts_as_pick_memory_its_process(tmp_path: Path) -> None
         assert memory.of_process(os.getpid())[RAM] - before > 56 * MIB
 
 
-def test_what_a_script_started_counts_as_its_own() -> None:
+def test_children_of_a_script_count_as_its_own_memory() -> None:
     grow = "import sys; held = b'x' * (64 << 20); print('ready', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         ["sh", "-c", '"$0" -c "$1"; true', sys.executable, grow],
@@ -545,7 +547,7 @@ def test_exited_process_takes_no_memory() -> None:
     assert SystemMemory().of_process(done.pid) == {}
 
 
-def test_status_is_read_where_smaps_are_closed(machine: Callable[..., SystemMemory]) -> None:
+def test_status_is_read_where_smaps_is_not_readable(machine: Callable[..., SystemMemory]) -> None:
     assert machine({"proc/7/status": "Name:\tx\nVmRSS:\t   300 kB\n"}).of_process(7) == {RAM: 300 << 10}
     assert machine(
         {"proc/7/smaps_rollup": "00-ff ---p 00000000 00:00 0   [rollup]\nRss:  300 kB\nPss:  200 kB\n"}

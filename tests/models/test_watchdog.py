@@ -1,6 +1,6 @@
-"""Looks at what runs.
+"""Health probes of running models.
 
-One that does not answer is loaded again, and what one really takes teaches the next load.
+A model that does not respond is loaded again, and its measured memory is used for the next load.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ async def test_model_never_probed_is_unknown(open_manager: Make) -> None:
     assert harness.manager.health()[0].last_check_s == harness.clock.now_s()
 
 
-async def test_two_failed_probes_degrade_and_a_good_one_mends(open_manager: Make) -> None:
+async def test_two_failed_probes_degrade_and_a_successful_one_restores(open_manager: Make) -> None:
     harness = await open_manager("a")
     await harness.have("a")
     watchdog = Watchdog(harness.manager)
