@@ -131,7 +131,9 @@ def test_usage_that_is_missing_is_zero(usage: Any, changed: dict[str, int]) -> N
     assert usage_object(usage) == NO_USAGE | changed
 
 
-@pytest.mark.parametrize("given", [{}, {"choices": []}, {"choices": ["x"]}, {"choices": {}}])
+@pytest.mark.parametrize(
+    "given", [{}, {"choices": []}, {"choices": ["x"]}, {"choices": {}}, {"choices": [{"message": 5}]}]
+)
 def test_a_reply_without_choices_is_refused(given: dict[str, Any]) -> None:
-    with pytest.raises(UpstreamFailed, match="no `choices`"):
+    with pytest.raises(UpstreamFailed, match="The engine's response is invalid: "):
         to_message(given, model="m")

@@ -205,10 +205,11 @@ async def test_thinking_ends_with_a_signature() -> None:
             id="calls without an index",
         ),
         pytest.param(
-            [{"tool_calls": [None, {"index": 0, "function": None}]}, {"tool_calls": None}],
-            [("", "")],
-            id="fragments that are no objects",
+            [calls(call(0, '{"a"', id="c")), calls(call(0, ":1}", name="f"))],
+            [("f", '{"a":1}')],
+            id="a name that comes late",
         ),
+        pytest.param([calls(call(0, "{}"))], [("", "{}")], id="a call without a name"),
         pytest.param(
             [calls({"index": 0, "function": {"name": "f", "arguments": {"a": 1}}})],
             [("f", '{"a":1}')],
@@ -264,14 +265,14 @@ async def test_a_stream_without_a_chunk_is_an_empty_message() -> None:
     assert [event["type"] for event in events] == ["message_start", "message_delta", "message_stop"]
 
 
-async def test_chunks_without_a_usable_choice_are_passed_over() -> None:
-    odd = b'data: {"choices": {}}\n\ndata: {"choices": [5]}\n\ndata: {"choices": [{"delta": 5}]}\n\n'
+async def test_chunks_without_a_choice_are_passed_over() -> None:
+    odd = b'data: {}\n\ndata: {"choices": []}\n\ndata: {"choices": [{}]}\n\n'
     assert blocks_of(parse(await translate(odd, recorded({"content": "a"})))) == [("text", "a")]
 
 
 async def test_more_of_a_complete_call_is_a_failure() -> None:
     deltas = [calls(call(0, "{}", name="f")), calls(call(1, "{}", name="g")), calls(call(0, "{}"))]
-    with pytest.raises(UpstreamFailed, match="added to a tool call that was complete"):
+    with pytest.raises(UpstreamFailed, match="it adds to a tool call that was complete"):
         await translate(recorded(*deltas))
 
 

@@ -12,6 +12,8 @@ from appliance.engines.stream import GeneratedStream
 from appliance.engines.upstream import tool_calls
 from appliance.engines.upstream.response_builder import ResponseBuilder
 from appliance.engines.upstream.tool_calls import ToolCalls
+from appliance.front.anthropic.response import new_message, to_message
+from appliance.front.anthropic.stream import MessagesStream
 from appliance.front.ollama.reply import ReplyFormat, StreamTranslator, from_openai_reply
 from appliance.front.openai.responses_objects import new_response, output_items
 from appliance.front.openai.responses_stream import ResponsesStream
@@ -100,6 +102,52 @@ def from_items(items: list[dict[str, Any]]) -> Said:
             ("" if item["call_id"] == item["id"] else item["call_id"], item["name"], item["arguments"])
             for item in items
             if item["type"] == "function_call"
+        ],
+    )
+
+
+async def message_blocks(deltas: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the content blocks of Anthropic's stream, put together as its clients do."""
+
+    async def source() -> AsyncGenerator[bytes, None]:
+        for chunk in chunks_of(deltas):
+            yield b"data: " + jsons.dumps(chunk) + b"\n\n"
+        yield b"data: [DONE]\n\n"
+
+    pieces = MessagesStream(new_message("m")).pieces(GeneratedStream(source()))
+    out = b"".join([piece async for piece in pieces])
+    blocks: list[dict[str, Any]] = []
+    texts: list[str] = []
+    for event in [jsons.loads(event.split(b"data: ")[1]) for event in out.split(b"\n\n") if event]:
+        if event["type"] == "content_block_start":
+            blocks.append(event["content_block"])
+            texts.append("")
+        elif event["type"] == "content_block_delta":
+            delta = event["delta"]
+            texts[event["index"]] += (
+                delta.get("text") or delta.get("thinking") or delta.get("partial_json") or ""
+            )
+    for block, text in zip(blocks, texts, strict=True):
+        if block["type"] == "tool_use":
+            block["input"] = jsons.loads(text)
+        else:
+            block[block["type"]] = text
+    return blocks
+
+
+def from_blocks(blocks: list[dict[str, Any]]) -> Said:
+    return Said(
+        "".join(block["text"] for block in blocks if block["type"] == "text"),
+        "".join(block["thinking"] for block in blocks if block["type"] == "thinking"),
+        "",
+        [
+            (
+                "" if block["id"].startswith("toolu_") else block["id"],
+                block["name"],
+                jsons.dumps_text(block["input"]),
+            )
+            for block in blocks
+            if block["type"] == "tool_use"
         ],
     )
 
@@ -241,8 +289,8 @@ by_name = pytest.mark.parametrize(
 )
 
 
-def as_ollama_says(said: Said) -> Said:
-    """Ollama has no refusals: they are its text."""
+def with_refusal_as_text(said: Said) -> Said:
+    """Ollama's and Anthropic's replies have no refusals: they are text."""
     return said._replace(text=said.text or said.refusal, refusal="")
 
 
@@ -253,7 +301,12 @@ def test_gathered(deltas: list[dict[str, Any]], said: Said) -> None:
 
 @by_name
 def test_ollama(deltas: list[dict[str, Any]], said: Said) -> None:
-    assert ollama(deltas) == as_ollama_says(said)
+    assert ollama(deltas) == with_refusal_as_text(said)
+
+
+@by_name
+async def test_anthropic(deltas: list[dict[str, Any]], said: Said) -> None:
+    assert from_blocks(await message_blocks(deltas)) == with_refusal_as_text(said)
 
 
 @by_name
@@ -279,7 +332,9 @@ def test_whole_replies_are_read_the_same(deltas: list[dict[str, Any]], said: Sai
     reply, _ = from_openai_reply(
         {"choices": [{"message": message}]}, ReplyFormat("m", is_chat=True), at_s=0, elapsed_s=0
     )
-    assert from_ollama([reply]) == as_ollama_says(said)
+    assert from_ollama([reply]) == with_refusal_as_text(said)
+    whole = to_message({"choices": [{"message": message}]}, model="m")
+    assert from_blocks(whole["content"]) == with_refusal_as_text(said)
 
 
 WRONG: list[dict[str, Any]] = [
@@ -312,6 +367,8 @@ async def test_wrong_types_are_an_invalid_response(delta: dict[str, Any]) -> Non
         assert caught.value.code == "upstream_rubbish"
     with pytest.raises(UpstreamFailed, match="The engine's response is invalid: "):
         await response_events([delta])
+    with pytest.raises(UpstreamFailed, match="The engine's response is invalid: "):
+        await message_blocks([delta])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,16 @@ import os
 from typing import Any
 
 from appliance.base import jsons
-from appliance.base.errors import UpstreamFailed
+from appliance.engines.upstream.reply_text import (
+    invalid_reply,
+    read_choices,
+    read_content,
+    read_finish,
+    read_message,
+    read_reasoning,
+    read_refusal,
+)
+from appliance.engines.upstream.tool_calls import read_calls
 
 STOP_REASONS = {  # by chat's finish_reason; any other one is end_turn
     "stop": "end_turn",
@@ -51,22 +60,21 @@ def to_message(reply: dict[str, Any], *, model: str, shows_thinking: bool = True
         shows_thinking: Reasoning becomes a block; else it is left out.
 
     Raises:
-        UpstreamFailed: It has no choices.
+        UpstreamFailed: It has no choices, or a field of a wrong type.
     """
-    choice = first_choice(reply)
-    if choice is None:
-        raise UpstreamFailed("The engine's response has no `choices`.", code="upstream_rubbish")
-    given = choice.get("message")
-    message = given if isinstance(given, dict) else {}
+    choices = read_choices(reply)
+    if not choices:
+        raise invalid_reply("it has no `choices`")
+    message = read_message(choices[0], "message")
     content: list[dict[str, Any]] = []
-    reasoning = reasoning_text(message)
+    reasoning = read_reasoning(message)
     if reasoning and shows_thinking:
         content.append({"type": "thinking", "thinking": reasoning, "signature": ""})
-    if text := message.get("content") or message.get("refusal"):
+    if text := read_content(message) + read_refusal(message):
         content.append({"type": "text", "text": text})
-    calls = [call for call in message.get("tool_calls") or [] if isinstance(call, dict)]
+    calls = read_calls(message)
     content += [_tool_use(call) for call in calls]
-    reason, sequence = stop_of(choice.get("finish_reason"), choice, has_calls=bool(calls))
+    reason, sequence = stop_of(read_finish(choices[0]), choices[0], has_calls=bool(calls))
     return {
         **new_message(model),
         "content": content,
@@ -76,15 +84,7 @@ def to_message(reply: dict[str, Any], *, model: str, shows_thinking: bool = True
     }
 
 
-def first_choice(event: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the first choice of a chat reply or chunk; None = it has none."""
-    choices = event.get("choices")
-    if isinstance(choices, list) and choices and isinstance(choices[0], dict):
-        return choices[0]
-    return None
-
-
-def stop_of(finish: Any, choice: dict[str, Any], *, has_calls: bool) -> tuple[str, str | None]:
+def stop_of(finish: str | None, choice: dict[str, Any], *, has_calls: bool) -> tuple[str, str | None]:
     """Return why a reply ended.
 
     1. it calls tools                         → tool_use, whatever the engine calls it
@@ -92,14 +92,14 @@ def stop_of(finish: Any, choice: dict[str, Any], *, has_calls: bool) -> tuple[st
     3. otherwise                              → by chat's finish_reason
 
     Args:
-        finish: Chat's finish_reason.
+        finish: Chat's finish_reason; None = it was not given.
         choice: The choice that has it.
         has_calls: The reply calls tools.
 
     Returns:
         (stop_reason, the stop sequence that was met or None).
     """
-    reason = STOP_REASONS.get(finish, "end_turn") if isinstance(finish, str) else "end_turn"
+    reason = STOP_REASONS.get(finish or "stop", "end_turn")
     if has_calls and reason == "end_turn":  # 1
         return "tool_use", None
     for name in ("stop_reason", "matched_stop"):  # 2
@@ -123,25 +123,13 @@ def usage_object(usage: Any) -> dict[str, int]:
     }
 
 
-def reasoning_text(message: dict[str, Any]) -> str:
-    """Return the reasoning of a chat message or delta, under either of its two names."""
-    return str(message.get("reasoning_content") or message.get("reasoning") or "")
-
-
-def arguments_text(function: dict[str, Any]) -> str:
-    """Return the arguments of a call, or a fragment of them, as text; some engines send an object."""
-    arguments = function.get("arguments") or ""
-    return arguments if isinstance(arguments, str) else jsons.dumps_text(arguments)
-
-
 def _tool_use(call: dict[str, Any]) -> dict[str, Any]:
-    given = call.get("function")
-    function = given if isinstance(given, dict) else {}
+    function = call["function"]
     return {
         "type": "tool_use",
         "id": call.get("id") or new_id("toolu"),
-        "name": function.get("name") or "",
-        "input": _parse_arguments(arguments_text(function)),
+        "name": function["name"],
+        "input": _parse_arguments(function["arguments"]),
     }
 
 

@@ -1,7 +1,7 @@
 """Chat chunks as the event stream of Anthropic's Messages API.
 
-One content block is open at a time, and each has the next index. Fragments of a block that cannot be open
-yet (an engine may mix the fragments of several tool calls) wait until the blocks before it are closed.
+One content block is open at a time, and each has the next index. Text of a block that cannot be open yet (an
+engine may mix the fragments of several tool calls) waits until the blocks before it are closed.
 
 Source: Anthropic's API reference, "Streaming messages".
 """
@@ -10,17 +10,18 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from appliance.base import jsons
-from appliance.base.errors import UpstreamFailed
 from appliance.engines.stream import Stream
-from appliance.front.anthropic.response import (
-    arguments_text,
-    first_choice,
-    new_id,
-    reasoning_text,
-    stop_of,
-    usage_object,
+from appliance.engines.upstream.reply_text import (
+    invalid_reply,
+    read_choices,
+    read_content,
+    read_finish,
+    read_message,
+    read_reasoning,
+    read_refusal,
 )
+from appliance.engines.upstream.tool_calls import ToolCall, ToolCalls
+from appliance.front.anthropic.response import new_id, stop_of, usage_object
 from appliance.front.pipeline.sse import read_events, render_event
 
 PING = render_event("ping", {"type": "ping"})
@@ -38,9 +39,10 @@ class MessagesStream:
     def __init__(self, message: dict[str, Any], *, shows_thinking: bool = True) -> None:
         self._message = message
         self._shows_thinking = shows_thinking
-        self._closed = 0  # blocks that are closed: the index of the one that is open
+        self._index = 0  # of the block that is open, or that is the next one
         self._blocks: list[_Block] = []  # the open one, and those that wait
-        self._calls: list[_Block] = []  # every tool call, also those that are closed
+        self._calls = ToolCalls()
+        self._call_blocks: dict[int, _Block] = {}  # by the call's position, also those that are closed
         self._usage: Any = None
 
     async def pieces(self, source: Stream) -> AsyncGenerator[bytes, None]:
@@ -50,26 +52,23 @@ class MessagesStream:
             source: Chat chunks as SSE; it is closed with this.
 
         Raises:
-            UpstreamFailed: The source is cut off, or it holds an error.
+            UpstreamFailed: The source is cut off, it holds an error, or a field has a wrong type.
         """
-        finish: Any = None
+        finish: str | None = None
         last: dict[str, Any] = {}
         has_begun = False
         async with aclosing(read_events(source)) as events:
             async for event in events:
                 self._usage = event.get("usage") or self._usage
-                out = b""
-                if not has_begun:
-                    out, has_begun = self._begin(), True
-                choice = first_choice(event)
-                if choice is not None:
-                    delta = choice.get("delta")
-                    out += self._add(delta if isinstance(delta, dict) else {})
-                    if choice.get("finish_reason"):
-                        finish, last = choice["finish_reason"], choice
+                out = b"" if has_begun else self._begin()
+                has_begun = True
+                for choice in read_choices(event)[:1]:
+                    out += self._add(read_message(choice, "delta"))
+                    if (reason := read_finish(choice)) is not None:
+                        finish, last = reason, choice
                 if out:
                     yield out
-        reason, sequence = stop_of(finish, last, has_calls=bool(self._calls))
+        reason, sequence = stop_of(finish, last, has_calls=bool(self._calls.calls))
         ending = {"delta": {"stop_reason": reason, "stop_sequence": sequence}}
         yield b"".join(
             [
@@ -85,70 +84,44 @@ class MessagesStream:
 
     def _add(self, delta: dict[str, Any]) -> bytes:
         """Return the events of one delta: its reasoning, its text, its tool calls."""
-        out = b""
-        reasoning = reasoning_text(delta) if self._shows_thinking else ""
-        if reasoning:
-            out += self._fill(self._block_of(THINKING), reasoning)
-        if text := delta.get("content") or delta.get("refusal"):
-            out += self._fill(self._block_of(TEXT), str(text))
-        for fragment in delta.get("tool_calls") or []:
-            if isinstance(fragment, dict):
-                given = fragment.get("function")
-                function = given if isinstance(given, dict) else {}
-                out += self._fill(self._call_of(fragment, function), arguments_text(function))
-        return out
+        if self._shows_thinking and (reasoning := read_reasoning(delta)):
+            self._text_block(THINKING).waiting.append(reasoning)
+        if text := read_content(delta) + read_refusal(delta):
+            self._text_block(TEXT).waiting.append(text)
+        fragments = delta.get("tool_calls")
+        if fragments is None and delta.get("function_call") is not None:
+            fragments = [{"function": delta["function_call"]}]  # of an early API
+        for call, arguments in self._calls.add(fragments):
+            self._add_arguments(call, arguments)
+        return self._send()
 
-    def _block_of(self, kind: str) -> "_Block":
-        """Return the last block where it is of this kind, or a new one."""
-        if self._blocks and self._blocks[-1].kind == kind:
-            return self._blocks[-1]
-        empty: dict[str, Any] = {"type": kind, kind: ""} | ({"signature": ""} if kind == THINKING else {})
-        block = _Block(kind, empty, None)
-        self._blocks.append(block)
-        return block
+    def _text_block(self, kind: str) -> "_Block":
+        """Return the last block where it is of this kind, else a new one."""
+        if not self._blocks or self._blocks[-1].kind != kind:
+            self._blocks.append(_Block(kind))
+        return self._blocks[-1]
 
-    def _call_of(self, fragment: dict[str, Any], function: dict[str, Any]) -> "_Block":
-        """Return the tool call that a fragment belongs to.
-
-        1. it has an index              → the call of that index, or a new one
-        2. it has an id or a name       → a new one
-        3. neither                      → the last one
-        """
-        index = fragment.get("index")
-        if index is not None:  # 1
-            found = next((block for block in self._calls if block.call_index == index), None)
-            if found is not None:
-                return found
-        elif self._calls and not fragment.get("id") and not function.get("name"):  # 3
-            return self._calls[-1]
-        empty: dict[str, Any] = {
-            "type": "tool_use",
-            "id": fragment.get("id") or new_id("toolu"),
-            "name": function.get("name") or "",
-            "input": {},
-        }
-        block = _Block("tool_use", empty, index)  # 1, 2
-        self._calls.append(block)
-        self._blocks.append(block)
-        return block
-
-    def _fill(self, block: "_Block", text: str) -> bytes:
-        """Add text to a block; return what can be sent now.
+    def _add_arguments(self, call: ToolCall, text: str) -> None:
+        """Add arguments to the block of a call, or to a new one.
 
         Raises:
-            UpstreamFailed: The block is closed: its tool call was complete.
+            UpstreamFailed: The block is closed: its arguments were whole.
         """
-        if block.is_closed:
-            if text.strip():
-                raise UpstreamFailed(
-                    "The engine added to a tool call that was complete.", code="upstream_rubbish"
-                )
-            return b""
-        block.waiting += text
+        block = self._call_blocks.get(call.position)
+        if block is None:
+            block = self._call_blocks[call.position] = _Block("tool_use", call)
+            self._blocks.append(block)
+        if not block.is_closed:
+            block.waiting.append(text)
+        elif text.strip():
+            raise invalid_reply("it adds to a tool call that was complete")
+
+    def _send(self) -> bytes:
+        """Return what can be sent now: of the first block, and of those behind blocks that are complete."""
         out = b""
-        while len(self._blocks) > 1 and self._blocks[0].is_complete():
+        while len(self._blocks) > 1 and self._blocks[0].is_complete:
             out += self._close_first()
-        return out + self._send_first()
+        return out + (self._send_first() if self._blocks and self._blocks[0].has_name else b"")
 
     def _send_first(self) -> bytes:
         """Open the first block where it is not open, and send what waits in it."""
@@ -156,19 +129,21 @@ class MessagesStream:
         out = b""
         if not block.is_open:
             block.is_open = True
-            out = _render("content_block_start", {"index": self._closed, "content_block": block.empty})
-        if block.waiting:
-            out += self._render_delta(block.delta())
-        return out
+            out = _render(
+                "content_block_start", {"index": self._index, "content_block": block.render_empty()}
+            )
+        text = "".join(block.waiting)
+        block.waiting.clear()
+        return out + (self._render_delta(block.render_delta(text)) if text else b"")
 
     def _close_first(self) -> bytes:
         out = self._send_first()
         block = self._blocks.pop(0)
         block.is_closed = True
-        if block.kind == THINKING:  # official clients wait for it
+        if block.kind == THINKING:  # Anthropic's own streams end thinking so
             out += self._render_delta({"type": "signature_delta", "signature": ""})
-        out += _render("content_block_stop", {"index": self._closed})
-        self._closed += 1
+        out += _render("content_block_stop", {"index": self._index})
+        self._index += 1
         return out
 
     def _close_all(self) -> bytes:
@@ -178,45 +153,46 @@ class MessagesStream:
         return out
 
     def _render_delta(self, delta: dict[str, Any]) -> bytes:
-        return _render("content_block_delta", {"index": self._closed, "delta": delta})
+        return _render("content_block_delta", {"index": self._index, "delta": delta})
 
 
 class _Block:
     """One content block.
 
-    kind         text, thinking or tool_use
-    empty        the block as it begins
-    call_index   of a tool call: its index among chat's tool calls; None = the engine sent none
-    waiting      text that is not sent yet
+    kind      text, thinking or tool_use
+    call      of a tool_use
+    waiting   text that is not sent yet
     """
 
-    def __init__(self, kind: str, empty: dict[str, Any], call_index: Any) -> None:
+    def __init__(self, kind: str, call: ToolCall | None = None) -> None:
         self.kind = kind
-        self.empty = empty
-        self.call_index = call_index
-        self.waiting = ""
+        self.call = call
+        self.waiting: list[str] = []
         self.is_open = self.is_closed = False
-        self._sent = ""  # of a tool call: its arguments so far
 
+    @property
     def is_complete(self) -> bool:
-        """Whether another block may follow: a tool call's arguments must be whole JSON."""
-        if self.kind != "tool_use":
-            return True
-        try:
-            jsons.loads(self._sent + self.waiting)
-        except jsons.InvalidJson:
-            return False
-        return True
+        """Whether another block may follow: a tool call's arguments must be whole."""
+        return self.call is None or self.call.is_whole
 
-    def delta(self) -> dict[str, Any]:
-        """Return what waits as a delta; nothing waits then."""
-        text, self.waiting = self.waiting, ""
-        if self.kind == TEXT:
-            return {"type": "text_delta", "text": text}
-        if self.kind == THINKING:
-            return {"type": "thinking_delta", "thinking": text}
-        self._sent += text
-        return {"type": "input_json_delta", "partial_json": text}
+    @property
+    def has_name(self) -> bool:
+        """Whether the block can begin: a tool call's name must have come."""
+        return self.call is None or bool(self.call.name)
+
+    def render_empty(self) -> dict[str, Any]:
+        """Return the block as it begins."""
+        if self.call is not None:
+            call_id = self.call.id or new_id("toolu")
+            return {"type": "tool_use", "id": call_id, "name": self.call.name, "input": {}}
+        empty = {"type": self.kind, self.kind: ""}
+        return empty | {"signature": ""} if self.kind == THINKING else empty
+
+    def render_delta(self, text: str) -> dict[str, Any]:
+        """Return more of the block's text as a delta."""
+        if self.call is not None:
+            return {"type": "input_json_delta", "partial_json": text}
+        return {"type": f"{self.kind}_delta", self.kind: text}
 
 
 def _render(kind: str, fields: dict[str, Any]) -> bytes:
