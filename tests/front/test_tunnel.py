@@ -4,7 +4,7 @@ import asyncio
 import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -102,12 +102,12 @@ class Passthrough:
 class Harness:
     """A tunnel between a fake client and servers."""
 
-    def __init__(self, passthrough: Passthrough) -> None:
+    def __init__(self, passthrough: Passthrough, head: bytes = HEAD, **settings: Any) -> None:
         self.receipts, self.metrics = Receipts(), Metrics()
         self.log = AccessLog(clock=SystemClock(), form="json", stream=(out := io.StringIO()))
         self._out = out
         self.pipeline = RequestPipeline(
-            FrontSettings(_env_file=None),
+            FrontSettings(_env_file=None, **settings),
             receipts=self.receipts,
             metrics=self.metrics,
             access_log=self.log,
@@ -116,7 +116,7 @@ class Harness:
         )
         self.transport = Transport()
         self.client = Client(self.transport)
-        upgrade = parse_upgrade(HEAD)
+        upgrade = parse_upgrade(head)
         assert upgrade is not None
         self.tunnel = Tunnel(self.client, self.pipeline, passthrough, upgrade)  # type: ignore[arg-type]
 
@@ -329,3 +329,61 @@ async def test_each_side_waits_for_the_other(serve: Serve) -> None:
     harness.tunnel.resume_writing()
     await harness.closed()
     assert bytes(harness.transport.out).endswith(b"\r\n\r\n%d" % (MAX_UNSENT_BYTES + 1))
+
+
+def websocket_head(more: bytes = b"") -> bytes:
+    return HEAD.replace(b"strange", b"websocket").replace(b"\r\n\r\n", b"\r\n" + more + b"\r\n")
+
+
+@pytest.mark.parametrize("has_switched", [False, True])
+@pytest.mark.parametrize("how", ["end", "reset"])
+async def test_a_websocket_client_that_leaves_frees_the_slot_at_once(
+    serve: Serve, has_switched: bool, how: str
+) -> None:
+    gone = asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if has_switched:
+            writer.write(SWITCHED)
+        with suppress(ConnectionError):
+            while await reader.read(1000):
+                pass
+        gone.set()
+        await asyncio.sleep(30)  # it does not close by itself
+
+    slot = await serve(handle)
+    harness = Harness(Passthrough([slot]), head=websocket_head())
+    harness.tunnel.connection_made(harness.transport)
+    await until(lambda: bool(harness.transport.out) or not has_switched)
+    await asyncio.sleep(0.05)
+    if how == "end":
+        assert not harness.tunnel.eof_received()
+    else:
+        harness.tunnel.connection_lost(None)
+    await asyncio.wait_for(gone.wait(), 0.5)
+    assert (await harness.closed())["finish"] == "client_left"
+    assert slot.outcomes[0] is Outcome.CLIENT_LEFT
+    assert harness.pipeline.in_flight == 0
+
+
+async def test_half_an_end_of_another_protocol_is_not_waited_for_without_limit(serve: Serve) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(SWITCHED)
+        await reader.read()
+        await asyncio.sleep(30)
+
+    harness = Harness(Passthrough([await serve(handle)]), write_timeout_s=0.2)
+    harness.tunnel.connection_made(harness.transport)
+    await until(lambda: bool(harness.transport.out))
+    await asyncio.sleep(0.3)
+    assert harness.pipeline.in_flight == 1  # silence alone is no end
+    assert harness.tunnel.eof_received()
+    assert (await harness.closed())["finish"] == "done"
+
+
+@pytest.mark.parametrize("field", [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"])
+def test_a_request_with_a_body_does_not_switch(field: bytes) -> None:
+    assert parse_upgrade(websocket_head(b"Content-Length: 0\r\n")) is not None
+    assert parse_upgrade(websocket_head(field)) is None

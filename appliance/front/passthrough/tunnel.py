@@ -55,6 +55,7 @@ class Tunnel:
         self._arrived = bytearray()
         self._more = asyncio.Event()
         self._is_ended = False  # the client sends no more
+        self._has_switched = False
         self._is_waiting = False  # the client is not read, until the server has taken what there is
         self._may_write = asyncio.Event()
         self._may_write.set()
@@ -86,8 +87,17 @@ class Tunnel:
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """The client sends no more; the other direction stays open."""
-        self._is_ended = True
+        """Take the end of what the client sends; return whether the other direction goes on.
+
+        1. before the switch            → the client has left
+        2. WebSocket                    → it has left: its end is a frame, never a half-closed connection
+        3. any other protocol           → the server gets the end, and may still send
+        """
+        if not self._has_switched or self._upgrade.headers.get("upgrade", "").lower() == "websocket":  # 1, 2
+            if self._task is not None:
+                self._task.cancel()
+            return False
+        self._is_ended = True  # 3
         self._more.set()
         return True
 
@@ -199,7 +209,7 @@ class Tunnel:
             ) from exc
         status, reason, received = _parse(raw, slot.backend.name)
         request.receipt.status = status
-        has_switched = status == 101
+        has_switched = self._has_switched = status == 101
         fields = [*response_fields(received), *self._pipeline.response_headers(request)]
         if has_switched:  # 1
             fields += [
@@ -261,13 +271,23 @@ class Tunnel:
     async def _down(self, reader: asyncio.StreamReader, end: "_End | None" = None) -> int:
         """Pass the server's bytes on until it closes, or until `end` has seen the whole response."""
         sent = 0
-        while (end is None or not end.is_there) and (data := await reader.read(PIECE_BYTES)):
+        while (end is None or not end.is_there) and (data := await self._read(reader)):
             await self._may_write.wait()
             self._transport.write(data)
             sent += len(data)
             if end is not None:
                 end.feed(data)
         return sent
+
+    async def _read(self, reader: asyncio.StreamReader) -> bytes:
+        """Read from the server; b"" at its end, and where it is silent for long after the client's end."""
+        while True:
+            try:
+                async with asyncio.timeout(self._pipeline.settings.write_timeout_s):
+                    return await reader.read(PIECE_BYTES)
+            except TimeoutError:
+                if self._is_ended:
+                    return b""
 
 
 class _End:

@@ -74,6 +74,8 @@ def parse_request_head(head: bytes) -> tuple[dict[str, str], bool]:
     parser = httptools.HttpRequestParser(found)
     try:
         parser.feed_data(head)
+    except httptools.HttpParserUpgrade:
+        pass  # answered as HTTP/1.1, as a server may that does not switch
     except httptools.HttpParserError as exc:
         raise BadHead(str(exc)) from None
     # Once a request is complete (here it has no body), the parser has forgotten `Connection: close`.
@@ -118,6 +120,8 @@ def parse_upgrade(head: bytes) -> Upgrade | None:
         "upgrade" not in words
         or found.headers.get("upgrade", "").lower() == "h2c"
         or parser.get_http_version() != "1.1"
+        or found.headers.get("content-length", "0") != "0"  # a body belongs to the request, not to the tunnel
+        or "transfer-encoding" in found.headers
     ):
         return None
     target = head[4 : head.find(b"\r\n")].rpartition(b" ")[0].decode("latin-1")

@@ -215,7 +215,7 @@ class FastConnection(asyncio.Protocol):
             not length.isdigit()
             or "transfer-encoding" in headers
             or "expect" in headers
-            or "upgrade" in headers
+            or "," in headers.get("host", ",")
         ):
             self._hand_over()  # 3
             return
