@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from appliance.engines.outcome import Finish, Outcome
 
@@ -21,6 +22,7 @@ class Attempt:
         note: The error text of the server, shortened.
         failure_status: The status that the failure stands for; an error event in a stream of status 200 has
             its own.
+        backend: Name of the operator's backend that it was made at; "" = a public endpoint.
     """
 
     endpoint: str
@@ -29,6 +31,7 @@ class Attempt:
     ms: float = 0.0
     note: str = ""
     failure_status: int | None = None
+    backend: str = ""
 
     @property
     def label(self) -> str:
@@ -128,21 +131,32 @@ class Receipt:
 
 
 def attempt_rows(attempts: list[Attempt]) -> list[dict[str, Any]]:
-    """List attempts as error bodies show them.
+    """List attempts as error bodies show them to clients.
+
+    1. at a backend of the operator's  → `backend`, its name: addresses are for operators, in receipts
+    2. at a public endpoint            → `url`
 
     Returns:
-        One object per attempt: `url`, `outcome`, and `status` and `body`, or `error` where no status came.
+        One object per attempt: `backend` or `url`, `outcome`, and `status` and `body`, or `error` where no
+        status came.
 
     Source:
         docs/compatibility.md, error bodies of the hosted API.
     """
     rows: list[dict[str, Any]] = []
     for attempt in attempts:
-        row: dict[str, Any] = {"url": attempt.endpoint, "outcome": attempt.label}
+        note = attempt.note
+        row: dict[str, Any]
+        if attempt.backend:  # 1
+            row = {"backend": attempt.backend, "outcome": attempt.label}
+            if address := urlsplit(attempt.endpoint).netloc:
+                note = note.replace(address, attempt.backend)
+        else:  # 2
+            row = {"url": attempt.endpoint, "outcome": attempt.label}
         if attempt.status:
-            row |= {"status": attempt.status, "body": attempt.note}
+            row |= {"status": attempt.status, "body": note}
         else:
-            row["error"] = attempt.note
+            row["error"] = note
         rows.append(row)
     return rows
 

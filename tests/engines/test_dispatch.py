@@ -350,7 +350,7 @@ async def test_what_is_said_when_every_attempt_failed(
     assert (error.kind, error.code) == (kind, code)
     assert text in error.message
     if code in {"backends_full", "upstream_error", "no_backend"}:
-        assert [row["url"] for row in error.details["attempts"]] == ["http://a"]
+        assert [row["backend"] for row in error.details["attempts"]] == ["a"]
 
 
 async def test_a_full_backends_own_retry_time_is_passed_on() -> None:

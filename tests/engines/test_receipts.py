@@ -52,6 +52,21 @@ def test_attempts_in_error_bodies() -> None:
     ]
 
 
+def test_attempts_at_own_backends_show_names_and_no_addresses() -> None:
+    attempts = [
+        Attempt("http://10.0.0.5:80/v1", Outcome.STATUS, 502, 1.0, "bad gateway 10.0.0.5:80", backend="e0"),
+        Attempt(
+            "http://10.0.0.6:80", Outcome.CONNECT, None, 1.0, "10.0.0.6:80 cannot be reached", backend="e1"
+        ),
+        Attempt("", Outcome.CANCELLED, backend="e2"),
+    ]
+    assert attempt_rows(attempts) == [
+        {"backend": "e0", "outcome": "status_502", "status": 502, "body": "bad gateway e0"},
+        {"backend": "e1", "outcome": "connect", "error": "e1 cannot be reached"},
+        {"backend": "e2", "outcome": "cancelled", "error": ""},
+    ]
+
+
 def test_the_short_forms_for_headers() -> None:
     receipt = Receipt(
         *("r1", 0.0, "", "", "", "m", "e0", "http://e0", "model"),

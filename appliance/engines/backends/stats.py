@@ -46,11 +46,11 @@ class BackendStats:
         if counter is None:
             counter = self._chosen[reason] = self._metrics.backend_chosen.labels(self.name, reason)
         counter.inc()
-        return Slot(owner, clock.monotonic_s(), Attempt(""))
+        return Slot(owner, clock.monotonic_s(), Attempt("", backend=self.name))
 
     def open_uncounted_slot(self, owner: OwnerT) -> Slot[OwnerT]:
         """Return a slot for a request about the server itself: it takes no capacity."""
-        return Slot(owner, self._clock.monotonic_s(), Attempt(""), is_uncounted=True)
+        return Slot(owner, self._clock.monotonic_s(), Attempt("", backend=self.name), is_uncounted=True)
 
     def close_slot(self, slot: AnySlot, outcome: Outcome) -> None:
         """Count the end of a request: its time, or its error."""
