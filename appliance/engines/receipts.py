@@ -107,8 +107,8 @@ class Receipt:
     def note_usage(self, usage: Any) -> None:
         """Take the token counts that an engine reported; anything but an object is ignored."""
         if isinstance(usage, dict):
-            self.prompt_tokens = usage.get("prompt_tokens")
-            self.completion_tokens = usage.get("completion_tokens")
+            self.prompt_tokens = _count(usage.get("prompt_tokens"))
+            self.completion_tokens = _count(usage.get("completion_tokens"))
 
     def render_header(self) -> str:
         """Return the short form for `x-appliance-receipt`: `backend=…; endpoint=…; …`."""
@@ -128,6 +128,14 @@ class Receipt:
         row["attempts"] = [attempt.as_dict() for attempt in self.attempts]
         row["finish"] = self.finish_label
         return row
+
+
+def _count(value: Any) -> int | None:
+    """Return a number of tokens; None for what is none, as a text or a negative number."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+    return value if is_count else None
 
 
 def attempt_rows(attempts: list[Attempt]) -> list[dict[str, Any]]:

@@ -491,3 +491,76 @@ async def test_a_gathered_stream_passes_over_harmless_events(harmless: bytes) ->
     reply = await it.send()
     assert reply.body is not None
     assert jsons.loads(reply.body)["choices"][0]["message"]["content"] == "ab"
+
+
+EVENTS = [chunk("a"), chunk("b", "stop"), DONE]
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["text/plain", "application/json", "", "Text/Event-Stream", "text/event-stream;charset=UTF-8"],
+)
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf", b"\n\n", b": hi\n\n"])
+@pytest.mark.parametrize("size", [1, 5, 1000])
+async def test_a_stream_is_read_as_what_it_is(content_type: str, bom: bytes, size: int) -> None:
+    body = bom + b"".join(EVENTS)
+    pieces = [body[at : at + size] for at in range(0, len(body), size)]
+    it = Attempting(Response(200, content_type, *pieces))
+    assert b"".join(await it.stream()).count(b'"model":"public"') == 2
+    it = Attempting(Response(200, content_type, *pieces), is_gathered=True)
+    for read in (it, Attempting(Response(200, "text/plain", *pieces), wants_events=False)):
+        reply = await read.send()
+        assert reply.body is not None
+        assert jsons.loads(reply.body)["choices"][0]["message"]["content"] == "ab"
+        assert read.response.closed == 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+async def test_a_whole_response_to_a_stream_is_read_as_what_it_is(size: int) -> None:
+    body = jsons.dumps(WHOLE)
+    pieces = [body[at : at + size] for at in range(0, len(body), size)]
+    reply = await Attempting(Response(200, "text/plain", *pieces)).send()
+    assert reply.body is not None
+    assert jsons.loads(reply.body) == WHOLE | {"model": "public"}
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        ({"error": {"message": "boom"}}, "error_event"),
+        ({"detail": "boom"}, "error_event"),
+        ({"error": {"message": "boom", "code": 503}}, "status_503"),
+        ({"choices": None}, "invalid_response"),
+        ({"choices": [{"message": {"content": 5}}]}, "invalid_response"),
+        ({"data": 5}, "invalid_response"),
+    ],
+)
+async def test_an_error_or_wrong_type_in_a_whole_response_fails_over(value: Any, label: str) -> None:
+    it = Attempting(Response(200, JSON, jsons.dumps(value)), wants_events=False)
+    with pytest.raises(AttemptFailed) as caught:
+        await it.send()
+    assert caught.value.label == label
+
+
+async def test_content_in_parts_reaches_the_client_as_text() -> None:
+    value = {"model": "up", "choices": [{"message": {"content": [{"type": "text", "text": "hi"}]}}]}
+    reply = await Attempting(Response(200, JSON, jsons.dumps(value)), wants_events=False).send()
+    assert reply.body is not None
+    assert jsons.loads(reply.body) == {"model": "public", "choices": [{"message": {"content": "hi"}}]}
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({"prompt_tokens": "3", "completion_tokens": 4}, (None, 4)),
+        ({"prompt_tokens": -1, "completion_tokens": 4.0}, (None, 4)),
+        ({"prompt_tokens": True, "completion_tokens": {}}, (None, None)),
+        ({"prompt_tokens": 2**70, "completion_tokens": 1e400}, (None, None)),
+        (5, (None, None)),
+        ([], (None, None)),
+    ],
+)
+async def test_counters_of_a_wrong_type_are_passed_over(usage: Any, tokens: tuple[Any, Any]) -> None:
+    it = Attempting(Response(200, JSON, jsons.dumps(WHOLE | {"usage": usage})), wants_events=False)
+    await it.send()
+    assert it.tokens == tokens

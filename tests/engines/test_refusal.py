@@ -369,3 +369,23 @@ def test_too_large_an_input_is_told_with_the_numbers() -> None:
 )
 def test_the_sentence_of_an_error_body_is_found(text: str, sentence: str) -> None:
     assert read_sentence(text) == sentence
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ('{"detail":"no such field"}', "no such field"),
+        ('{"detail":[{"loc":["body","n"],"msg":"too large"}]}', "body.n: too large"),
+        ('{"errors":[{"message":"first"},{"message":"second"}]}', "first; second"),
+        ('{"message":"the words","error":{"code":"x"}}', "the words"),
+        ('{"error":"words"}', "words"),
+        ('{"error":{"message":"words","code":"x","param":"n"}}', "words"),
+        ("words of a proxy", "words of a proxy"),
+        ("", "The backend x refused the request with status 422."),
+        ('{"error":{"code":5}}', "The backend x refused the request with status 422."),
+    ],
+)
+def test_the_words_of_a_refusal_are_passed_on(body: str, message: str) -> None:
+    error = interpret_error(422, {}, body, "The backend x")
+    assert isinstance(error, Invalid)
+    assert error.message == message

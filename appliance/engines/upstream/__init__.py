@@ -13,4 +13,5 @@ Modules:
     response_builder: a stream joined to one whole response.
     splice: the model's name replaced in the bytes of a JSON object.
     tool_calls: tool calls put together from fragments.
+    whole_reply: whole responses checked, and with texts and arguments of one type.
 """

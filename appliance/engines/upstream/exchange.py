@@ -26,11 +26,14 @@ from appliance.engines.upstream.refusal import find_caller_fault
 from appliance.engines.upstream.relay import BrokenStream, CutOffStream, StreamRelay
 from appliance.engines.upstream.response_builder import ResponseBuilder
 from appliance.engines.upstream.splice import with_model
+from appliance.engines.upstream.whole_reply import find_reply_error, repair_reply
 
 MAX_ERROR_BYTES = 65_536
 MAX_HELD_BYTES = 65_536  # of events without content, before a stream begins all the same
 # The last chunk usually arrives one packet after [DONE]; waiting for it keeps the connection usable.
 LAST_CHUNK_TIMEOUT_S = 0.1
+EVENT_FIELDS = (b"data:", b":", b"event:", b"id:", b"retry:", b"error:")  # how a stream of events begins
+MIN_HEAD_BYTES = 9  # a byte order mark and the longest of them
 Refuse = Callable[[int, dict[str, str], str], Exception]
 
 
@@ -123,12 +126,18 @@ async def exchange(
             attempt.status = response.status
             if response.status >= 300:
                 raise await _refusal(response, peer)  # 1
-            if not (call.wants_events and "event-stream" in response.headers.get("content-type", "")):
-                reply = _check_whole(await response.read(), call, request)  # 2
+            source: UpstreamResponse | ReadResponse = response
+            if has_events := "event-stream" in response.headers.get("content-type", "").lower():
+                has_events = call.wants_events
+            elif call.wants_events:
+                source = await ReadResponse.begin(response)
+                has_events = source.has_events
+            if not has_events:
+                reply = await _read_whole(await source.read(), peer, call, request, observer)  # 2
             elif call.is_gathered:
-                reply = await _gather(response, peer, call, request, observer)  # 3
+                reply = await _gather(source, peer, call, request, observer)  # 3
             else:
-                reply = await _start_stream(response, peer, call, request, observer)  # 4
+                reply = await _start_stream(source, peer, call, request, observer)  # 4
             return reply
         finally:
             if reply is None or reply.events is None:
@@ -146,18 +155,84 @@ async def _refusal(response: UpstreamResponse, peer: Peer) -> Exception:
     return peer.refuse(response.status, response.headers, text)
 
 
-def _check_whole(body: bytes, call: UpstreamCall, request: EngineRequest) -> EngineReply:
-    """Check a whole response, set the public model name, record the usage."""
-    value = jsons.loads(body)
+class ReadResponse:
+    """A response of which the first bytes were read, to see what it is whatever its content type says."""
+
+    __slots__ = ("_head", "_response")
+
+    def __init__(self, head: bytes, response: UpstreamResponse | None = None) -> None:
+        self._head = head
+        self._response = response
+
+    @classmethod
+    async def begin(cls, response: UpstreamResponse) -> "ReadResponse":
+        """Read enough to know what a response is."""
+        head = b""
+        while len(head.strip()) < MIN_HEAD_BYTES and (data := await response.next_chunk()) is not None:
+            head += data
+        return cls(head, response)
+
+    @property
+    def has_events(self) -> bool:
+        """Whether it is a stream of events."""
+        return self._head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(EVENT_FIELDS)
+
+    async def read(self) -> bytes:
+        """Return everything."""
+        head, self._head = self._head, b""
+        return head + await self._response.read() if self._response is not None else head
+
+    async def next_chunk(self) -> bytes | None:
+        """Return what was read, then the rest in chunks; None at the end."""
+        if self._head:
+            head, self._head = self._head, b""
+            return head
+        return await self._response.next_chunk() if self._response is not None else None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything has arrived."""
+        return self._response is None or self._response.is_complete
+
+    def close(self) -> None:
+        """Close it."""
+        if self._response is not None:
+            self._response.close()
+
+
+async def _read_whole(
+    body: bytes, peer: Peer, call: UpstreamCall, request: EngineRequest, observer: AttemptObserver
+) -> EngineReply:
+    """Check a whole response, set the public model name, record the usage.
+
+    1. it is a stream of events all the same  → joined
+    2. it reports an error                    → raised
+    3. it is no completion, no embeddings     → invalid
+    """
+    try:
+        value = jsons.loads(body)
+    except jsons.InvalidJson:
+        read = ReadResponse(body)
+        if not read.has_events:
+            raise
+        return await _gather(read, peer, call, request, observer)  # 1
+    if isinstance(value, dict) and (error := find_reply_error(value)) is not None:
+        raise _interpret_error_event(peer, error)  # 2
     if not isinstance(value, dict) or not ("choices" in value or "data" in value):
         note = SECRETS.redact(body[:NOTE_CHARACTERS].decode("utf-8", "replace"))
-        raise AttemptFailed(Outcome.INVALID_RESPONSE, note)
+        raise AttemptFailed(Outcome.INVALID_RESPONSE, note)  # 3
+    try:
+        repaired = repair_reply(value)
+    except UpstreamFailed as error:
+        raise BrokenStream(error.message) from None  # 3
     request.receipt.note_usage(value.get("usage"))
-    return EngineReply(body=with_model(body, value, call.public_model))
+    if repaired is not value:
+        body = jsons.dumps(repaired)
+    return EngineReply(body=with_model(body, repaired, call.public_model))
 
 
 async def _gather(
-    response: UpstreamResponse,
+    response: UpstreamResponse | ReadResponse,
     peer: Peer,
     call: UpstreamCall,
     request: EngineRequest,
@@ -202,7 +277,7 @@ def _interpret_error_event(peer: Peer, error: ErrorEvent) -> Exception:
 
 
 async def _start_stream(
-    response: UpstreamResponse,
+    response: UpstreamResponse | ReadResponse,
     peer: Peer,
     call: UpstreamCall,
     request: EngineRequest,
@@ -257,7 +332,7 @@ def count_choices(body: dict[str, Any]) -> int:
     return prompts * (n if isinstance(n, int) and n > 1 else 1)
 
 
-async def _await_last_chunk(response: UpstreamResponse) -> bytes:
+async def _await_last_chunk(response: UpstreamResponse | ReadResponse) -> bytes:
     """Give a response that has sent `[DONE]` a moment to end, so that its connection can be used again.
 
     Returns:
@@ -287,7 +362,7 @@ class UpstreamStream(Stream):
         self,
         label: str,
         first: bytes,
-        response: UpstreamResponse,
+        response: UpstreamResponse | ReadResponse,
         relay: StreamRelay,
         receipt: Receipt,
         observer: AttemptObserver,

@@ -213,12 +213,17 @@ def closing_numbers(usage: Any, *, total_s: float, first_s: float, timings: Any 
     numbers = {
         "total_duration": nanoseconds(total_s),
         "load_duration": 0,
-        "prompt_eval_count": usage.get("prompt_tokens") or 0,
+        "prompt_eval_count": _count(usage.get("prompt_tokens")),
         "prompt_eval_duration": nanoseconds(prompt_s),
-        "eval_count": usage.get("completion_tokens") or 0,
+        "eval_count": _count(usage.get("completion_tokens")),
         "eval_duration": nanoseconds(eval_s),
     }
     return {name: value for name, value in numbers.items() if value}
+
+
+def _count(value: Any) -> int:
+    """Return a count of tokens; 0 where it is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
 def _ms(value: Any, otherwise_s: float) -> float:
