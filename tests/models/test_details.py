@@ -379,11 +379,11 @@ async def test_unreadable_files_are_named_alone_and_left_out_of_lists(
     models = shelf.library()
     assert list(await models.every(shelf.models)) == ["good"]
     for alias, said in (("bad", "not with b'GGUF'"), ("missing", "No such file")):
-        for ask in (library.details, library.lists):
+        for ask in (models.details, models.lists):
             with pytest.raises(Unavailable, match=said) as caught:
                 await ask(alias)
             assert str(tmp_path) not in caught.value.message
-    for ask in (library.details, library.lists):
+    for ask in (models.details, models.lists):
         with pytest.raises(NoSuchModel):
             await ask("nobody")
 
@@ -399,7 +399,7 @@ async def test_lists_hold_vocabularies_of_any_length(shelf: Shelf, tmp_path: Pat
     )
     shelf.put("m", source)
     models = shelf.library()
-    assert await library.lists("m") == {"words": ["w"] * 2000, "few": [97, 98]}
+    assert await models.lists("m") == {"words": ["w"] * 2000, "few": [97, 98]}
     assert (await models.details("m")).info == {"general.architecture": "llama", "words": None, "few": None}
 
 
