@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -111,7 +112,7 @@ class Harness:
         await self.go.wait()
         if isinstance(self.response, BaseException):
             raise self.response
-        return self.response
+        return replace(self.response)  # a handler returns a new response each time
 
     def connect(self) -> tuple[FastConnection, Transport]:
         connection = FastConnection(self.shared, lambda _, buffer: (self.inner, buffer))  # type: ignore[arg-type,return-value]
