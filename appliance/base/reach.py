@@ -7,6 +7,7 @@ must not lead into the operator's network.
 
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,6 +18,26 @@ from appliance.base.errors import Forbidden, Unavailable
 from appliance.base.http import check_host
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# What `is_global` of some Python version lets through, though it may lead to a private address: IPv4
+# translated or embedded (RFC 6052, 8215, 7915, 4291, 3056), old site-local addresses (RFC 3879), IETF
+# assignments (RFC 6890), multicast.
+SPECIAL: tuple[Network, ...] = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "64:ff9b::/96",
+        "64:ff9b:1::/48",
+        "::/96",
+        "::ffff:0:0:0/96",
+        "2002::/16",
+        "fec0::/10",
+        "192.0.0.0/24",
+        "224.0.0.0/4",
+        "ff00::/8",
+    )
+)
+# An address as one number, or in parts that are octal, hexadecimal or too few: libraries read it differently.
+ODD_ADDRESS = re.compile(r"(0x[0-9a-f]*|[0-9]+)(\.(0x[0-9a-f]*|[0-9]+)){0,3}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +74,14 @@ class HostPolicy:
         """Check that a host is listed.
 
         Raises:
-            Forbidden: It is not.
+            Forbidden: It is not, or it is an address that is not written in the usual form.
         """
         name = host.lower().strip("[]").rstrip(".")
+        if ODD_ADDRESS.fullmatch(name) and _address(name) is None:
+            raise Forbidden(
+                f"{host[:100]} is not a canonical address. Write it as four decimal numbers: 192.0.2.1.",
+                code="host_not_allowed",
+            )
         if self.names is None or any(fnmatchcase(name, pattern) for pattern in self.names):
             return
         if any(_address(name) in network for network in self.networks if _address(name) is not None):
@@ -69,10 +95,14 @@ class HostPolicy:
         """Say why an IP address is not allowed; "" = it is."""
         if self.is_open:
             return ""
-        found = _address(address.partition("%")[0])
+        text = address.partition("%")[0]
+        found = _address(text)
         if found is None:
             return f"{address} is not an IP address"
-        if any(found in network for network in self.networks) or (found.is_global and not found.is_multicast):
+        written = ipaddress.ip_address(text)
+        if any(found in network or written in network for network in self.networks):
+            return ""
+        if found.is_global and not any(found in network or written in network for network in SPECIAL):
             return ""
         return (
             f"{address} is a private, loopback or link-local address; the operator can allow it in "

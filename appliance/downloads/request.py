@@ -64,6 +64,13 @@ class DownloadFolders:
             raise Invalid(
                 "`output_dir` must be the path of a folder.", param="output_dir", code="invalid_value"
             )
+        if text.startswith("~"):
+            raise Invalid(
+                f"`output_dir` {text[:200]!r}: `~` is not expanded. Write an absolute path, or one below the "
+                "download folder.",
+                param="output_dir",
+                code="invalid_value",
+            )
         try:
             path = (self.home / text).resolve()
             roots = [root.resolve() for root in (self.home, *self.others)]

@@ -21,6 +21,31 @@ from appliance.base.reach import FolderPolicy, HostPolicy, check_url
         (["127.0.0.1"], "127.0.0.2", False),
         (["[fd00::]/8"], "fd00::1", False),
         (["fd00::/8"], "fd00::1", True),
+        (["*"], "64:ff9b::7f00:1", False),
+        (["*"], "64:ff9b::808:808", False),
+        (["*", "64:ff9b::/96"], "64:ff9b::808:808", True),
+        (["*"], "64:ff9b:1::a00:1", False),
+        (["*"], "::127.0.0.1", False),
+        (["*"], "::8.8.8.8", False),
+        (["*"], "::ffff:0:7f00:1", False),
+        (["*"], "::ffff:127.0.0.1", False),
+        (["*"], "::ffff:8.8.8.8", True),
+        (["*"], "fec0::1", False),
+        (["*"], "feff::1", False),
+        (["*"], "192.0.0.1", False),
+        (["*"], "192.0.0.9", False),
+        (["*"], "2002:7f00:1::", False),
+        (["*"], "2002:808:808::1", False),
+        (["*"], "224.0.0.1", False),
+        (["*"], "239.255.255.250", False),
+        (["*"], "ff02::1", False),
+        (["*"], "::", False),
+        (["*"], "::1", False),
+        (["*"], "0.0.0.0", False),
+        (["*"], "100.64.0.1", False),
+        (["*"], "169.254.169.254", False),
+        (["*"], "fe80::1%eth0", False),
+        (["*"], "255.255.255.255", False),
     ],
 )
 def test_private_addresses_must_be_listed(entries: list[str], address: str, is_allowed: bool) -> None:
@@ -36,6 +61,14 @@ def test_private_addresses_must_be_listed(entries: list[str], address: str, is_a
 )
 def test_refusal_says_why(address: str, reason: str) -> None:
     assert reason in HostPolicy.listed(["*"]).refusal_reason(address)
+
+
+@pytest.mark.parametrize("host", ["2130706433", "0x7f000001", "0177.0.0.1", "127.1", "127.0.1", "0x7f.1"])
+@pytest.mark.parametrize("policy", [HostPolicy.listed(["*"]), HostPolicy.listed([], any_name=True)])
+def test_an_address_in_an_unusual_form_is_refused_at_once(host: str, policy: HostPolicy) -> None:
+    with pytest.raises(Forbidden, match=f"{host} is not a canonical address"):
+        policy.check_host(host)
+    policy.check_host("127.0.0.1.example")
 
 
 @pytest.mark.parametrize("host", ["evil.test", "a.files.test", "10.0.0.1", ""])
