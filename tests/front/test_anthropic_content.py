@@ -100,6 +100,23 @@ def tool(content: str) -> dict[str, Any]:
             id="a call of a tool with text",
         ),
         pytest.param(
+            [
+                user("Hi"),
+                assistant("a"),
+                assistant([{"type": "thinking", "thinking": "Hm."}, text("b"), CALL]),
+            ],
+            [user("Hi"), assistant("ab") | {"reasoning_content": "Hm.", "tool_calls": [CHAT_CALL]}],
+            id="messages of the assistant in a row are one turn",
+        ),
+        pytest.param(
+            [user("Hi"), assistant([CALL]), assistant([CALL])],
+            [
+                user("Hi"),
+                {"role": "assistant", "content": None, "tool_calls": [CHAT_CALL, CHAT_CALL]},
+            ],
+            id="calls in a row",
+        ),
+        pytest.param(
             [user("Hi"), assistant([CALL])],
             [user("Hi"), {"role": "assistant", "content": None, "tool_calls": [CHAT_CALL]}],
             id="a call of a tool alone",

@@ -111,6 +111,19 @@ def test_anthropics_type_follows_the_status(error: ApplianceError, kind: str) ->
     assert event == b"event: error\ndata: " + error_body(error, "anthropic", "req_1") + b"\n\n"
 
 
+@pytest.mark.parametrize(
+    ("details", "message"),
+    [
+        ({"prompt_tokens": 9, "context_tokens": 5}, "prompt is too long: 9 tokens > 5 maximum. no"),
+        ({"prompt_tokens": 0, "context_tokens": 5}, "prompt is too long. no"),
+        ({}, "prompt is too long. no"),
+    ],
+)
+def test_a_prompt_too_long_begins_with_anthropics_words(details: dict[str, Any], message: str) -> None:
+    error = Invalid("no", code="context_length_exceeded", details=details)
+    assert json.loads(error_body(error, "anthropic"))["error"]["message"] == message
+
+
 def test_a_failure_in_a_stream_is_the_dialects_last_piece() -> None:
     error = Invalid("no")
     assert error_event(error, "ollama") == b'{"error":"no"}\n'

@@ -1,6 +1,7 @@
 """The official `anthropic` client against the whole appliance: demo, a hosted API, a real llama-server."""
 
 import asyncio
+import re
 from typing import Any
 
 import aiohttp
@@ -245,6 +246,8 @@ async def test_unknown_addresses_and_methods_have_anthropics_errors(start: Start
         async with session.get(running.v1 + "/messages") as response:
             value = await response.json()
             assert (response.status, value["error"]["type"]) == (405, "invalid_request_error")
+        async with session.get(running.v1 + "/messagesx") as response:
+            assert "request_id" not in await response.json()
 
 
 async def test_an_unknown_model_is_not_found(start: Start, hosted: HostedApi) -> None:
@@ -444,6 +447,15 @@ async def test_a_real_engine_calls_tools_and_takes_their_results(tiny: Running) 
     messages += [message.to_param(), {"role": "user", "content": [result]}]
     again = await client(tiny).messages.create(**asked, messages=messages)
     assert again.content[0].text == REPLY
+
+
+async def test_a_prompt_too_long_is_refused_in_anthropics_words(start: Start, llama: Llama) -> None:
+    running = await start(**behind(await llama(slots=1, ctx=512)))
+    messages: Any = [{"role": "user", "content": "word " * 3000}]
+    with pytest.raises(anthropic.BadRequestError) as caught:
+        await client(running).messages.create(model="tiny", max_tokens=9, messages=messages)
+    message = caught.value.body["error"]["message"]
+    assert re.match(r"prompt is too long: \d+ tokens > 512 maximum\. ", message), message
 
 
 async def test_an_own_model_is_loaded_by_a_message_and_not_by_counting(managed) -> None:

@@ -34,7 +34,7 @@ BILLING_LINE = "x-anthropic-billing-header:"
 def to_chat_messages(payload: dict[str, Any]) -> tuple[list[ChatMessage], list[str]]:
     """Return the chat messages of `system` and `messages`.
 
-    Consecutive messages of the user are one turn, as in Anthropic's API.
+    Consecutive messages of one role are one turn, as in Anthropic's API.
 
     Returns:
         (messages, types of the blocks that were left out).
@@ -66,7 +66,7 @@ def to_chat_messages(payload: dict[str, Any]) -> tuple[list[ChatMessage], list[s
         kept = [(path, block) for path, block in blocks if block["type"] not in SERVER_BLOCKS]
         ignored += [block["type"] for _, block in blocks if block["type"] in SERVER_BLOCKS]
         if role == "assistant":
-            out.append(_assistant_message(kept))
+            _add_assistant_turn(out, _assistant_message(kept))
         elif role == "system":
             out.append({"role": "system", "content": _join_texts(kept)})
         else:
@@ -126,6 +126,19 @@ def _assistant_message(blocks: list[tuple[str, dict[str, Any]]]) -> ChatMessage:
     if calls:
         message["tool_calls"] = calls
     return message
+
+
+def _add_assistant_turn(out: list[ChatMessage], message: ChatMessage) -> None:
+    """Append the assistant's message, or join it to the one before it."""
+    if not out or out[-1]["role"] != "assistant":
+        out.append(message)
+        return
+    former = out[-1]
+    for name in ("content", "reasoning_content"):
+        if message.get(name):
+            former[name] = (former.get(name) or "") + message[name]
+    if message.get("tool_calls"):
+        former["tool_calls"] = [*former.get("tool_calls", []), *message["tool_calls"]]
 
 
 def _call(path: str, block: dict[str, Any]) -> dict[str, Any]:

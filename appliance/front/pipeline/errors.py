@@ -86,13 +86,18 @@ def ollama_error(error: ApplianceError) -> dict[str, Any]:
 def anthropic_error(error: ApplianceError, request_id: str) -> dict[str, Any]:
     """Render Anthropic's error object, `{type, error: {type, message}, request_id}`.
 
-    The failed `attempts` are added where there are some.
+    The failed `attempts` are added where there are some. Of a prompt that is too long the message begins as
+    Anthropic's does: clients look for these words, and shorten the conversation.
     """
     status = status_of(error)
     body: dict[str, Any] = {
         "type": ANTHROPIC_TYPE.get(status, "invalid_request_error" if status < 500 else "api_error"),
         "message": error.message,
     }
+    if error.code == "context_length_exceeded":
+        prompt, context = error.details.get("prompt_tokens"), error.details.get("context_tokens")
+        numbers = f": {prompt} tokens > {context} maximum" if prompt and context else ""
+        body["message"] = f"prompt is too long{numbers}. {error.message}"
     if "attempts" in error.details:
         body["attempts"] = error.details["attempts"]
     return {"type": "error", "error": body, "request_id": request_id or None}

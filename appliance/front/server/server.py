@@ -300,7 +300,7 @@ class HttpServer:
             return self._dialect
         if path.startswith("/api/"):
             return "ollama"
-        return "anthropic" if path.startswith("/v1/messages") else "openai"
+        return "anthropic" if f"{path}/".startswith("/v1/messages/") else "openai"
 
     def _is_passed_on(self, web_request: web.Request) -> bool:
         """Whether a request is passed on to a backend.
