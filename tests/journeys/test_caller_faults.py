@@ -265,3 +265,27 @@ def test_every_row_of_this_llama_server_is_provoked_here() -> None:
         # needs a model that sees or hears
         next(row.pattern for row in ERROR_TEXTS if "base64" in row.pattern),
     }
+
+
+async def test_ollamas_truncate_cuts_or_refuses(start, llama: Llama) -> None:
+    running = await start(
+        **behind(await llama(embeddings=True), await llama(embeddings=True), BREAKER_FAILURES="1")
+    )
+
+    async def embed(**more: Any) -> tuple[int, Any]:
+        status, _, value = await ask(running, {"model": "tiny-embed", **more}, path="/api/embed")
+        return status, value
+
+    status, value = await embed(input=["short", MANY_WORDS, "short"])
+    first, cut, last = value["embeddings"]
+    assert (status, first == last, first != cut) == (200, True, True)
+    assert 450 <= value["prompt_eval_count"] - 2 * 7 <= 512
+    assert (await embed(input=MANY_WORDS, truncate=True))[1]["embeddings"] == [cut]
+    for text in (MANY_WORDS, ["short", MANY_WORDS]):
+        status, value = await embed(input=text, truncate=False)
+        assert (status, value) == (400, {"error": "the input length exceeds the context length"})
+    status, _, value = await ask(
+        running, {"model": "tiny-embed", "prompt": MANY_WORDS}, path="/api/embeddings"
+    )
+    assert (status, len(value["embedding"])) == (200, 64)
+    assert [state[1] for state in await states(running)] == ["closed"] * 2

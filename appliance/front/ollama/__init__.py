@@ -2,6 +2,7 @@
 
 Modules:
     context: the `context` of /api/generate.
+    embed_input: embedding inputs longer than the context, cut or refused.
     handlers: the addresses.
     messages: Ollama's messages and tools as OpenAI's.
     models: the models that run here.

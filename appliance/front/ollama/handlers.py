@@ -21,6 +21,7 @@ from appliance.engines.router import Router
 from appliance.engines.stream import GeneratedStream, Stream, start_stream
 from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation
 from appliance.front.ollama.context import pack_context
+from appliance.front.ollama.embed_input import Vectors, embed_fitting
 from appliance.front.ollama.models import LocalModels, not_found
 from appliance.front.ollama.ndjson import CONTENT_TYPE, HEARTBEAT, json_line
 from appliance.front.ollama.pull import PullHandlers
@@ -352,20 +353,23 @@ class OllamaHandlers:
         return json_response({"embedding": vectors[0] if vectors else []})
 
     async def _vectors(self, exchange: Exchange, inputs: list[str]) -> tuple[list[list[float]], int]:
-        """Return one vector per text, and the number of tokens."""
+        """Return one vector per text, and the number of tokens; a text too long is cut, or refused."""
         payload, keep_alive_s = exchange.payload, exchange.keep_alive_s
         _log_ignored(exchange.request, to_openai_options(payload.get("options"))[1])
         if not inputs:
             await self._touch(exchange.card, keep_alive_s)
             return [], 0
-        body: dict[str, Any] = {"input": inputs}
-        if payload.get("dimensions"):
-            body["dimensions"] = payload["dimensions"]
-        engine_request = _engine_request(exchange, Operation.EMBEDDING, body, is_stream=False)
-        value = parse_reply(await self._ask(engine_request))
-        usage = value.get("usage")
-        tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-        return parse_vectors(value, len(inputs)), tokens or 0
+        more = {"dimensions": payload["dimensions"]} if payload.get("dimensions") else {}
+
+        async def embed(texts: list[str]) -> Vectors:
+            body = {"input": texts, **more}
+            engine_request = _engine_request(exchange, Operation.EMBEDDING, body, is_stream=False)
+            value = parse_reply(await self._ask(engine_request))
+            usage = value.get("usage")
+            tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+            return parse_vectors(value, len(texts)), tokens if isinstance(tokens, int) else 0
+
+        return await embed_fitting(inputs, embed, is_truncating=payload.get("truncate") is not False)
 
     # ---- shared
 
