@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from aiohttp import web
 from appliance.base.clock import FakeClock
 from appliance.engines.stream import GeneratedStream
 from appliance.front.pipeline.response import Response
+from appliance.front.pipeline.route import Route
 from appliance.front.server.server import HttpServer, beating
 from tests.front.requests import make_request
 from tests.front.test_pipeline import Harness
@@ -62,3 +64,30 @@ async def test_a_client_lost_at_a_heartbeat_ends_the_stream(monkeypatch: pytest.
     with pytest.raises(ConnectionResetError):
         await server._send_stream(object(), response, request)  # type: ignore[arg-type]
     assert (source.ended, request.sent_bytes) == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("fault", "finish", "status"),
+    [
+        (ZeroDivisionError(), "error", 500),
+        (ConnectionResetError(), "client_left", 499),
+        (asyncio.CancelledError(), "client_left", 499),
+    ],
+)
+async def test_a_request_is_settled_once_by_what_ended_it(
+    monkeypatch: pytest.MonkeyPatch, fault: BaseException, finish: str, status: int
+) -> None:
+    async def serve(*_: Any) -> Response:
+        raise fault
+
+    harness = Harness()
+    server = HttpServer([], harness.pipeline, clock=FakeClock())
+    monkeypatch.setattr(server, "_serve", serve)
+    fields = {"method": "POST", "path": "/w", "headers": {}, "remote": "10.0.0.9", "transport": None}
+    web_request: Any = SimpleNamespace(**fields, query_string="", match_info={})
+    try:
+        await server._handle(web_request, Route(("POST",), "/w", serve))
+    except (ZeroDivisionError, asyncio.CancelledError) as error:
+        assert error is fault
+    (receipt,) = harness.receipts.latest(9)
+    assert (receipt.finish_label, receipt.status, harness.pipeline.in_flight) == (finish, status, 0)

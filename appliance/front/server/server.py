@@ -172,9 +172,13 @@ class HttpServer:
                 response = self._answer_unknown(web_request, request)  # 3
                 return await self._send_whole(web_request, response, request)
             except ConnectionResetError:
-                return web.Response(
-                    status=499
-                )  # never sent; an exception would be logged by aiohttp as a fault
+                # It is never sent; raised, the exception would be logged by aiohttp as a fault.
+                return web.Response(status=499)
+            except Exception as error:
+                # aiohttp answers 500 if nothing was sent, and closes the connection.
+                self.pipeline.fail_stream(error, request)
+                request.receipt.status = request.receipt.status or 500
+                raise
 
     async def _serve(self, web_request: web.Request, route: Route, request: Request) -> web.StreamResponse:
         """Serve a request at an address of the table. Access is checked before its body is read."""
