@@ -135,9 +135,8 @@ def test_root_drops_privileges_before_it_serves(stage: Stage) -> None:
         "python3 -m appliance prepare",
         f"{down} {SCRIPT} become-server",
     ]
-    assert (
-        "must not run as root" in done.stderr
-    )  # our setpriv changes nothing, and the server's last step notices
+    # our setpriv changes nothing, and the server's last step notices
+    assert "must not run as root" in done.stderr
     assert done.returncode == 77
 
 

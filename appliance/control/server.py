@@ -29,10 +29,8 @@ MAX_CALLS = 256  # at the same time, streams included
 MAX_MESSAGE_BYTES = 33_554_432  # as MAX_BODY_BYTES of the HTTP front
 MAX_METADATA_BYTES = 16_384
 OPTIONS = [
-    (
-        "grpc.so_reuseport",
-        0,
-    ),  # else a second appliance could listen on the same port and get half of the calls
+    # else a second appliance could listen on the same port and get half of the calls
+    ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),

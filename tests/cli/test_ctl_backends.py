@@ -114,9 +114,8 @@ async def test_the_strategy_is_switched(start, engines) -> None:
 async def test_backends_are_watched_until_the_appliance_stops(start, engines) -> None:
     running = await start(BACKENDS=f"e0={engines[0].url}", **QUICK)
     terminal = Terminal(running)
-    assert (
-        await terminal.run("backends", "--watch", "--interval", "1", "--timeout", "1.5") != 0
-    )  # a stream ends with its time
+    # a stream ends with its time
+    assert await terminal.run("backends", "--watch", "--interval", "1", "--timeout", "1.5") != 0
     assert terminal.out.count("e0\tvllm") >= 2
     await terminal.run("backends", "--watch", "--timeout", "0.5", "--json")
     assert jsons.loads(terminal.out.splitlines()[0])["backends"][0]["name"] == "e0"

@@ -39,9 +39,8 @@ class DownloadsApi:
     home: Path
     downloader: StandinDownloader
     base_url: str = ""
-    offered: dict[str, list[SourceOffer] | ApplianceError] = field(
-        default_factory=dict
-    )  # what each repository has
+    # what each repository has
+    offered: dict[str, list[SourceOffer] | ApplianceError] = field(default_factory=dict)
     happened: list[tuple[str, ...]] = field(default_factory=list)
     jobs: DownloadJobs | None = None
 

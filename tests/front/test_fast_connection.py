@@ -203,9 +203,8 @@ async def test_idle_connections_are_closed_and_too_many_refused(start: Start) ->
     for _, writer in held:
         writer.write(HEAD % len(BODY) + b"\r\n" + BODY)
     for reader, writer in held:
-        assert (await asyncio.wait_for(reader.read(), 10)).startswith(
-            b"HTTP/1.1 200"
-        )  # answered, then closed when idle
+        # answered, then closed when idle
+        assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 200")
         writer.close()
 
 

@@ -184,9 +184,8 @@ async def test_a_client_that_reads_slowly_gets_everything(serve, ask: bytes) -> 
     began = time.monotonic()
     while left:
         left -= len(await reader.read(1_000_000))
-        await asyncio.sleep(
-            0.006 if time.monotonic() - began < 3 else 0
-        )  # longer than WRITE_TIMEOUT_S in all
+        # longer than WRITE_TIMEOUT_S in all
+        await asyncio.sleep(0.006 if time.monotonic() - began < 3 else 0)
     assert await until(lambda: server.pipeline.in_flight == 0)
     writer.close()
 

@@ -494,10 +494,8 @@ async def test_row_get_metrics_report(http: httpx.AsyncClient, manager: StaticMa
     assert {key: row["latency"][key] for key in ("avg_ms", "min_ms", "max_ms", "p95_ms")} == dict.fromkeys(
         ("avg_ms", "min_ms", "max_ms", "p95_ms"), 200.0
     )
-    assert (row["tokens"]["output"], row["tokens"]["per_second"]) == (
-        600,
-        6.0,
-    )  # of the 100 s since the start
+    # of the 100 s since the start
+    assert (row["tokens"]["output"], row["tokens"]["per_second"]) == (600, 6.0)
     assert (row["active_requests"], row["vram"]) == (1, {"used_mb": 2048.0})
     assert row["queue"] == {
         "current_depth": 2,

@@ -178,11 +178,12 @@ async def test_root_and_version_are_what_clients_look_for(api: Api) -> None:
 
 async def test_tags_have_ollamas_fields_and_the_compatible_ones(api: Api) -> None:
     [model] = (await api.result("tags", None))["models"]
+    # see docs/compatibility.md
     assert (model["name"], model["upstream"], model["aliases"]) == (
         "house/model",
         "maker/Llama-9b",
         ["house"],
-    )  # see docs/compatibility.md
+    )
     assert model["model"] == "house/model"  # Ollama
     assert model["modified_at"] == "2023-11-14T22:13:20.000000Z"
     assert model["size"] == 0

@@ -31,13 +31,8 @@ def settings(values: dict[str, str]) -> FrontSettings:
         ({}, "127.1.evil", None, HERE, "are refused"),
         ({}, "localhost.evil.example:80", None, HERE, "are refused"),
         ({}, "evil.example@127.0.0.1", None, HERE, "are refused"),
-        (
-            {},
-            REBOUND,
-            None,
-            THERE,
-            "",
-        ),  # not over loopback: DNS rebinding of a GET reads no more than any caller
+        # not over loopback: DNS rebinding of a GET reads no more than any caller
+        ({}, REBOUND, None, THERE, ""),
         (LISTED, REBOUND, None, HERE, "ALLOWED_HOSTS, or set APPLIANCE_API_KEYS"),
         (LISTED, "gpu.example:14000", None, HERE, ""),
         (LISTED, "GPU.example.", None, HERE, ""),

@@ -323,9 +323,8 @@ async def test_each_side_waits_for_the_other(serve: Serve) -> None:
     await until(lambda: harness.transport.is_reading)
     assert harness.tunnel.eof_received()
     await asyncio.sleep(0.1)
-    assert (
-        bytes(harness.transport.out).endswith(b"\r\n\r\n") or not harness.transport.out
-    )  # the client does not read
+    # the client does not read
+    assert bytes(harness.transport.out).endswith(b"\r\n\r\n") or not harness.transport.out
     harness.tunnel.resume_writing()
     await harness.closed()
     assert bytes(harness.transport.out).endswith(b"\r\n\r\n%d" % (MAX_UNSENT_BYTES + 1))

@@ -88,9 +88,8 @@ class StreamTranslator:
         if not choices:
             return None
         choice = choices[0]
-        delta = (
-            read_message(choice, "delta") or choice
-        )  # a completion's chunk has `text` in the choice itself
+        # a completion's chunk has `text` in the choice itself
+        delta = read_message(choice, "delta") or choice
         self._finish = read_finish(choice) or self._finish
         self._calls.add(delta.get("tool_calls"))
         if delta.get("function_call") is not None:

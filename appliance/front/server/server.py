@@ -321,9 +321,8 @@ class HttpServer:
             return False
         if not self.methods_at(path):  # 3
             return True
-        return path.startswith("/v1/") and not any(
-            route.is_ours and route.fits(path) for route in self._routes
-        )  # 4
+        is_ours = any(route.is_ours and route.fits(path) for route in self._routes)
+        return path.startswith("/v1/") and not is_ours  # 4
 
     def _answer_unknown(self, web_request: web.Request, request: Request) -> Response:
         """Answer a request whose address or method is not in the table.
