@@ -8,7 +8,7 @@ STATE_DIR ?= $(CURDIR)/.state
 export STATE_DIR
 
 ENGINE := tests/tools/container-engine
-QUICK := tests/base tests/downloads tests/engines tests/front tests/control tests/cli tests/host tests/models tests/golden \
+QUICK := tests/base tests/downloads tests/engines tests/front tests/control tests/cli tests/host tests/models \
     tests/test_names.py tests/test_docs.py
 SCRIPTS := $(shell find entrypoint.sh .ci shims tests/tools tests/image -type f -not -name '*.py*' \
     -exec awk 'FNR == 1 && /^\#!.*sh$$/ {print FILENAME}' {} + 2>/dev/null)
