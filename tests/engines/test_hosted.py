@@ -123,6 +123,15 @@ async def test_the_clients_own_fault_is_raised_at_once(
     assert (scene.outcomes(), scene.slot and scene.slot.attempt.outcome) == (["refused"], Outcome.REFUSED)
 
 
+async def test_a_500_for_the_clients_own_fault_is_told_at_once(open_hosted: Open) -> None:
+    scene = await open_hosted()
+    sentence = "Unterminated string starting at: line 1 column 7 (char 6)"
+    scene.apis[0].script(Status(500, body='{"message":"' + sentence + '"}'))
+    error = await scene.fail()
+    assert (type(error), error.message, error.param) == (Invalid, sentence, "messages")
+    assert scene.outcomes() == ["refused"]
+
+
 async def test_a_refused_key_names_the_variable(open_hosted: Open) -> None:
     scene = await open_hosted()
     scene.apis[0].script(Status(401))

@@ -22,6 +22,8 @@ FAULTS = {
     "hang_after_head",
     "cut",
     "status_500",
+    "plain_500",  # no JSON
+    "says_500 …",  # the status and the sentence of an error body
     "status_502",
     "status_503",
     "status_429",
@@ -194,6 +196,8 @@ class EngineServer:
             raise ConnectionResetError
         if fault == "hang":
             await asyncio.sleep(3600)
+        if fault == "plain_500":
+            return web.Response(status=500, text="Internal Server Error")
         if fault.startswith("says_"):  # as "says_500 the sentence"
             status, sentence = int(fault[5:8]), fault[9:]
             return web.json_response({"error": {"code": status, "message": sentence}}, status=status)

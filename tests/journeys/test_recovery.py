@@ -77,6 +77,72 @@ async def test_an_open_circuit_is_tried_by_one_request(start, pair) -> None:
     assert (await shares(running, 10))["e0"] >= 4
 
 
+async def of_client(running: Running, key: str) -> int:
+    """Ask as the client with `key`; give the status."""
+    return (await ask(running, headers={"Authorization": f"Bearer {key}"}))[0]
+
+
+KEYS = ["client-key-1", "client-key-2", "client-key-3"]
+
+
+async def test_unknown_errors_of_one_client_take_no_server_away(start, pair) -> None:
+    """Each gets a 500 whose sentence no table knows, from whichever server is asked."""
+    running = await start(**both(pair, BREAKER_FAILURES="3", APPLIANCE_API_KEYS=",".join(KEYS)))
+    for server in pair:
+        server.faults = ["says_500 Something about this request that nobody knows"] * 10
+    assert [await of_client(running, KEYS[0]) for _ in range(10)] == [502] * 10
+    assert sum(len(server.asked) for server in pair) == 20  # the second said the same: nobody else is asked
+    receipt = running.appliance.receipts.latest(1)[0]
+    assert [attempt.label for attempt in receipt.attempts] == ["status_500"] * 2
+    assert receipt.error == "upstream: Something about this request that nobody knows"
+    assert [running.appliance.router.state(name).breaker for name in ("e0", "e1")] == ["closed"] * 2
+    assert [await of_client(running, key) for key in KEYS[1:]] == [200] * 2
+
+
+async def test_a_lone_server_that_fails_every_client_is_seen(start, pair) -> None:
+    running = await start(
+        **QUICK,
+        BACKENDS=f"e0={pair[0].url}",
+        BREAKER_FAILURES="3",
+        BREAKER_REST_S="60",
+        APPLIANCE_API_KEYS=",".join(KEYS),
+    )
+    pair[0].faults = ["says_500 Compute error."] * 9
+    for key in [KEYS[0], KEYS[0], KEYS[0], KEYS[1], KEYS[0]]:
+        assert await of_client(running, key) == 502
+    assert running.appliance.router.state("e0").breaker == "closed"
+    assert await of_client(running, KEYS[2]) == 502
+    assert running.appliance.router.state("e0").breaker == "open"
+    assert await of_client(running, KEYS[0]) == 503
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [("status_502", 502), ("status_503", 502), ("status_504", 502), ("plain_500", 502), ("refuse", 504)],
+)
+async def test_a_dead_server_is_seen_by_one_clients_requests(start, pair, fault: str, status: int) -> None:
+    running = await start(
+        **QUICK | {"METRICS_CACHE_TTL_SECONDS": "60"},
+        BACKENDS=f"e0={pair[0].url}",
+        BREAKER_FAILURES="3",
+        BREAKER_REST_S="60",
+    )
+    pair[0].faults = [fault] * 20
+    for _ in range(3):
+        assert (await ask(running))[0] == status
+    assert running.appliance.router.state("e0").breaker == "open"
+
+
+async def test_a_server_whose_health_fails_after_an_unknown_error_goes_down(start, pair) -> None:
+    running = await start(**both(pair, METRICS_CACHE_TTL_SECONDS="60"))
+    pair[0].health_status = 500
+    pair[0].faults = ["says_500 EngineCore encountered an issue."]
+    pair[1].faults = ["says_500 Something else."]
+    await ask(running)
+    assert await until(lambda: running.appliance.router.state("e0").standing == "down")
+    assert running.appliance.router.state("e1").standing == "ready"
+
+
 async def test_broken_metrics_leave_the_choice_to_our_own_counts(start, pair) -> None:
     """Numbers that were read before are forgotten: what others did there then says nothing about now."""
     running = await start(**both(pair))

@@ -303,6 +303,56 @@ async def test_a_prompt_too_long_goes_to_more_context_or_is_refused(start, llama
     )
 
 
+BAD_TOOL_CALL = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": "trunc'}}],
+}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+CALLERS_FAULTS: dict[str, dict[str, object]] = {
+    "cut arguments": {
+        "messages": [*HELLO, BAD_TOOL_CALL, {"role": "tool", "tool_call_id": "c", "content": "x"}]
+    },
+    "tool of a type alone": {"tools": [{"type": "function"}]},
+    "custom tool": {"tools": [{"type": "custom", "custom": {"name": "f"}}]},
+    "tool without a parser": {
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+        "tool_choice": "auto",
+    },
+    "image": {"messages": [{"role": "user", "content": [IMAGE]}]},
+    "negative top_k": {"top_k": -5},
+    "temperature": {"temperature": -1},
+    "logit_bias": {"logit_bias": {"99999999": 1}},
+    "schema": {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "zzz"}}}
+    },
+    "too many tokens": {"max_tokens": 999_999},
+}
+
+
+@pytest.mark.parametrize("name", list(CALLERS_FAULTS))
+async def test_the_callers_fault_is_not_the_servers(start, vllm: Vllm, name: str) -> None:
+    running = await start(BACKENDS=f"v={vllm.url}", BREAKER_FAILURES="1", **QUICK)
+    for stream in (False, True):
+        body = {"model": "tiny", "messages": HELLO, "max_tokens": 4, "stream": stream, **CALLERS_FAULTS[name]}
+        status, _, value = await ask(running, body)
+        print(name, status, value)
+        assert (status, bool(value["error"]["message"])) == (400, True)
+        [attempt] = running.appliance.receipts.latest(1)[0].attempts
+        assert attempt.label in {"refused", "context"}
+    state = running.appliance.router.state("v")
+    assert (state.standing, state.breaker) == ("ready", "closed")
+    assert (await ask(running, {"model": "tiny", "messages": HELLO}))[0] == 200
+
+
+async def test_an_embedding_of_a_chat_model_is_not_the_servers_fault(start, vllm: Vllm) -> None:
+    running = await start(BACKENDS=f"v={vllm.url}", BREAKER_FAILURES="1", **QUICK)
+    status, _, value = await ask(running, {"model": "tiny", "input": "hello"}, path="/v1/embeddings")
+    print(status, value)
+    assert status in {400, 404, 501}
+    assert running.appliance.router.state("v").breaker == "closed"
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_when_the_client_leaves_the_engine_stops(start, vllm: Vllm, stream: bool) -> None:
     running = await start(BACKENDS=f"v={vllm.url}", **QUICK)

@@ -33,7 +33,7 @@ from appliance.engines.types import (
 )
 from appliance.engines.upstream.attempt import NOTE_CHARACTERS, AttemptFailed
 from appliance.engines.upstream.exchange import AttemptObserver, Peer, UpstreamCall, exchange
-from appliance.engines.upstream.refusal import caller_error, parse_retry_after
+from appliance.engines.upstream.refusal import caller_error, find_caller_fault, parse_retry_after
 from appliance.engines.upstream.request_body import render_body
 
 LABEL = "The hosted API"
@@ -376,19 +376,22 @@ def map_error(status: int, headers: dict[str, str], text: str) -> Exception:
     """Return the exception for an error status.
 
     1. 401                        the operator's key is wrong: 502 that names the variable
-    2. 404, 408, 429, 5xx, 3xx    the next endpoint may try (3xx: redirects would send the key elsewhere)
-    3. other 4xx                  the client's fault: passed on as OpenAI's error object
+    2. 500 for what every endpoint would refuse (engines/upstream/error_texts.py): the client's fault
+    3. 404, 408, 429, 5xx, 3xx    the next endpoint may try (3xx: redirects would send the key elsewhere)
+    4. other 4xx                  the client's fault: passed on as OpenAI's error object
     """
     if status == 401:  # 1
         return UpstreamFailed(
             "The hosted API refused the key. Set NOVITA_API_KEY (or NOVITA_API_KEY_FILE) to a valid key.",
             code="upstream_key_refused",
         )
-    if status in NEXT_ENDPOINT or status >= 500 or status < 400:  # 2
+    if (fault := find_caller_fault(status, text)) is not None:  # 2
+        return fault
+    if status in NEXT_ENDPOINT or status >= 500 or status < 400:  # 3
         return AttemptFailed(
             Outcome.NOT_FOUND if status == 404 else Outcome.STATUS,
             text[:NOTE_CHARACTERS],
             status=status,
             retry_after_s=parse_retry_after(headers) if status in {429, 503} else None,
         )
-    return caller_error(status, text, LABEL)  # 3
+    return caller_error(status, text, LABEL)  # 4
