@@ -177,17 +177,21 @@ def _parse_bare(event: bytes) -> dict[str, Any] | Mark:
 class SseReader:
     """Parses a byte stream, cut anywhere, into complete events."""
 
-    __slots__ = ("_buffer",)
+    __slots__ = ("_buffer", "_failure")
 
     def __init__(self) -> None:
         self._buffer = EventBuffer()
+        self._failure: UpstreamFailed | None = None  # of an event behind valid ones of the same piece
 
     def feed(self, data: bytes) -> list[dict[str, Any] | None]:
         """Add bytes and return the events that are complete: objects, None for `[DONE]`.
 
         Raises:
-            UpstreamFailed: An event is not a JSON object, or too long.
+            UpstreamFailed: An event is not a JSON object, or too long. What precedes it is returned first;
+                then the next call raises.
         """
+        if self._failure is not None:
+            raise self._failure
         found: list[dict[str, Any] | None] = []
         try:
             for event in self._buffer.feed(data).split(b"\n\n"):
@@ -195,11 +199,20 @@ class SseReader:
                 if value is not Mark.NOTHING:
                     found.append(None if isinstance(value, Mark) else value)
         except InvalidEvent as exc:
-            raise UpstreamFailed(f"The response is invalid: {exc}.", code="upstream_rubbish") from None
+            failure = UpstreamFailed(f"The response is invalid: {exc}.", code="upstream_rubbish")
+            if not found:
+                raise failure from None
+            self._failure = failure
         return found
 
     def end(self) -> list[dict[str, Any] | None]:
-        """End the stream; return the last event if only the blank line after it was missing."""
+        """End the stream; return the last event if only the blank line after it was missing.
+
+        Raises:
+            UpstreamFailed: An event was invalid.
+        """
+        if self._failure is not None:
+            raise self._failure
         try:
             value = parse_event(self._buffer.end())
         except InvalidEvent:

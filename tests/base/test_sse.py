@@ -90,3 +90,11 @@ def test_an_endless_event_is_refused_in_linear_time() -> None:
     with pytest.raises(InvalidEvent, match="an event is longer than 16 MiB"):
         buffer.feed(piece)
     assert buffer.end() == b""
+
+
+def test_events_before_an_invalid_one_are_returned_first() -> None:
+    for end in (lambda reader: reader.feed(b""), SseReader.end):
+        reader = SseReader()
+        assert reader.feed(b'data: {"a": 1}\n\ndata: {oops\n\n') == [{"a": 1}]
+        with pytest.raises(UpstreamFailed, match="an event is not JSON"):
+            end(reader)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from appliance.base.errors import UpstreamFailed
-from appliance.engines.upstream.whole_reply import find_reply_error, repair_reply
+from appliance.engines.upstream.whole_reply import find_reply_error, repair_chunk, repair_reply
 
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}}
 
@@ -104,3 +104,49 @@ def test_an_error_in_a_whole_reply_is_found(value: dict[str, Any], message: str)
     error = find_reply_error(value)
     assert error is not None
     assert error.message == message
+
+
+def piece(delta: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+
+
+@pytest.mark.parametrize(
+    ("delta", "changes"),
+    [
+        ({"content": "a", "role": "assistant"}, {}),
+        ({"content": None, "tool_calls": None}, {}),
+        ({"tool_calls": [{"index": 0, "function": {"arguments": "{"}}]}, {}),
+        ({"tool_calls": [{"index": 0, "function": None}]}, {}),
+        ({"content": [{"text": "a"}]}, {"content": "a"}),
+        (
+            {"tool_calls": [{"index": 1, "function": {"arguments": {"x": 1}}}]},
+            {"tool_calls": [{"index": 1, "function": {"arguments": '{"x":1}'}}]},
+        ),
+        ({"function_call": {"arguments": {}}}, {"function_call": {"arguments": "{}"}}),
+    ],
+)
+def test_a_chunk_is_repaired_only_where_it_must_be(delta: dict[str, Any], changes: dict[str, Any]) -> None:
+    chunk = piece(delta)
+    repaired = repair_chunk(chunk)
+    assert repaired == piece({**delta, **changes})
+    assert (repaired is chunk) is not bool(changes)
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        {"choices": 5},
+        {"choices": [5]},
+        {"choices": [None]},
+        {"choices": [{"finish_reason": 5}]},
+        {"choices": [{"text": 5}]},
+        piece(5),
+        piece({"content": 5}),
+        piece({"tool_calls": 5}),
+        piece({"tool_calls": [{"index": 10**9}]}),
+        piece({"function_call": 5}),
+    ],
+)
+def test_a_chunk_of_wrong_types_is_refused(chunk: dict[str, Any]) -> None:
+    with pytest.raises(UpstreamFailed, match="The engine's response is invalid: "):
+        repair_chunk(chunk)

@@ -206,8 +206,8 @@ async def _read_whole(
     """Check a whole response, set the public model name, record the usage.
 
     1. it is a stream of events all the same  → joined
-    2. it reports an error                    → raised
-    3. it is no completion, no embeddings     → invalid
+    2. it reports an error with a status      → what the status means
+    3. another error, or no completion        → invalid
     """
     try:
         value = jsons.loads(body)
@@ -216,15 +216,16 @@ async def _read_whole(
         if not read.has_events:
             raise
         return await _gather(read, peer, call, request, observer)  # 1
-    if isinstance(value, dict) and (error := find_reply_error(value)) is not None:
+    error = find_reply_error(value) if isinstance(value, dict) else None
+    if error is not None and error.status is not None:
         raise _interpret_error_event(peer, error)  # 2
-    if not isinstance(value, dict) or not ("choices" in value or "data" in value):
+    if error is not None or not isinstance(value, dict) or not ("choices" in value or "data" in value):
         note = SECRETS.redact(body[:NOTE_CHARACTERS].decode("utf-8", "replace"))
         raise AttemptFailed(Outcome.INVALID_RESPONSE, note)  # 3
     try:
         repaired = repair_reply(value)
-    except UpstreamFailed as error:
-        raise BrokenStream(error.message) from None  # 3
+    except UpstreamFailed as failure:
+        raise BrokenStream(failure.message) from None  # 3
     request.receipt.note_usage(value.get("usage"))
     if repaired is not value:
         body = jsons.dumps(repaired)
@@ -319,7 +320,7 @@ async def _start_stream(
 def _has_content(events: bytes) -> bool:
     """Return whether one of the relay's events holds content: not only a role, a comment, the end."""
     for event in events.split(b"\n\n"):
-        value = parse_event(event)
+        value = parse_event(event)  # valid: the relay has read it
         if not isinstance(value, Mark) and not is_empty(value):
             return True
     return False

@@ -9,16 +9,21 @@ import re
 from typing import Any
 
 from appliance.base import jsons
+from appliance.base.errors import UpstreamFailed
 from appliance.base.sse import MAX_EVENT_BYTES, EventBuffer, InvalidEvent, Mark, parse_event, repair_utf8
 from appliance.engines.upstream.error_event import ErrorEvent, find_error
+from appliance.engines.upstream.whole_reply import repair_chunk
 
 __all__ = ["MAX_EVENT_BYTES", "BrokenStream", "CutOffStream", "StreamRelay"]
 
 _MODEL_FIELD = re.compile(rb'"model"\s*:\s*"[^"\\]*+(?:\\.[^"\\]*+)*+"')
 _TEXT_FIELD = re.compile(rb'"(?:content|reasoning_content|reasoning|text)"\s*:\s*"([^"\\]*+)"')
-_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"[^"]')
+_TEXT = re.compile(rb'(?:[^"\\\x00-\x1f]|\\["\\/bfnrt])*+')  # of JSON, without \u
+MIN_FORMS = 8  # how many forms are learnt before most events must be alike
 _DONE = b"data: [DONE]\n\n"
-_SPECIAL = b'"\\\n\r' + bytes(range(128, 256))  # bytes with which a text is looked at more closely
+_SPECIAL = (
+    b'"\\' + bytes(range(32)) + bytes(range(128, 256))
+)  # bytes with which a text is looked at more closely
 
 
 class BrokenStream(ValueError):
@@ -47,6 +52,7 @@ class StreamRelay:
 
     __slots__ = (
         "_after",
+        "_after_line",
         "_after_out",
         "_before",
         "_before_out",
@@ -75,7 +81,7 @@ class StreamRelay:
         self._finished: set[Any] = set()  # indexes of choices, where several were asked for
         self._has_finished = False
         self._before: bytes | None = None  # what precedes the text of a plain event
-        self._before_out = self._after = self._after_out = b""
+        self._before_out = self._after = self._after_line = self._after_out = b""
         self._between = self._between_out = b""  # `_after` and `_before` of the next event
         self._learnt = 0  # how often a form was learnt: not again and again where each event has another
         self.events = 0
@@ -114,7 +120,7 @@ class StreamRelay:
             whole = self._buffer.feed(data)
         except InvalidEvent as exc:
             raise BrokenStream(str(exc)) from None
-        return self._pass(whole) if whole else b""
+        return self._pass_each(whole) if whole else b""
 
     def _pass_alike(self, middle: bytes) -> bytes | None:
         """Pass events on that differ in their text alone; None = at least one differs in more.
@@ -123,9 +129,8 @@ class StreamRelay:
         """
         texts = middle.split(self._between)
         joined = b"".join(texts)
-        if b'"' in joined or b"\n" in joined or b"\r" in joined:
-            return None
-        if b"\\" in joined and any(text.endswith(b"\\") for text in texts):
+        is_plain = len(joined.translate(None, _SPECIAL)) == len(joined)
+        if not is_plain and (_TEXT.fullmatch(joined) is None or any(text.endswith(b"\\") for text in texts)):
             return None
         self.events += len(texts)
         out = self._before_out + self._between_out.join(texts) + self._after_out
@@ -148,70 +153,8 @@ class StreamRelay:
         self.is_done = True
         return out + _DONE
 
-    def _pass(self, whole: bytes) -> bytes:
-        """Pass whole events on.
-
-        1. events of one line with one model field,
-           none with an error                        → their bytes with the public name
-        2. otherwise                                 → looked at event by event
-        """
-        self._before = None
-        if self.is_done:
-            self._note_late(whole)
-            return b""
-        is_last = whole.endswith(_DONE)
-        events = whole[: -len(_DONE)] if is_last else whole
-        if self._old is None:
-            self._learn_model(events)
-        out = events.replace(self._old, self._new) if self._old else events
-        count = out.count(self._new)
-        is_plain = (
-            events.count(b"\n") == 2 * count
-            and events.count(b'"choices"') == count
-            and b'"error"' not in events
-            and b"[DONE]" not in events
-            and self._choices == 1
-        )
-        if not is_plain:
-            return self._pass_each(whole)  # 2
-        self.events += count
-        self._note_plain(events, count)
-        if is_last:
-            self.is_done, self._before = True, None
-            return out + _DONE
-        return out  # 1
-
-    def _note_plain(self, events: bytes, count: int) -> None:
-        """Note usage, timings and the end, and learn the form of one event that has none of them."""
-        has_finish = (
-            events.count(b'"finish_reason":null') != count
-            and events.count(b'"finish_reason": null') != count
-            and _FINISHED.search(events) is not None
-        )
-        self._has_finished = self._has_finished or has_finish
-        at = events.rfind(b'"usage"')
-        has_usage = at >= 0 and b"{" in events[at + 7 : at + 12]
-        if has_usage or (at := events.rfind(b'"timings"')) >= 0:
-            self._read_numbers(events, at)
-        elif count and not has_finish and self._learnt < 8 + self.events // 8:
-            self._learn_form(events[: events.find(b"\n\n") + 2])
-
-    def _learn_model(self, whole: bytes) -> None:
-        found = _MODEL_FIELD.search(whole)
-        self._old = found.group() if found else None
-
-    def _learn_form(self, event: bytes) -> None:
-        found = _TEXT_FIELD.search(event)
-        old, new = self._old, self._new
-        if found is None or not old or not event.startswith(b"data:"):
-            return
-        self._learnt += 1
-        self._before, self._after = event[: found.start(1)], event[found.end(1) :]
-        self._before_out, self._after_out = self._before.replace(old, new), self._after.replace(old, new)
-        self._between, self._between_out = self._after + self._before, self._after_out + self._before_out
-
     def _pass_each(self, whole: bytes, *, is_end: bool = False) -> bytes:
-        """Look at each event: there are comments, errors, events without `model`, or another spelling."""
+        """Pass whole events on, each by itself: comments, errors, numbers, another form."""
         out: list[bytes] = []
         for event in whole.split(b"\n\n"):
             event = event.strip(b"\n")
@@ -220,9 +163,16 @@ class StreamRelay:
             if self.is_done:
                 self._note_late(event)
                 continue
+            before = self._before
+            if before is not None and event.startswith(before) and event.endswith(self._after_line):
+                text = event[len(before) : -len(self._after_line)]
+                if len(before) + len(self._after_line) <= len(event) and _TEXT.fullmatch(text):
+                    self.events += 1
+                    out.append(self._before_out + text + self._after_out)
+                    continue
             try:
                 passed = self._pass_one(event)
-            except InvalidEvent as exc:
+            except (InvalidEvent, UpstreamFailed) as exc:
                 if is_end:
                     break  # cut within the event: what came before it decides
                 if not out:
@@ -246,7 +196,7 @@ class StreamRelay:
         """
         value = parse_event(event)
         if value is Mark.DONE:
-            self.is_done = True
+            self.is_done, self._before = True, None
             return event + b"\n\n" if event == b"data:[DONE]" else _DONE  # 2
         if isinstance(value, Mark):
             is_comment = all(line.startswith(b":") for line in event.split(b"\n"))
@@ -254,19 +204,47 @@ class StreamRelay:
         self.error = find_error(value)
         if self.error is not None:
             return b""  # 3
-        self._note(value)
-        choices = value.get("choices")
-        if not isinstance(choices, list):
+        if value.get("choices") is None:
             if not isinstance(value.get("usage"), dict):
                 return b""  # 3
-            value |= {"choices": [], "model": jsons.loads(self._new[8:])}
-            self.events += 1
-            return b"data: " + jsons.dumps(value) + b"\n\n"  # 4
+            value = repaired = {**value, "choices": [], "model": jsons.loads(self._new[8:])}  # 4
+            event = b"data: " + jsons.dumps(value)
+        else:
+            repaired = repair_chunk(value)
+        self._note(value)
         self.events += 1
-        if not event.startswith(b"data:") or b"\n" in event:
+        if repaired is not value:
+            event = b"data: " + jsons.dumps(repaired)
+        elif not event.startswith(b"data:") or b"\n" in event:
             lines = [line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:")]
             event = b"data: " + b" ".join(lines)
-        return _MODEL_FIELD.sub(lambda _: self._new, event, count=1) + b"\n\n"  # 5
+        return self._publish(event + b"\n\n", value)  # 5
+
+    def _publish(self, event: bytes, value: dict[str, Any]) -> bytes:
+        """Return a chunk with the public model name, and learn its form where others can be like it."""
+        old = self._old
+        if old is None or old not in event:
+            found = _MODEL_FIELD.search(event)
+            if found is None:
+                return event
+            self._old = old = found.group()
+        if self._learnt < MIN_FORMS + self.events // MIN_FORMS and event.count(b'"model"') == 1:
+            self._learn_form(event, value)
+        return event.replace(old, self._new, 1)
+
+    def _learn_form(self, event: bytes, value: dict[str, Any]) -> None:
+        """Learn what precedes and follows the text of a chunk that has no numbers and no finish_reason."""
+        choices, old, new = value["choices"], self._old, self._new
+        if len(choices) != 1 or choices[0].get("finish_reason") or value.get("usage") or "timings" in value:
+            return
+        found = _TEXT_FIELD.search(event)
+        if found is None or old is None:
+            return
+        self._learnt += 1
+        before, after = event[: found.start(1)], event[found.end(1) :]
+        self._before, self._after, self._after_line = before, after, after[:-2]
+        self._before_out, self._after_out = before.replace(old, new), after.replace(old, new)
+        self._between, self._between_out = after + before, self._after_out + self._before_out
 
     def _note(self, value: dict[str, Any]) -> None:
         """Note what a chunk says of numbers and the end."""
@@ -274,9 +252,8 @@ class StreamRelay:
             self.usage = value["usage"]
         if isinstance(value.get("timings"), dict):
             self.timings = value["timings"]
-        choices = value.get("choices")
-        for choice in choices if isinstance(choices, list) else ():
-            if isinstance(choice, dict) and choice.get("finish_reason"):
+        for choice in value["choices"]:
+            if choice.get("finish_reason"):
                 if self._choices > 1:
                     self._finished.add(str(choice.get("index")))
                 self._has_finished = len(self._finished) >= self._choices if self._choices > 1 else True
@@ -290,13 +267,3 @@ class StreamRelay:
                 continue
             if isinstance(value, dict) and isinstance(value.get("usage"), dict):
                 self.usage = value["usage"]
-
-    def _read_numbers(self, whole: bytes, at: int) -> None:
-        """Read the usage and the timings of the event that is at `at`."""
-        start = whole.rfind(b"\n\n", 0, at) + 2 if b"\n\n" in whole[:at] else 0
-        try:
-            value = parse_event(whole[start : whole.find(b"\n\n", at)])
-        except InvalidEvent:
-            return  # the numbers are for the counters only, the client gets the bytes
-        if isinstance(value, dict):
-            self._note(value)
