@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -36,11 +37,12 @@ class Server:
 
     def __init__(self, **settings: Any) -> None:
         self.receipts, self.tasks, self.clock = Receipts(), Tasks(), SystemClock()
+        self.log = io.StringIO()
         self.pipeline = RequestPipeline(
             FrontSettings(_env_file=None, **settings),
             receipts=self.receipts,
             metrics=Metrics(),
-            access_log=AccessLog(clock=self.clock, form="json", stream=io.StringIO()),
+            access_log=AccessLog(clock=self.clock, form="json", stream=self.log),
             clock=self.clock,
             state=Watched("serving"),
         )
@@ -264,3 +266,121 @@ async def test_an_offer_to_switch_is_answered_as_http_1(
     assert answered == out.count(b"y" * 200)
     assert out.startswith(b"HTTP/1.1 200 OK\r\n")
     assert answered == 2 or b"?" in target  # aiohttp's part may close after the first one
+
+
+# ---- requests that cannot be read
+
+H = b"Host: x\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code"),
+    [
+        (b"GARBAGE\r\n\r\n", 400, ""),
+        (b"GET /cold\r\n\r\n", 505, "http_version"),
+        (b"GET /cold?key=s3cret HTTP/1.1\r\nHost: x\r\nBad Header: s3cret\r\n\r\n", 400, ""),
+        (b"GET /cold HTTP/1.1\r\nHost: x\r\n folded: s3cret\r\n\r\n", 400, ""),
+        (b"GET /cold HTTP/1.1\r\nHost: x\r\nA: \x00s3cret\r\n\r\n", 400, ""),
+        (b"G\xffT /cold?s3cret HTTP/1.1\r\nHost: x\r\n\r\n", 400, ""),
+        (b"GET /cold HTTP/9.9\r\nHost: x\r\n\r\n", 400, ""),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, ""),
+        (b"GET * HTTP/1.1\r\nHost: x\r\n\r\n", 400, ""),
+        (b"CONNECT evil.example:443 HTTP/1.1\r\nHost: x\r\n\r\n", 404, ""),
+        (b"GET /cold HTTP/1.1\r\n\r\n", 400, "*"),
+        (b"GET /cold HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400, "*"),
+        (b"POST /small HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}", 400, "*"),
+        (b"POST /small HTTP/1.1\r\nHost: x\r\nHost: y\r\nContent-Length: 2\r\n\r\n{}", 400, "*"),
+        (b"POST /small HTTP/1.1\r\n" + H + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400, "invalid_framing"),
+        (b"POST /small HTTP/1.1\r\n" + H + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "*"),
+        (b"POST /small HTTP/1.1\r\n" + H + b"Transfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n0\r\n\r\n", 400, ""),
+        (b"POST /small HTTP/1.1\r\n" + H + b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n", 400, "*"),
+        (b"POST /small HTTP/1.1\r\n" + H + b"Content-Length: +2\r\n\r\n{}", 400, ""),
+        (b"POST /small HTTP/1.1\r\n" + H + b"Content-Length: 0x2\r\n\r\n{}", 400, ""),
+        (b"POST /small HTTP/1.1\r\n" + H + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", 400, "*"),
+        (b"POST /small HTTP/1.1\r\n" + H + b"Expect: \xff\r\nContent-Length: 2\r\n\r\n{}", 417, "unknown_expect"),
+        (b"GET /cold HTTP/1.1\r\n" + H + b"Expect: \xff\r\n\r\n", 417, "unknown_expect"),
+        (b"GET /none HTTP/1.1\r\n" + H + b"Expect: 200-ok\r\n\r\n", 417, "unknown_expect"),
+        (b"OPTIONS * HTTP/1.1\r\n" + H + b"Expect: \xff\r\n\r\n", 400, ""),
+        (b"OPTIONS * HTTP/1.1\r\n" + H + b"\r\n", 404, ""),
+        (b"POST /small?x HTTP/1.1\r\n" + H + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400, ""),
+        (b"POST /small?x HTTP/1.1\r\n" + H + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", 400, "*"),
+    ],
+)  # fmt: skip
+async def test_what_cannot_be_read_is_refused_in_the_dialect(
+    serve, capsys, data: bytes, status: int, code: str
+) -> None:
+    server = await serve()
+    out = await talk(server, data)
+    head, _, body = out.partition(b"\r\n\r\n")
+    assert int(head.split(b" ")[1]) == status, out
+    assert b"aiohttp" not in out.lower()
+    assert b"Python" not in head
+    error = json.loads(body)["error"]
+    assert code in ("*", error["code"] or "")
+    server.pipeline.access_log.flush()
+    told = capsys.readouterr()
+    for text in (told.out, told.err, server.log.getvalue(), out.decode("latin-1")):
+        assert "s3cret" not in text
+        assert "Traceback" not in text
+
+
+async def test_a_malformed_chunk_that_comes_later_is_answered_at_once(serve) -> None:
+    server = await serve()
+    reader, writer = await asyncio.open_connection(*server.address)
+    writer.write(b"POST /small HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n")
+    assert await until(lambda: server.pipeline.in_flight == 1)
+    writer.write(b"zz\r\nxx\r\n")
+    out = await asyncio.wait_for(reader.read(), 3)
+    assert out.startswith(b"HTTP/1.1 400 ")
+    assert b"The request body cannot be read" in out
+    assert out.count(b"HTTP/1.1") == 1
+    writer.close()
+
+
+async def test_many_malformed_requests_are_few_short_lines_in_the_log(serve, capsys) -> None:
+    server = await serve()
+    for number in range(30):
+        await asyncio.gather(*(talk_once(server, b"G\xffT /%d HTTP/1.1\r\nx" % number) for _ in range(3)))
+    server.pipeline.access_log.flush()
+    told = capsys.readouterr()
+    lines = [line for line in (told.out + told.err + server.log.getvalue()).splitlines() if line]
+    assert len(lines) <= 2
+    assert all(len(line) < 300 and "malformed_request" in line for line in lines)
+
+
+async def talk_once(server: Server, data: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection(*server.address)
+    writer.write(data + b"\r\n\r\n")
+    out = await reader.read()
+    writer.close()
+    assert b" 400 Bad Request" in out
+    return out
+
+
+async def test_tls_to_the_plain_port_is_closed_at_once(serve, capsys) -> None:
+    server = await serve()
+    hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(32))
+    for _ in range(3):
+        reader, writer = await asyncio.open_connection(*server.address)
+        writer.write(hello)
+        assert await asyncio.wait_for(reader.read(), 1) == b""
+        writer.close()
+    told = capsys.readouterr()
+    assert (told.out + told.err).count("tls_on_plain_port") == 1
+
+
+@pytest.mark.parametrize("size", [31_000, 33_000])
+@pytest.mark.parametrize("line", [b"POST /small", b"POST /small?x=1"])
+async def test_one_limit_for_header_fields_hot_and_cold(serve, line: bytes, size: int) -> None:
+    server = await serve()
+    head = line + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nX-Long: %b\r\n\r\n{}" % (b"a" * size)
+    status = int((await talk(server, head)).split(b" ")[1])
+    assert status == (200 if size < 32_768 else 431)
+
+
+async def test_the_head_is_bounded_for_later_requests_too(serve) -> None:
+    server = await serve()
+    first = b"GET /none HTTP/1.1\r\nHost: x\r\n\r\n"
+    many = b"".join(b"X-%d: %b\r\n" % (number, b"a" * 1000) for number in range(40))
+    out = await talk(server, first + b"GET /none HTTP/1.1\r\nHost: x\r\n" + many + b"\r\n")
+    assert [int(part[:3]) for part in out.split(b"HTTP/1.1 ")[1:]] == [404, 431]

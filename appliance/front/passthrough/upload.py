@@ -50,8 +50,8 @@ class Upload:
                 piece = await asyncio.wait_for(self._request.content.readany(), self._patience_s)
             except TimeoutError:
                 raise self._timed_out() from None
-            except (web.HTTPException, ValueError) as exc:
-                self.error = Invalid(f"The request body cannot be read: {exc}.")
+            except (web.HTTPException, web.RequestPayloadError, ValueError):
+                self.error = Invalid("The request body cannot be read: its framing or encoding is malformed.")
                 raise self.error from None
             if not piece:
                 return

@@ -1,14 +1,17 @@
 """What all client connections of an HTTP server share: their limit, the time, the hot routes."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from email.utils import formatdate
 from typing import Any, Protocol
 
 from appliance.base.clock import Clock
+from appliance.base.logs import get_logger
 from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.front.pipeline.route import Route
 
+log = get_logger("front")
+NOTICE_S = 10.0  # between log lines of one event that clients can provoke at will
 LINGER_S = 1.0  # after a refusal: how long the rest of the request is read and dropped
 
 
@@ -47,11 +50,30 @@ class InnerProtocol(Protocol):
         """The client reads on."""
 
 
+class Notices:
+    """Log lines about clients' mistakes: short, and at most one of an event every NOTICE_S seconds."""
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self._now_s = now_s
+        self._last: dict[str, tuple[float, int]] = {}  # event → (when, how many were left out since)
+
+    def warn(self, event: str, **fields: str) -> None:
+        """Log a warning, or count it as left out. No field has bytes that the client sent."""
+        now_s = self._now_s()
+        last_s, left_out = self._last.get(event, (now_s - NOTICE_S, 0))
+        if now_s - last_s < NOTICE_S:
+            self._last[event] = (last_s, left_out + 1)
+            return
+        self._last[event] = (now_s, 0)
+        log.warning(event, **fields, left_out=left_out)
+
+
 class Connections:
     """The open connections of one server.
 
     Attributes:
         hot: Routes that fast connections serve, by their request line.
+        notices: Logs what clients do wrong.
         is_stopping: New connections are refused, and open ones close after their response.
         tick_s: The monotonic time of the last tick.
         date_line: The `Date` header of a response, with its line break; renewed with each tick.
@@ -65,6 +87,7 @@ class Connections:
         self.is_stopping = False
         self.tick_s = 0.0
         self.date_line = b""
+        self.notices = Notices(clock.monotonic_s)
         self._clock = clock
         self._all: set[ClientConnection] = set()
         self._open = pipeline.metrics.connections

@@ -23,6 +23,7 @@ from appliance.front.pipeline.response import Response
 from appliance.front.pipeline.route import Route
 from appliance.front.server.connections import LINGER_S, Connections, InnerProtocol
 
+TLS_HANDSHAKE = 0x16  # the first byte of a TLS client; no method begins with it
 PIPELINED_BYTES = 64 * 1024  # of the next requests; more is not read before they are answered
 
 
@@ -194,6 +195,11 @@ class FastConnection(asyncio.Protocol):
         """
         buffer, begin, settings = self._buffer, self._at, self._shared.pipeline.settings
         end = buffer.find(b"\r\n\r\n", begin)
+        if end < 0 and buffer[begin] == TLS_HANDSHAKE:
+            self._shared.notices.warn("tls_on_plain_port", peer=self.peer)
+            self._is_closing = True
+            self._transport.close()
+            return
         if end < 0 and len(buffer) - begin <= settings.max_header_bytes:  # 1
             self._read_on()
             return

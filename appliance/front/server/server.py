@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion10, web
+from aiohttp.http_exceptions import LineTooLong
 
 from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError, Invalid, NotFound, describe_os_error
@@ -21,6 +23,7 @@ from appliance.front.pipeline.pipeline import RequestPipeline, too_large
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response
 from appliance.front.pipeline.route import Route
+from appliance.front.server.cold_protocol import ColdProtocol, is_unreadable
 from appliance.front.server.connections import LINGER_S, Connections, InnerProtocol
 from appliance.front.server.fast_connection import FastConnection
 from appliance.front.settings import FrontSettings
@@ -29,7 +32,6 @@ log = get_logger("front")
 TICK_S = 0.5
 PASSTHROUGH_METHODS = ["DELETE", "GET", "PATCH", "POST", "PUT"]  # in the response to a browser's preflight
 PREFLIGHT_AGE_S = 600
-MAX_LINE_BYTES = 8190  # a request line or a field, even where MAX_HEADER_BYTES allows more
 
 
 class HttpServer:
@@ -56,16 +58,14 @@ class HttpServer:
         self._routes = routes
         self._passthrough = passthrough
         self._dialect = dialect
-        self._runner = web.AppRunner(
-            self._application(),
-            handle_signals=False,
-            access_log=None,
-            handler_cancellation=True,
-            keepalive_timeout=pipeline.settings.keepalive_timeout_s,
-            lingering_time=LINGER_S,
-            max_line_size=min(MAX_LINE_BYTES, pipeline.settings.max_header_bytes),
-            max_field_size=min(MAX_LINE_BYTES, pipeline.settings.max_header_bytes),
-        )
+        self._runner = web.AppRunner(self._application(), handle_signals=False, handler_cancellation=True)
+        self._protocol_options: dict[str, Any] = {
+            "access_log": None,
+            "keepalive_timeout": pipeline.settings.keepalive_timeout_s,
+            "lingering_time": LINGER_S,
+            "max_line_size": pipeline.settings.max_header_bytes,
+            "max_field_size": pipeline.settings.max_header_bytes,
+        }
 
     @property
     def settings(self) -> FrontSettings:
@@ -127,7 +127,10 @@ class HttpServer:
                 return Tunnel(connection, self.pipeline, passthrough, upgrade), buffer[end:]
         server = self._runner.server  # 2
         assert server is not None
-        return server(), buffer
+        cold = ColdProtocol(
+            server, render_error=self._render_error, loop=self.connections.loop, **self._protocol_options
+        )
+        return cold, buffer
 
     # ---- requests that aiohttp reads
 
@@ -135,8 +138,8 @@ class HttpServer:
         app = web.Application(client_max_size=self.pipeline.settings.max_body_bytes)
         for route in self._routes:
             for method in route.methods:
-                app.router.add_route(method, route.path, self._handler_of(route))
-        app.router.add_route("*", "/{rest:.*}", self._handler_of(None))
+                app.router.add_route(method, route.path, self._handler_of(route), expect_handler=_expect)
+        app.router.add_route("*", "/{rest:.*}", self._handler_of(None), expect_handler=_expect)
         return app
 
     def _handler_of(self, route: Route | None) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
@@ -165,6 +168,10 @@ class HttpServer:
         )
         with _busy(web_request), request:
             try:
+                error = _head_error(web_request, self.settings.max_header_bytes)
+                if error is not None:
+                    dialect = route.dialect if route is not None else self._dialect_at(request.path)
+                    return await self._refuse(web_request, request, self._bare_error(error, dialect, request))
                 if route is not None:  # 1
                     return await self._serve(web_request, route, request)
                 if is_passed:  # 2
@@ -357,6 +364,32 @@ class HttpServer:
             return response
         return self._bare_error(NotFound(f"There is nothing at {path}."), dialect, request)  # 3
 
+    def _render_error(self, status: int, error: BaseException | None, peer: str) -> web.Response:
+        """Answer what aiohttp would answer by itself; the connection ends with it.
+
+        1. the request cannot be read             → 400, or 431 where it is too long
+        2. a status of aiohttp's, such as 404     → the same status
+        3. a failure of ours                      → 500
+        """
+        pipeline = self.pipeline
+        with pipeline.request("other", method="-", path="-", headers={}, body=b"", peer=peer) as request:
+            if is_unreadable(error):  # 1
+                request.has_log_line = False
+                self.connections.notices.warn("malformed_request", peer=peer, reason=type(error).__name__)
+                failure: ApplianceError = _unreadable(error)
+            elif isinstance(error, web.HTTPException):  # 2
+                text = f"The request cannot be served: {error.reason}."
+                failure = Invalid(text, details={"status": status})
+            else:  # 3
+                cause = error if isinstance(error, Exception) else RuntimeError(f"status {status}")
+                failure = pipeline.to_appliance_error(cause, request)
+            response = self._bare_error(failure, self._dialect or "openai", request)
+            request.finish, request.sent_bytes = Finish.ERROR, len(response.body)
+        web_response = web.Response(status=response.status, body=response.body)
+        _set_headers(web_response, response)
+        web_response.force_close()
+        return web_response
+
     def _bare_error(self, error: ApplianceError, dialect: str, request: Request) -> Response:
         """Render an error of a request that no handler has seen: access refused, or an unknown address."""
         response = self.pipeline.error_response(error, dialect, request.receipt)
@@ -375,6 +408,44 @@ class HttpServer:
                 ("Access-Control-Max-Age", str(PREFLIGHT_AGE_S)),
             ]
         return headers
+
+
+async def _expect(web_request: web.Request) -> None:
+    """Let a client go on that waits for it; any other expectation is refused by `_head_error`."""
+    if web_request.headers.get("Expect", "").lower() == "100-continue":
+        await web_request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        web_request.writer.output_size = 0  # the response has not begun
+
+
+def _head_error(web_request: web.Request, max_bytes: int) -> ApplianceError | None:
+    """Return what is wrong with a head that aiohttp takes; None = nothing.
+
+    1. older than HTTP/1.0                      → 505
+    2. an encoding besides `chunked`: another server may see other requests → 400
+    3. an expectation other than 100-continue   → 417 (RFC 9110, section 10.1.1)
+    4. larger than MAX_HEADER_BYTES             → 431
+    """
+    headers = web_request.headers
+    if web_request.version < HttpVersion10:  # 1
+        return Invalid("HTTP/1.0 and HTTP/1.1 are served here.", code="http_version", details={"status": 505})
+    encodings = headers.getall("Transfer-Encoding", ())
+    if encodings and [value.strip().lower() for value in encodings] != ["chunked"]:  # 2
+        return Invalid("The only Transfer-Encoding here is `chunked`, once.", code="invalid_framing")
+    if headers.get("Expect", "100-continue").lower() != "100-continue":  # 3
+        text = "The only Expect here is `100-continue`."
+        return Invalid(text, code="unknown_expect", details={"status": 417})
+    if sum(len(name) + len(value) + 4 for name, value in web_request.raw_headers) > max_bytes:  # 4
+        text = "The request head is too large (MAX_HEADER_BYTES)."
+        return Invalid(text, code="header_too_large", details={"status": 431})
+    return None
+
+
+def _unreadable(error: BaseException | None) -> ApplianceError:
+    """Say what cannot be read of a request, without a byte of it."""
+    if isinstance(error, LineTooLong):
+        text = "The request head is too large (MAX_HEADER_BYTES)."
+        return Invalid(text, code="header_too_large", details={"status": 431})
+    return Invalid("The request cannot be read: its first line, a header or its framing is malformed.")
 
 
 async def beating(
