@@ -48,6 +48,11 @@ class Route:
         """Whether `path` is this address."""
         return _compile(self.path).fullmatch(path) is not None
 
+    def match(self, path: str) -> dict[str, str] | None:
+        """Return the parts of `path` by their names; None = it is not this address."""
+        found = _compile(self.path).fullmatch(path)
+        return found.groupdict() if found is not None else None
+
 
 class RouteGroup(Protocol):
     """A group of handlers that belong together."""
@@ -60,11 +65,9 @@ class RouteGroup(Protocol):
 @cache
 def _compile(pattern: str) -> re.Pattern[str]:
     """Compile a route's path: `{name}` matches one piece, `{name:expression}` the expression."""
-    # Fixed text and expressions (None = one piece) alternate.
-    pieces = re.split(r"\{\w+(?::([^{}]+))?\}", pattern)
-    return re.compile(
-        "".join(
-            re.escape(piece or "") if number % 2 == 0 else f"(?:{piece or '[^/]+'})"
-            for number, piece in enumerate(pieces)
-        )
-    )
+    # Fixed text, a name and its expression (None = one piece) alternate.
+    pieces = re.split(r"\{(\w+)(?::([^{}]+))?\}", pattern)
+    compiled = re.escape(pieces[0])
+    for name, expression, text in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
+        compiled += f"(?P<{name}>{expression or '[^/]+'}){re.escape(text)}"
+    return re.compile(compiled)

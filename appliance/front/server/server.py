@@ -23,6 +23,7 @@ from appliance.front.pipeline.pipeline import RequestPipeline, too_large
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response
 from appliance.front.pipeline.route import Route
+from appliance.front.server.addresses import find_meant_route, has_joined_bases, strip_slashes, suggest_path
 from appliance.front.server.cold_protocol import ColdProtocol, is_unreadable
 from appliance.front.server.connections import LINGER_S, Connections, InnerProtocol
 from appliance.front.server.fast_connection import FastConnection
@@ -151,10 +152,13 @@ class HttpServer:
     async def _handle(self, web_request: web.Request, route: Route | None) -> web.StreamResponse:
         """Serve one request that aiohttp has read.
 
-        1. an address of the table                                → its handler
+        1. an address of the table, or one with extra slashes     → its handler
         2. an address of a backend                                → passthrough
         3. anything else: unknown, a wrong method, a preflight    → answered here
         """
+        parts = dict(web_request.match_info) if route else {}
+        if route is None and (meant := find_meant_route(self._routes, web_request.method, web_request.path)):
+            route, parts = meant
         is_passed = route is None and self._is_passed_on(web_request)
         request = self.pipeline.request(
             route.path if route else PASSTHROUGH_ROUTE if is_passed else "other",
@@ -164,7 +168,7 @@ class HttpServer:
             body=b"",
             peer=web_request.remote or "unix",
             query=web_request.query_string if route else "",
-            params=dict(web_request.match_info) if route else None,
+            params=parts,
         )
         with _busy(web_request), request:
             try:
@@ -318,7 +322,7 @@ class HttpServer:
 
         1. passthrough is off, or there is no backend     → no
         2. a browser's preflight                          → no: it is answered here
-        3. an address that is not in the table            → yes
+        3. an address that is not in the table            → yes, unless two base URLs are joined in it
         4. a method that is not in the table, below /v1/  → yes, unless no engine can have the address
         """
         path = web_request.path
@@ -327,7 +331,7 @@ class HttpServer:
         if web_request.method == "OPTIONS" and "Access-Control-Request-Method" in web_request.headers:  # 2
             return False
         if not self.methods_at(path):  # 3
-            return True
+            return not has_joined_bases(path)
         is_ours = any(route.is_ours and route.fits(path) for route in self._routes)
         return path.startswith("/v1/") and not is_ours  # 4
 
@@ -336,10 +340,10 @@ class HttpServer:
 
         1. a browser's preflight            → the methods and headers that it may send
         2. another method is in the table   → 405 with the methods that are
-        3. no such address                  → 404
+        3. no such address                  → 404, with the address that was probably meant
         """
         path, method, dialect = request.path, request.method, self._dialect_at(request.path)
-        methods = self.methods_at(path)
+        methods = self.methods_at(path) or self.methods_at(strip_slashes(path))
         if (
             method == "OPTIONS"
             and not methods
@@ -362,7 +366,10 @@ class HttpServer:
             response = self._bare_error(error, dialect, request)
             response.headers.insert(0, ("Allow", allowed))
             return response
-        return self._bare_error(NotFound(f"There is nothing at {path}."), dialect, request)  # 3
+        near = suggest_path(path, lambda known: bool(self.methods_at(known)))  # 3
+        hint = f" Did you mean {near}?" if near else ""
+        error = NotFound(f"There is nothing at {path}.{hint}")
+        return self._bare_error(error, self._dialect_at(near or path), request)
 
     def _render_error(self, status: int, error: BaseException | None, peer: str) -> web.Response:
         """Answer what aiohttp would answer by itself; the connection ends with it.
