@@ -246,6 +246,9 @@ async def test_a_model_of_ours_is_asked_once(managed: Managed) -> None:
         appliance.running, {"model": "embed", "input": MANY_WORDS}, path="/v1/embeddings"
     )
     assert (status, value["error"]["code"]) == (400, "context_length_exceeded")
+    status, _, value = await ask(appliance.running, {"model": "a", "input": "hello"}, path="/v1/embeddings")
+    assert (status, value["error"]["message"][:33]) == (501, "This server does not support embe")
+    assert len(appliance.running.appliance.receipts.latest(1)[0].attempts) == 1
     assert (await ask(appliance.running, {"model": "a", "messages": HELLO}))[0] == 200
 
 

@@ -20,7 +20,7 @@ from appliance.engines.backends.contract import NO_CALLBACKS, BackendCallbacks
 from appliance.engines.backends.server import EngineServer, RunnerPolicy
 from appliance.engines.backends.stats import BackendStats
 from appliance.engines.dialects.contract import EngineFacts, EngineHealth
-from appliance.engines.outcome import Outcome, Retry
+from appliance.engines.outcome import BreakerEffect, Outcome, Retry
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import AnySlot, Slot
 from appliance.engines.specs import BackendSpec
@@ -237,7 +237,9 @@ class ManagedBackend:
                     log.warning(
                         "retried", alias=request.wanted_model, reason=failure.label, id=request.receipt.id
                     )
-                    if failure.outcome is not Outcome.ENGINE_ERROR:  # it answered: it is alive
+                    if (
+                        failure.outcome.breaker is not BreakerEffect.UNDECIDED
+                    ):  # else it answered: it is alive
                         await _wait_exited(lease.runner)
             raise AssertionError("unreachable")
         finally:

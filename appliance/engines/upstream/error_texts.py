@@ -4,7 +4,9 @@ Engines answer 500 to many faults of the caller. A row holds for all engines: a 
 and forks keep the words. Sentences that are not here are decided by their status alone.
 
 Source: b11669 means seen with llama-server 0.7.0 (build 11669), and provoked there by
-tests/journeys/test_caller_faults.py. The others are of the projects' sources and public reports.
+tests/journeys/test_caller_faults.py. vLLM 0.32 answers 4xx to every fault that was tried
+(tests/journeys/test_vllm.py); its rows are of older generations. Those and the rest are of the projects'
+sources and public reports.
 """
 
 import re
