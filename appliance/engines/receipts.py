@@ -23,6 +23,7 @@ class Attempt:
         failure_status: The status that the failure stands for; an error event in a stream of status 200 has
             its own.
         backend: Name of the operator's backend that it was made at; "" = a public endpoint.
+        retry_after_s: Its Retry-After, seconds; None = none. JSON does not show it.
     """
 
     endpoint: str
@@ -32,6 +33,7 @@ class Attempt:
     note: str = ""
     failure_status: int | None = None
     backend: str = ""
+    retry_after_s: float | None = None
 
     @property
     def label(self) -> str:

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from appliance.base.clock import FakeClock
-from appliance.base.errors import ApplianceError, Forbidden, Invalid, TimedOut, Unavailable, UpstreamFailed
+from appliance.base.errors import (
+    ApplianceError,
+    Exhausted,
+    Forbidden,
+    Invalid,
+    TimedOut,
+    Unavailable,
+    UpstreamFailed,
+)
 from appliance.base.metrics.registry import Metrics
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import PoolFull, PoolLimits
@@ -311,3 +319,24 @@ def test_what_an_error_status_means(status: int, outcome: str, retry_after_s: fl
     failed = map_error(status, {"retry-after": "7"}, "text")
     assert isinstance(failed, AttemptFailed)
     assert (failed.label, failed.retry_after_s) == (outcome, retry_after_s)
+
+
+@pytest.mark.parametrize(("waits", "retry_after_s"), [((7, 5), 5), ((7, None), 7), ((None, None), None)])
+async def test_429_of_all_endpoints_is_a_429(
+    open_hosted: Open, waits: tuple[float | None, ...], retry_after_s: float | None
+) -> None:
+    scene = await open_hosted(breaker_failures=1)
+    for api, wait_s in zip(scene.apis, waits, strict=True):
+        api.script(Status(429, retry_after_s=wait_s))
+    error = await scene.fail()
+    assert isinstance(error, Exhausted)
+    assert (error.retry_after_s, "2 of its endpoints answered 429" in error.message) == (retry_after_s, True)
+    assert (await scene.send()).status == 200, "the limit of one request opens no circuit"
+
+
+async def test_one_429_among_other_failures_is_a_failure(open_hosted: Open) -> None:
+    scene = await open_hosted()
+    scene.apis[0].script(Status(429, retry_after_s=7))
+    scene.apis[1].script(Status(502))
+    error = await scene.fail()
+    assert (type(error), error.code) == (UpstreamFailed, "novita_upstream_error")

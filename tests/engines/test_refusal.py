@@ -389,3 +389,27 @@ def test_the_words_of_a_refusal_are_passed_on(body: str, message: str) -> None:
     error = interpret_error(422, {}, body, "The backend x")
     assert isinstance(error, Invalid)
     assert error.message == message
+
+
+NOW = "Mon, 30 Nov 2026 16:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "1.5"}, 1.5),
+        ({"retry-after": "-1"}, 0.0),
+        ({"retry-after": "1e9"}, 86_400.0),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "soon", "date": NOW}, None),
+        ({"retry-after": "Mon, 30 Nov 2026 16:01:00 GMT", "date": NOW}, 60.0),
+        ({"retry-after": "Mon, 30 Nov 2026 15:59:00 GMT", "date": NOW}, 0.0),
+        ({"retry-after": "Mon, 30 Nov 2026 16:01:00 GMT"}, None),
+        ({"retry-after": "Mon, 30 Nov 2026 16:01:00 GMT", "date": "today"}, None),
+        ({"retry-after": "Mon, 30 Nov 2026 16:01:00", "date": NOW}, None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(headers: dict[str, str], seconds: float | None) -> None:
+    assert parse_retry_after(headers) == seconds

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from appliance.base.clock import Clock
-from appliance.base.errors import ApplianceError, Kind, TimedOut, Unavailable, UpstreamFailed
+from appliance.base.errors import ApplianceError, Exhausted, Kind, TimedOut, Unavailable, UpstreamFailed
 from appliance.base.metrics.registry import Metrics
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import Target, Timeouts
@@ -37,12 +37,14 @@ from appliance.engines.upstream.refusal import caller_error, find_caller_fault, 
 from appliance.engines.upstream.request_body import render_body
 
 LABEL = "The hosted API"
+RATE_LIMITED = 429  # says nothing about the endpoint's health: its circuit stays closed
 NEXT_ENDPOINT = {404, 408, 429}  # and every 5xx: another endpoint may be able to answer
 ERROR_CHARACTERS = 200  # of the last error of an endpoint
 FAILURES = {
     Kind.UPSTREAM: Outcome.UPSTREAM,
     Kind.UNAVAILABLE: Outcome.UNAVAILABLE,
     Kind.TIMEOUT: Outcome.TIMEOUT,
+    Kind.EXHAUSTED: Outcome.FULL,
 }
 
 
@@ -260,8 +262,10 @@ class HostedBackend:
 
     def _record_failure(self, endpoint: Endpoint, attempt: Attempt, failed: AttemptFailed) -> None:
         attempt.outcome, attempt.note = failed.outcome, failed.note
+        attempt.retry_after_s = failed.retry_after_s
         endpoint.last_error = f"{failed.label}: {failed.note}"[:ERROR_CHARACTERS]
-        if failed.outcome.breaker in {BreakerEffect.FAILED, BreakerEffect.UNDECIDED}:
+        is_failure = failed.outcome.breaker in {BreakerEffect.FAILED, BreakerEffect.UNDECIDED}
+        if is_failure and failed.status != RATE_LIMITED:
             endpoint.breaker.record_failure(self._clock.monotonic_s(), retry_after_s=failed.retry_after_s)
         else:
             endpoint.breaker.release_probe()
@@ -289,6 +293,13 @@ class HostedBackend:
                 "The circuits of all endpoints of the hosted API are open after failures; "
                 f"retrying in {retry_in_s:.0f} s.",
                 retry_after_s=retry_in_s,
+                details={"attempts": attempts},
+            )
+        if all(attempt.status == RATE_LIMITED for attempt in own):
+            waits = [attempt.retry_after_s for attempt in own if attempt.retry_after_s is not None]
+            return Exhausted(
+                f"The hosted API limits the rate: {len(attempts)} of its endpoints answered 429.",
+                retry_after_s=min(waits, default=None),
                 details={"attempts": attempts},
             )
         return UpstreamFailed(

@@ -1,6 +1,8 @@
 """What an engine's error response means: the client's fault, no capacity, a failed server … Pure."""
 
+import math
 import re
+from email.utils import parsedate_to_datetime
 
 from appliance.base import jsons
 from appliance.base.errors import ApplianceError, Forbidden, Invalid, NoSuchModel, Unsupported, UpstreamFailed
@@ -45,6 +47,7 @@ _PROMPT = re.compile(
 # With the tokens asked for: the sum in words, or vLLM's sum as "(asked > context - prompt)".
 _TOTAL = re.compile(r"for a total of (\d+) tokens", re.IGNORECASE)
 _SUM = re.compile(r"\((\d+) > \d+ - (\d+)\)")
+MAX_RETRY_AFTER_S = 86_400.0
 
 
 def parse_context_error(text: str) -> tuple[int, int] | None:
@@ -193,11 +196,21 @@ def read_sentence(text: str) -> str:
 
 
 def parse_retry_after(headers: dict[str, str]) -> float | None:
-    """Read `Retry-After`, in seconds; None = none, or not a number (these APIs send no dates)."""
+    """Read `Retry-After`, in seconds or as a date, which is compared with the response's own `Date`.
+
+    Returns:
+        Seconds, 0 to MAX_RETRY_AFTER_S; None = there is none, or it cannot be read.
+    """
+    given = headers.get("retry-after", "")
     try:
-        return max(0.0, float(headers.get("retry-after", "")))
+        seconds = float(given)
     except ValueError:
-        return None
+        try:
+            until, now = parsedate_to_datetime(given), parsedate_to_datetime(headers.get("date", ""))
+            seconds = (until - now).total_seconds()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return min(max(0.0, seconds), MAX_RETRY_AFTER_S) if math.isfinite(seconds) else None
 
 
 def caller_error(status: int, text: str, label: str) -> ApplianceError:
