@@ -4,9 +4,12 @@ Integers over 64 bits are written exactly, and read as the nearest float.
 """
 
 import json
+import math
 from typing import Any
 
 import orjson
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class InvalidJson(ValueError):
@@ -26,6 +29,40 @@ def loads(data: bytes | str) -> Any:
             return json.loads(data)
         except (ValueError, RecursionError):
             raise InvalidJson(str(exc)) from None
+
+
+def loads_utf8(data: bytes) -> Any:
+    """Parse one JSON value as every reader reads it: UTF-8, a byte order mark or not, finite numbers.
+
+    Lone surrogates are read where they are escaped.
+
+    Raises:
+        InvalidJson: It is another encoding, has NaN or an infinite number, or is not JSON.
+    """
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as exc:
+        try:
+            text = data.removeprefix(BYTE_ORDER_MARK).decode()
+        except UnicodeDecodeError:
+            raise InvalidJson("it is not UTF-8") from None
+        if text[:4].count("\0"):
+            raise InvalidJson("it is not UTF-8 (UTF-16 or UTF-32)") from None
+        try:
+            return json.loads(text, parse_float=_finite, parse_constant=_refuse)
+        except InvalidJson:
+            raise
+        except (ValueError, RecursionError):
+            raise InvalidJson(str(exc)) from None
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    return value if math.isfinite(value) else _refuse(digits)
+
+
+def _refuse(name: str) -> float:
+    raise InvalidJson(f"{name[:40]} is not a number of JSON")
 
 
 def dumps(value: Any) -> bytes:

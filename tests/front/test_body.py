@@ -23,6 +23,15 @@ from appliance.front.pipeline.body import (
         (b"[1]", "invalid_json", "must be a JSON object, not an array"),
         (b'"x"', "invalid_json", "must be a JSON object, not a string"),
         (b"null", "invalid_json", "must be a JSON object, not null"),
+        ('{"a": 1}'.encode("utf-16"), "invalid_json", "The body is not valid JSON: it is not UTF-8."),
+        ('{"a": 1}'.encode("utf-16-le"), "invalid_json", "it is not UTF-8"),
+        ('{"a": 1}'.encode("utf-32-be"), "invalid_json", "it is not UTF-8"),
+        (b'{"a": "\xff"}', "invalid_json", "it is not UTF-8"),
+        (b'{"a": "\xed\xa0\x80"}', "invalid_json", "it is not UTF-8"),
+        (b'{"temperature": NaN}', "invalid_json", "NaN is not a number of JSON"),
+        (b'{"temperature": [-Infinity]}', "invalid_json", "-Infinity is not a number of JSON"),
+        (b'{"temperature": 1e999}', "invalid_json", "1e999 is not a number of JSON"),
+        (b"[" * 100_000, "invalid_json", "The body is not valid JSON: "),
     ],
 )
 def test_a_body_that_is_not_an_object_is_refused(body: bytes, code: str, text: str) -> None:
@@ -33,6 +42,19 @@ def test_a_body_that_is_not_an_object_is_refused(body: bytes, code: str, text: s
 
 def test_all_fields_of_an_object_are_read() -> None:
     assert read_object(b' {"a": 1, "b": null} ') == {"a": 1, "b": None}
+
+
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [
+        (b'\xef\xbb\xbf{"a": 1}', {"a": 1}),  # a byte order mark
+        (b'{"a": "\\ud800"}', {"a": "\ud800"}),  # half a character, escaped
+        (b'{"a": 1' + b"0" * 400 + b"}", {"a": 10**400}),
+        (b'{"model": "a", "mod\\u0065l": "b"}', {"model": "b"}),
+    ],
+)
+def test_what_has_one_meaning_is_read(body: bytes, value: dict[str, Any]) -> None:
+    assert read_object(body) == value
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 from appliance.base import jsons
 
 _MODEL = re.compile(rb'"model"\s*:\s*"[^"\\]*(?:\\.[^"\\]*)*"')
+_ESCAPE = rb"\u006"  # how the letters of "model" begin where they are escaped, as no usual client does
 
 
 @lru_cache(maxsize=1024)
@@ -23,7 +24,7 @@ def with_model(raw: bytes, body: dict[str, Any], model: str) -> bytes:
 
     1. it has no `model`                   → added in front
     2. `"model"` is in the bytes once      → its value is replaced in place
-    3. it is there more than once          → rendered again from `body`
+    3. it is there more than once, or one of its letters may be escaped → rendered again from `body`
 
     Args:
         raw: The bytes of one JSON object.
@@ -35,6 +36,11 @@ def with_model(raw: bytes, body: dict[str, Any], model: str) -> bytes:
         comma = b"" if not body else b","
         return b'{"model":' + jsons.dumps(model) + comma + rest
     at = raw.find(b'"model"')
-    if at >= 0 and raw.find(b'"model"', at + 7) < 0 and (found := _MODEL.match(raw, at)):  # 2
+    if (
+        at >= 0
+        and raw.find(b'"model"', at + 7) < 0
+        and _ESCAPE not in raw
+        and (found := _MODEL.match(raw, at))
+    ):  # 2
         return raw[:at] + _model_field(model) + raw[found.end() :]
     return jsons.dumps({**body, "model": model})  # 3

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from appliance.base.errors import Invalid, NoSuchModel
+from appliance.base.jsons import BYTE_ORDER_MARK
 from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.engines.router import Router
 from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation
@@ -133,7 +134,7 @@ class OpenAIHandlers:
         engine_request = EngineRequest(
             operation,
             body,
-            request.body,
+            request.body.removeprefix(BYTE_ORDER_MARK),
             body.get("model") or "",
             is_stream,
             request.receipt,

@@ -49,12 +49,12 @@ def read_object(body: bytes) -> dict[str, Any]:
     """Parse a request body that must be one JSON object.
 
     Raises:
-        Invalid: There is no body, it is not JSON, or not an object.
+        Invalid: There is no body, it is not JSON in UTF-8, or not an object.
     """
     if not body.strip():
         raise Invalid("The request has no body. Send a JSON object.", code="missing_body")
     try:
-        value = jsons.loads(body)
+        value = jsons.loads_utf8(body)
     except jsons.InvalidJson as exc:
         raise Invalid(f"The body is not valid JSON: {exc}.", code="invalid_json") from None
     if not isinstance(value, dict):
