@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -564,4 +565,64 @@ async def test_content_in_parts_reaches_the_client_as_text() -> None:
 async def test_counters_of_a_wrong_type_are_passed_over(usage: Any, tokens: tuple[Any, Any]) -> None:
     it = Attempting(Response(200, JSON, jsons.dumps(WHOLE | {"usage": usage})), wants_events=False)
     await it.send()
+    assert it.tokens == tokens
+
+
+class ScriptedWire(Wire):
+    """Answers in turn."""
+
+    def __init__(self, *responses: Response) -> None:
+        super().__init__(responses[0])
+        self.responses, self.bodies = list(responses), []  # type: ignore[var-annotated]
+
+    async def send(self, target: Target, **sent: Any) -> Response:
+        self.bodies.append(jsons.loads(sent["body"]))
+        return self.responses.pop(0)
+
+
+REFUSAL = b'{"detail":[{"type":"extra_forbidden","loc":["body","stream_options"],"msg":"not permitted"}]}'
+OPTIONS = {"stream_options": {"include_usage": True}}
+
+
+@pytest.mark.parametrize("is_gathered", [True, False])
+async def test_refused_stream_options_are_left_out_from_then_on(is_gathered: bool) -> None:
+    responses = [Response(422, JSON, REFUSAL), *[stream_of(chunk("a", "stop"), DONE) for _ in range(2)]]
+    wire = ScriptedWire(*responses)
+    peer = Peer(wire, Target.parse("http://e0"), "e0", lambda *_: Invalid("no"))  # type: ignore[arg-type]
+    body = jsons.dumps({"model": "m", **OPTIONS})
+    call = UpstreamCall(b"/v1/x", body, Timeouts(), "public", True, is_gathered)
+    request = replace(engine_request(), raw=None)
+    for _ in range(2):
+        reply = await exchange(peer, call, request, Attempt("http://e0"), Observer())
+        assert (reply.body is not None) is is_gathered
+        if reply.events is not None:
+            await reply.events.aclose()
+    assert wire.bodies == [{"model": "m", **OPTIONS}, {"model": "m"}, {"model": "m"}]
+    assert responses[0].closed == 1
+
+
+@pytest.mark.parametrize(("raw", "text"), [(b"{}", REFUSAL), (None, b"something else")])
+async def test_other_refusals_are_the_clients_to_see(raw: bytes | None, text: bytes) -> None:
+    wire = ScriptedWire(Response(422, JSON, text))
+    peer = Peer(wire, Target.parse("http://e0"), "e0", lambda *_: Invalid("no"))  # type: ignore[arg-type]
+    call = UpstreamCall(b"/v1/x", jsons.dumps(OPTIONS), Timeouts(), "public", True)
+    with pytest.raises(Invalid):
+        await exchange(peer, call, replace(engine_request(), raw=raw), Attempt("http://e0"), Observer())
+    assert not peer.quirks.refuses_stream_options
+
+
+@pytest.mark.parametrize(
+    ("timings", "tokens"),
+    [
+        ({"prompt_n": 3, "cache_n": 2, "predicted_n": 4}, (5, 4)),
+        ({"prompt_n": 3, "predicted_n": 4}, (3, 4)),
+        ({"predicted_n": 4}, (None, 4)),
+        ({"predicted_n": "x"}, (None, None)),
+    ],
+)
+async def test_tokens_come_from_timings_where_there_is_no_usage(
+    timings: dict[str, Any], tokens: tuple[int | None, int | None]
+) -> None:
+    it = Attempting(stream_of(chunk("a"), chunk("", "stop", timings=timings), DONE))
+    await it.stream()
     assert it.tokens == tokens

@@ -372,7 +372,7 @@ class EngineServer:
                 return adapter_missing(name, self._label, note=text[:200], status=status)
             return interpret_error(status, headers, text, self._label)
 
-        return Peer(self._wire, self.target, self._label, refuse)
+        return Peer(self._wire, self.target, self._label, refuse, self._model_peer.quirks)
 
     def fail_waiting(self) -> int:
         """Fail the requests that wait for its response: each may be retried elsewhere. Return how many."""

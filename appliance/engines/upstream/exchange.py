@@ -6,7 +6,7 @@ is an AttemptFailed, so that another server may still answer; after it, the stre
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from appliance.base import jsons
@@ -33,8 +33,20 @@ MAX_HELD_BYTES = 65_536  # of events without content, before a stream begins all
 # The last chunk usually arrives one packet after [DONE]; waiting for it keeps the connection usable.
 LAST_CHUNK_TIMEOUT_S = 0.1
 EVENT_FIELDS = (b"data:", b":", b"event:", b"id:", b"retry:", b"error:")  # how a stream of events begins
+STREAM_OPTIONS = b'"stream_options"'
 MIN_HEAD_BYTES = 9  # a byte order mark and the longest of them
 Refuse = Callable[[int, dict[str, str], str], Exception]
+
+
+@dataclass(slots=True)
+class Quirks:
+    """What was learnt of a server from its answers.
+
+    Attributes:
+        refuses_stream_options: It refuses requests with `stream_options`.
+    """
+
+    refuses_stream_options: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +59,14 @@ class Peer:
         label: Its name at the start of error texts: "The hosted API", "The backend llm-1:8080".
         refuse: (status, headers, text) → the exception that an error status means: AttemptFailed, or an
             ApplianceError.
+        quirks: Shared by all peers of one server.
     """
 
     wire: ConnectionPool
     target: Target
     label: str
     refuse: Refuse
+    quirks: Quirks = field(default_factory=Quirks)
 
 
 class UpstreamCall(NamedTuple):
@@ -98,7 +112,8 @@ async def exchange(
     1. an error status                          → raised
     2. a whole response                         → checked
     3. a stream that becomes one whole response → read to its end
-    4. a stream                                 → returned once its first event has arrived
+    4. a stream                                 → returned once its first content has arrived
+    5. `stream_options` that we added is refused → sent again without it, now and in future
 
     Args:
         peer: The server.
@@ -111,6 +126,10 @@ async def exchange(
         AttemptFailed: Another server may try.
         ApplianceError: The client's own fault, as `peer.refuse` decides.
     """
+    adds_options = (call.is_gathered or request.raw is None) and STREAM_OPTIONS in call.body
+    if adds_options and peer.quirks.refuses_stream_options:
+        call, adds_options = call._replace(body=drop_stream_options(call.body)), False
+    is_refused = False
     try:
         response = await peer.wire.send(
             peer.target,
@@ -125,20 +144,13 @@ async def exchange(
         try:
             attempt.status = response.status
             if response.status >= 300:
-                raise await _refusal(response, peer)  # 1
-            source: UpstreamResponse | ReadResponse = response
-            if has_events := "event-stream" in response.headers.get("content-type", "").lower():
-                has_events = call.wants_events
-            elif call.wants_events:
-                source = await ReadResponse.begin(response)
-                has_events = source.has_events
-            if not has_events:
-                reply = await _read_whole(await source.read(), peer, call, request, observer)  # 2
-            elif call.is_gathered:
-                reply = await _gather(source, peer, call, request, observer)  # 3
+                text = await _read_error(response)
+                is_refused = adds_options and response.status in {400, 422} and "stream_options" in text
+                if not is_refused:
+                    raise peer.refuse(response.status, response.headers, text)  # 1
             else:
-                reply = await _start_stream(source, peer, call, request, observer)  # 4
-            return reply
+                reply = await _read_reply(response, peer, call, request, observer)
+                return reply
         finally:
             if reply is None or reply.events is None:
                 response.close()
@@ -147,12 +159,41 @@ async def exchange(
         raise
     except (WireError, BrokenStream, jsons.InvalidJson) as error:
         raise AttemptFailed.of(error) from error
+    peer.quirks.refuses_stream_options = True  # 5
+    return await exchange(peer, call, request, attempt, observer)
 
 
-async def _refusal(response: UpstreamResponse, peer: Peer) -> Exception:
-    """Return the exception for a response with an error status."""
-    text = SECRETS.redact((await response.read())[:MAX_ERROR_BYTES].decode("utf-8", "replace"))
-    return peer.refuse(response.status, response.headers, text)
+async def _read_reply(
+    response: UpstreamResponse,
+    peer: Peer,
+    call: UpstreamCall,
+    request: EngineRequest,
+    observer: AttemptObserver,
+) -> EngineReply:
+    """Read a response of status 200 as what it is, cases 2 to 4 of `exchange`."""
+    source: UpstreamResponse | ReadResponse = response
+    if has_events := "event-stream" in response.headers.get("content-type", "").lower():
+        has_events = call.wants_events
+    elif call.wants_events:
+        source = await ReadResponse.begin(response)
+        has_events = source.has_events
+    if not has_events:
+        return await _read_whole(await source.read(), peer, call, request, observer)  # 2
+    if call.is_gathered:
+        return await _gather(source, peer, call, request, observer)  # 3
+    return await _start_stream(source, peer, call, request, observer)  # 4
+
+
+async def _read_error(response: UpstreamResponse) -> str:
+    """Return the body of a response with an error status."""
+    return SECRETS.redact((await response.read())[:MAX_ERROR_BYTES].decode("utf-8", "replace"))
+
+
+def drop_stream_options(body: bytes) -> bytes:
+    """Return a request's body without the `stream_options` that we added for the token counts."""
+    value = jsons.loads(body)
+    value.pop("stream_options", None)
+    return jsons.dumps(value)
 
 
 class ReadResponse:
@@ -345,6 +386,21 @@ async def _await_last_chunk(response: UpstreamResponse | ReadResponse) -> bytes:
         return b""
 
 
+def usage_of_timings(timings: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return llama-server's own counts as usage, for a stream without one; None = it has none.
+
+    Source: `timings` of its last chunk: prompt_n (processed), cache_n (taken from the cache), predicted_n.
+    """
+    if timings is None or not isinstance(timings.get("predicted_n"), int):
+        return None
+    prompt, cached = timings.get("prompt_n"), timings.get("cache_n", 0)
+    is_known = isinstance(prompt, int) and isinstance(cached, int)
+    return {
+        "prompt_tokens": prompt + cached if is_known else None,
+        "completion_tokens": timings["predicted_n"],
+    }
+
+
 class UpstreamStream(Stream):
     """The events of one attempt. Closing it ends the exchange, and reports the outcome to the observer."""
 
@@ -437,7 +493,7 @@ class UpstreamStream(Stream):
             pass  # after `[DONE]`: nothing depends on it
         finally:
             self._response.close()
-            self._receipt.note_usage(self._relay.usage)
+            self._receipt.note_usage(self._relay.usage or usage_of_timings(self._relay.timings))
             if self._outcome is None:
                 self._outcome = Outcome.OK if self._relay.is_done else Outcome.CLIENT_LEFT
             self._observer.on_stream_end(self._outcome)
