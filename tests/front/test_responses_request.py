@@ -5,10 +5,18 @@ from typing import Any
 import pytest
 
 from appliance.base.errors import Invalid
-from appliance.front.openai.responses_request import chat_body
+from appliance.front.openai.responses_request import to_chat
 
 USER = {"role": "user", "content": "hi"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+SUMMARY = {"type": "summary_text", "text": "thought"}
+
+
+def assistant_calls(name: str, arguments: str) -> dict[str, Any]:
+    """Return the assistant's message with one call."""
+    called = {"id": "c1", "type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"role": "assistant", "content": None, "tool_calls": [called]}
 
 
 @pytest.mark.parametrize(
@@ -39,10 +47,19 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "
             },
         ),
         ({"tool_choice": "auto"}, {}),
+        ({"parallel_tool_calls": True}, {}),
+        (
+            {"tools": [{"type": "function", "name": "f"}], "parallel_tool_calls": False},
+            {"tools": [{"type": "function", "function": {"name": "f"}}], "parallel_tool_calls": False},
+        ),
+        ({"reasoning": {"effort": "xhigh"}}, {"reasoning_effort": "high"}),
+        ({"include": ["message.output_text.logprobs"]}, {"logprobs": True}),
+        ({"top_logprobs": 2}, {"logprobs": True, "top_logprobs": 2}),
+        ({"include": ["reasoning.encrypted_content"]}, {}),
     ],
 )
 def test_fields_become_those_of_chat(asked: dict[str, Any], body: dict[str, Any]) -> None:
-    assert chat_body({"input": "hi", **asked}) == {"messages": [USER], **body}
+    assert to_chat({"input": "hi", **asked}).body == {"messages": [USER], **body}
 
 
 @pytest.mark.parametrize(
@@ -51,7 +68,12 @@ def test_fields_become_those_of_chat(asked: dict[str, Any], body: dict[str, Any]
         ([USER], [USER]),
         ([{"type": "message", "role": "user", "content": None}], [{"role": "user", "content": ""}]),
         (
-            [{"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "text"}]}],
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "input_text", "text": "a"}, {"type": "text", "text": ""}],
+                }
+            ],
             [{"role": "user", "content": "a"}],
         ),
         (
@@ -90,42 +112,153 @@ def test_fields_become_those_of_chat(asked: dict[str, Any], body: dict[str, Any]
             [{"role": "tool", "tool_call_id": "c1", "content": "1"}],
         ),
         ([{"type": "reasoning", "summary": []}, USER], [USER]),
+        ([{"type": "reasoning", "summary": [SUMMARY], "encrypted_content": "x"}, USER], [USER]),
+        (
+            [{"type": "reasoning", "summary": [SUMMARY]}, {"role": "assistant", "content": "x"}],
+            [{"role": "assistant", "content": "x", "reasoning_content": "thought"}],
+        ),
+        (
+            [
+                {"type": "reasoning", "summary": [SUMMARY]},
+                {"type": "function_call", "call_id": "c1", "name": "f"},
+            ],
+            [{"role": "assistant", "content": None, "reasoning_content": "thought", "tool_calls": [CALL]}],
+        ),
+        (
+            [{"type": "custom_tool_call", "call_id": "c1", "name": "f", "input": "a\nb"}],
+            [assistant_calls("f", '{"input":"a\\nb"}')],
+        ),
+        (
+            [{"type": "local_shell_call", "id": "i", "call_id": "c1", "action": {"command": ["ls"]}}],
+            [assistant_calls("local_shell", '{"command":["ls"]}')],
+        ),
+        (
+            [
+                {"type": "local_shell_call", "id": "i", "call_id": "c1", "action": {}},
+                {"type": "local_shell_call_output", "id": "i", "output": "a"},
+            ],
+            [assistant_calls("local_shell", "{}"), {"role": "tool", "tool_call_id": "c1", "content": "a"}],
+        ),
+        (
+            [{"type": "custom_tool_call_output", "call_id": "c1", "output": "1"}],
+            [{"role": "tool", "tool_call_id": "c1", "content": "1"}],
+        ),
+        (
+            [
+                {
+                    "type": "function_call_output",
+                    "call_id": call_id,
+                    "output": [{"type": "input_image", "image_url": "data:x", "detail": "original"}],
+                }
+                for call_id in ("c1", "c2")
+            ],
+            [
+                {"role": "tool", "tool_call_id": "c1", "content": ""},
+                {"role": "tool", "tool_call_id": "c2", "content": ""},
+                {
+                    "role": "user",
+                    "content": [
+                        part
+                        for call_id in ("c1", "c2")
+                        for part in (
+                            {"type": "text", "text": f"Images of the tool result {call_id}:"},
+                            {"type": "image_url", "image_url": {"url": "data:x", "detail": "high"}},
+                        )
+                    ],
+                },
+            ],
+        ),
     ],
 )
 def test_items_become_messages(items: list[Any], messages: list[Any]) -> None:
-    assert chat_body({"input": items})["messages"] == messages
-    with_system = chat_body({"input": items, "instructions": "be brief"})["messages"]
+    assert to_chat({"input": items}).body["messages"] == messages
+    with_system = to_chat({"input": items, "instructions": "be brief"}).body["messages"]
     assert with_system == [{"role": "system", "content": "be brief"}, *messages]
 
 
 @pytest.mark.parametrize(
     ("asked", "param", "text"),
     [
-        ({"previous_response_id": "r"}, "previous_response_id", "send the former messages in `input`"),
-        ({"conversation": "c"}, "conversation", "responses are not stored"),
-        ({"background": True}, "background", "`background` is not supported: responses are not stored."),
+        ({"conversation": "c"}, "conversation", "Send `previous_response_id`"),
+        ({"background": True}, "background", "`background` is not supported: a response is made while"),
         ({"input": None}, "input", "a string, or an array with at least one item"),
         ({"input": []}, "input", "`input` is required"),
         ({"input": 3}, "input", "`input` is required"),
         ({"input": ["x"]}, "input.0", "`input.0` must be an object, not a string."),
         ({"input": [{"type": "message"}]}, "input.0.role", "`input.0.role` is missing."),
-        ({"input": [{"type": "web_search"}]}, "input.0.type", "'web_search' is not supported."),
+        ({"input": [{"type": "zzz"}]}, "input.0.type", "'zzz' is not supported."),
         ({"input": [{"role": "user", "content": 3}]}, "input.0.content", "a string or an array of parts"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_file"}]}]},
             "input.0.content.0.type",
             "'input_file' is not supported.",
         ),
+        ({"tools": ["f"]}, "tools.0", "`tools.0` must be an object, not a string."),
+        ({"tools": [{}]}, "tools.0.type", "`tools.0.type` must be a string"),
+        ({"tools": [{"type": {}}]}, "tools.0.type", "not an object"),
+        ({"tools": [{"type": "custom"}]}, "tools.0.name", "`tools.0.name` is required"),
+        ({"tools": [{"type": "namespace", "name": "n"}]}, "tools.0.tools", "must be an array, not null"),
         (
-            {"tools": [{"type": "web_search"}]},
-            "tools.0.type",
-            "'web_search' is not supported; use \"function\".",
+            {"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "function"}]}]},
+            "tools.0.tools.0.name",
+            "is required",
         ),
-        ({"tools": ["f"]}, "tools.0.type", "a string"),
+        ({"input": [{"type": {}}]}, "input.0.type", "must be a string such as"),
+        ({"input": [{"role": 5}]}, "input.0.role", "must be a string"),
+        *(
+            (
+                {"input": [{"role": "user", "content": [part]}]},
+                f"input.0.content.0{end}",
+                text,
+            )
+            for part, end, text in [
+                ({"type": "input_text", "text": None}, ".text", "must be a string, not null."),
+                ({"type": "input_text"}, ".text", "must be a string, not null."),
+                ({"type": "input_text", "text": 5}, ".text", "must be a string, not an integer."),
+                ({"type": {}}, ".type", "not an object"),
+                ({"input_text": None}, ".type", "not null"),
+                ({"type": "input_image", "file_id": "f"}, ".type", "send `image_url`"),
+                ("x", "", "must be an object, not a string."),
+            ]
+        ),
+        ({"input": [{"type": "function_call", "name": 5}]}, "input.0.name", "must be a string"),
+        ({"input": [{"type": "custom_tool_call", "input": 5}]}, "input.0.input", "must be a string"),
+        ({"text": {"format": 5}}, "text.format", "must be an object"),
+        ({"text": {"format": {"type": {}}}}, "text.format.type", "one of text, json_object, json_schema."),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema", "must be an object, not null"),
+        ({"reasoning": {"effort": 5}}, "reasoning.effort", "must be a string"),
     ],
 )
 def test_refusals_name_the_field(asked: dict[str, Any], param: str, text: str) -> None:
     with pytest.raises(Invalid) as refused:
-        chat_body({"input": "hi", **asked})
+        to_chat({"input": "hi", **asked})
     assert refused.value.param == param
     assert text in refused.value.message
+
+
+def test_leading_system_messages_are_one() -> None:
+    items = [{"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "b"}]}, USER]
+    body = to_chat({"input": [*items, {"role": "developer", "content": "c"}], "instructions": "a"}).body
+    assert body["messages"] == [
+        {"role": "system", "content": "a\n\nb"},
+        USER,
+        {"role": "system", "content": "c"},
+    ]
+
+
+def test_what_no_engine_has_is_left_out_and_named() -> None:
+    chat = to_chat(
+        {
+            "input": [USER, {"type": "web_search_call", "id": "ws_1", "status": "completed"}],
+            "tools": [{"type": "web_search"}, {"type": "local_shell"}],
+            "tool_choice": {"type": "web_search"},
+            "parallel_tool_calls": True,
+        }
+    )
+    assert chat.body == {"messages": [USER]}
+    assert set(chat.ignored) == {
+        "tools.web_search",
+        "tools.local_shell",
+        "input.web_search_call",
+        "tool_choice",
+    }

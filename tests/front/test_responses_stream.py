@@ -1,7 +1,7 @@
 """Chat chunks as the event stream of the Responses API, by the shapes of OpenAI's reference."""
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from appliance.base.errors import UpstreamFailed
 from appliance.engines.stream import GeneratedStream
 from appliance.front.openai.responses_objects import finish_response, new_response, output_items, usage_object
 from appliance.front.openai.responses_stream import ResponsesStream
+from appliance.front.openai.responses_tools import to_functions
 
 USAGE = {
     "prompt_tokens": 3,
@@ -28,16 +29,20 @@ def call(
 
 
 async def events_of(
-    *deltas: dict[str, Any], finish: str = "stop", is_cut: bool = False
+    *deltas: dict[str, Any],
+    finish: str = "stop",
+    is_cut: bool = False,
+    choices: Sequence[dict[str, Any]] = (),
+    **more: Any,
 ) -> list[dict[str, Any]]:
     async def chunks() -> AsyncGenerator[bytes, None]:
-        for delta in deltas:
-            yield b"data: %b\n\n" % json.dumps({"choices": [{"delta": delta}]}).encode()
+        for choice in [*choices, *({"delta": delta} for delta in deltas)]:
+            yield b"data: %b\n\n" % json.dumps({"choices": [choice]}).encode()
         if not is_cut:
             last = {"choices": [{"delta": {}, "finish_reason": finish}], "usage": USAGE}
             yield b"data: %b\n\ndata: [DONE]\n\n" % json.dumps(last).encode()
 
-    stream = ResponsesStream(new_response({}, model="m", at_s=1), FakeClock(100))
+    stream = ResponsesStream(new_response({}, model="m", at_s=1), FakeClock(100), **more)
     text = b""
     try:
         async for piece in stream.pieces(GeneratedStream(chunks())):
@@ -232,3 +237,58 @@ def test_a_new_response_repeats_the_request() -> None:
     assert (response["temperature"], response["store"], response["status"]) == (0.1, False, "in_progress")
     assert response["reasoning"] == {"effort": "low", "summary": None}
     assert new_response({}, model="m", at_s=1)["text"] == {"format": {"type": "text"}}
+
+
+async def test_calls_come_back_as_what_the_client_declared() -> None:
+    tools = to_functions(
+        [
+            {"type": "custom", "name": "patch"},
+            {"type": "namespace", "name": "mcp__git__", "tools": [{"type": "function", "name": "log"}]},
+        ]
+    ).by_function
+    events = await events_of(
+        {"tool_calls": [call(0, id="c1", name="patch", arguments='{"input":')]},
+        {"tool_calls": [call(0, arguments='"a\\nb"}')]},
+        {"tool_calls": [call(1, id="c2", name="log", arguments="{}")]},
+        finish="tool_calls",
+        tools=tools,
+    )
+    assert kinds(events)[2:-1] == [
+        "output_item.added",
+        "custom_tool_call_input.delta",
+        "custom_tool_call_input.done",
+        "output_item.done",
+        "output_item.added",
+        "function_call_arguments.delta",
+        *CALL_END,
+    ]
+    added, delta, done = events[2], events[3], events[4]
+    assert (added["item"]["type"], added["item"]["input"]) == ("custom_tool_call", "")
+    assert (delta["delta"], done["input"]) == ("a\nb", "a\nb")
+    custom, function = events[-1]["response"]["output"]
+    assert custom == {
+        "type": "custom_tool_call",
+        "id": done["item_id"],
+        "call_id": "c1",
+        "name": "patch",
+        "status": "completed",
+        "input": "a\nb",
+    }
+    assert custom["id"].startswith("ctc_")
+    assert (function["name"], function["namespace"], function["arguments"]) == ("log", "mcp__git__", "{}")
+    message = {"tool_calls": [{"id": "c1", "function": {"name": "patch", "arguments": '{"input":"a\\nb"}'}}]}
+    [whole] = output_items(message, tools)
+    assert whole | {"id": custom["id"]} == custom
+
+
+async def test_logprobs_are_given_with_the_text() -> None:
+    tokens = [{"token": one, "logprob": -0.5, "bytes": [97], "top_logprobs": []} for one in "ab"]
+    chunks = [{"delta": {"content": token["token"]}, "logprobs": {"content": [token]}} for token in tokens]
+    events = await events_of(choices=chunks, has_logprobs=True)
+    deltas = [event for event in events if event["type"] == "response.output_text.delta"]
+    assert [event["logprobs"] for event in deltas] == [[token] for token in tokens]
+    [done] = [event for event in events if event["type"] == "response.output_text.done"]
+    assert done["logprobs"] == tokens
+    assert events[-1]["response"]["output"][0]["content"][0]["logprobs"] == tokens
+    without = await events_of(choices=chunks)
+    assert without[-1]["response"]["output"][0]["content"][0]["logprobs"] == []

@@ -6,5 +6,4 @@ Modules:
     request: its request as a chat request.
     response: a chat reply as its message.
     stream: chat chunks as its event stream.
-    token_estimate: how many tokens a prompt has, where no engine can count them.
 """

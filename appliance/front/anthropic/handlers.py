@@ -4,7 +4,6 @@ Requests are translated in request.py and content.py, replies in response.py and
 used here is left out and named in the header `x-appliance-ignored`.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,20 +16,18 @@ from appliance.engines.types import EngineReply, EngineRequest, Operation
 from appliance.front.anthropic.request import MessagesRequest, to_chat
 from appliance.front.anthropic.response import new_message, to_message
 from appliance.front.anthropic.stream import PING, MessagesStream
-from appliance.front.anthropic.token_estimate import estimate_tokens
 from appliance.front.pipeline.body import read_object
 from appliance.front.pipeline.errors import error_event
+from appliance.front.pipeline.ignored import ignored_headers
 from appliance.front.pipeline.late import respond_or_heartbeat
 from appliance.front.pipeline.replies import parse_error_reply, parse_reply
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response, json_response
 from appliance.front.pipeline.route import Route
 from appliance.front.pipeline.sse import SSE_HEADERS
+from appliance.front.pipeline.token_estimate import ESTIMATE, estimate_tokens
 
 DIALECT = "anthropic"
-IGNORED, ESTIMATE = "x-appliance-ignored", "x-appliance-estimate"
-MAX_NAMES, MAX_NAME_CHARACTERS = 20, 64  # in the header: the names are the client's
-_UNPRINTABLE = re.compile(r"[^A-Za-z0-9_.:-]")
 Headers = list[tuple[str, str]]
 
 
@@ -135,10 +132,4 @@ class AnthropicHandlers:
 
 def _headers(request: Request, translated: MessagesRequest) -> Headers:
     """Return the headers of a response: the id under Anthropic's name, and what was left out."""
-    headers = [("request-id", request.id)]
-    if translated.ignored:
-        names = [
-            _UNPRINTABLE.sub("?", name[:MAX_NAME_CHARACTERS]) for name in dict.fromkeys(translated.ignored)
-        ]
-        headers.append((IGNORED, ", ".join(names[:MAX_NAMES])))
-    return headers
+    return [("request-id", request.id), *ignored_headers(translated.ignored)]

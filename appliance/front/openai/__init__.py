@@ -4,7 +4,9 @@ Modules:
     anthropic_models: the list of models for Anthropic's clients.
     handlers: models, chat, completions, embeddings.
     responses: the Responses API, on top of chat completions.
+    responses_items: its input items as chat messages.
     responses_objects: its objects: a response and its items.
     responses_request: its request as a chat request.
     responses_stream: chat chunks as its event stream.
+    responses_tools: its tools as chat's functions, and back.
 """

@@ -1,4 +1,7 @@
-"""OpenAI's Responses API, on top of chat completions: whole or as event streams. Nothing is stored."""
+"""OpenAI's Responses API, on top of chat completions: whole or as event streams. Nothing is stored.
+
+What cannot be used here is left out and named in the header `x-appliance-ignored`.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,10 +14,16 @@ from appliance.engines.router import Router
 from appliance.engines.stream import GeneratedStream
 from appliance.engines.types import EngineRequest, Operation
 from appliance.engines.upstream.reply_text import read_choices, read_finish, read_message
-from appliance.front.openai.responses_objects import finish_response, new_response, output_items
-from appliance.front.openai.responses_request import chat_body
+from appliance.front.openai.responses_objects import (
+    finish_response,
+    new_response,
+    output_items,
+    read_logprobs,
+)
+from appliance.front.openai.responses_request import ChatRequest, to_chat
 from appliance.front.openai.responses_stream import ResponsesStream
 from appliance.front.pipeline.body import OPENAI_TYPES, check_types, read_object
+from appliance.front.pipeline.ignored import ignored_headers
 from appliance.front.pipeline.late import respond_or_heartbeat
 from appliance.front.pipeline.replies import parse_reply
 from appliance.front.pipeline.request import Request
@@ -30,6 +39,10 @@ TYPES = {
     "reasoning": dict,
     "instructions": str,
     "metadata": dict,
+    "include": list,
+    "store": bool,
+    "previous_response_id": str,
+    "background": bool,
 }
 
 
@@ -60,7 +73,8 @@ class ResponsesHandlers:
         """Create a response, whole or as a stream of events; it is not stored."""
         payload = read_object(request.body)
         check_types(payload, TYPES)
-        body = chat_body(payload)
+        chat = to_chat(payload)
+        body = chat.body
         model = payload.get("model") or ""
         card = self._router.resolve(model)
         body["model"] = model or card.id
@@ -72,8 +86,11 @@ class ResponsesHandlers:
         )
         response = new_response(payload, model=card.id, at_s=int(self._clock.now_s()))
         if is_stream:
-            return await self._answer_stream(engine_request, ResponsesStream(response, self._clock))
-        return await self._answer_whole(engine_request, response)
+            stream = ResponsesStream(
+                response, self._clock, tools=chat.tools.by_function, has_logprobs=chat.has_logprobs
+            )
+            return await self._answer_stream(engine_request, stream, chat)
+        return await self._answer_whole(engine_request, response, chat)
 
     async def refuse_stored(self, request: Request) -> Response:
         """Refuse: responses are not stored here."""
@@ -81,7 +98,9 @@ class ResponsesHandlers:
             f"There is no response {request.params['id']!r}: responses are not stored.", param="id"
         )
 
-    async def _answer_whole(self, engine_request: EngineRequest, response: dict[str, Any]) -> Response:
+    async def _answer_whole(
+        self, engine_request: EngineRequest, response: dict[str, Any], chat: ChatRequest
+    ) -> Response:
         reply = await self._router.answer(engine_request)
         if reply.status >= 400:
             return Response(reply.status, reply.body or b"", reply.content_type)
@@ -90,17 +109,23 @@ class ResponsesHandlers:
         choice = choices[0] if choices else {}
         finished = finish_response(
             response,
-            output_items(read_message(choice, "message")),
+            output_items(
+                read_message(choice, "message"),
+                chat.tools.by_function,
+                read_logprobs(choice) if chat.has_logprobs else None,
+            ),
             finish=read_finish(choice),
             usage=value.get("usage"),
             at_s=int(self._clock.now_s()),
         )
-        return json_response(finished)
+        return replace(json_response(finished), headers=ignored_headers(chat.ignored))
 
-    async def _answer_stream(self, engine_request: EngineRequest, stream: ResponsesStream) -> Response:
+    async def _answer_stream(
+        self, engine_request: EngineRequest, stream: ResponsesStream, chat: ChatRequest
+    ) -> Response:
         form = Response(
             content_type=SSE_CONTENT_TYPE,
-            headers=list(SSE_HEADERS),
+            headers=[*SSE_HEADERS, *ignored_headers(chat.ignored)],
             on_error=stream.render_failure,
             heartbeat=HEARTBEAT,
         )

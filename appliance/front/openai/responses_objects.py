@@ -1,14 +1,17 @@
 """The objects of OpenAI's Responses API: a response and the items of its output. Pure.
 
-Source: OpenAI's API reference, "Responses"; responses are not stored here, so `store` is false.
+Source: OpenAI's API reference, "Responses".
 """
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from appliance.engines.upstream.reply_text import read_content, read_reasoning, read_refusal
 from appliance.engines.upstream.tool_calls import read_calls
+from appliance.front.openai.responses_tools import ClientTool, to_input
 
+NO_TOOLS: Mapping[str, ClientTool] = {}
 # By chat's finish_reason.
 INCOMPLETE_REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
@@ -18,13 +21,14 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{os.urandom(16).hex()}"
 
 
-def new_response(payload: dict[str, Any], *, model: str, at_s: int) -> dict[str, Any]:
+def new_response(payload: dict[str, Any], *, model: str, at_s: int, is_kept: bool = False) -> dict[str, Any]:
     """Return a response without output; the fields of the request are repeated in it.
 
     Args:
         payload: The request's JSON body.
         model: The model's public name.
         at_s: Seconds since 1970.
+        is_kept: It can be retrieved and continued later.
     """
     given = payload.get("reasoning")
     reasoning = given if isinstance(given, dict) else {}
@@ -43,9 +47,9 @@ def new_response(payload: dict[str, Any], *, model: str, at_s: int) -> dict[str,
         "model": model,
         "output": [],
         "parallel_tool_calls": payload.get("parallel_tool_calls", True),
-        "previous_response_id": None,
+        "previous_response_id": payload.get("previous_response_id"),
         "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
-        "store": False,
+        "store": is_kept,
         "temperature": payload.get("temperature", 1.0),
         "text": payload.get("text") or {"format": {"type": "text"}},
         "tool_choice": payload.get("tool_choice") or "auto",
@@ -103,16 +107,35 @@ def _count(numbers: Any, name: str) -> int:
 
 
 def message_item(
-    item_id: str, text: str, *, status: str = "completed", is_refusal: bool = False
+    item_id: str,
+    text: str,
+    *,
+    status: str = "completed",
+    is_refusal: bool = False,
+    logprobs: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Return a message of the assistant, text or a refusal; without content while it is in progress."""
-    content = [] if status == "in_progress" else [refusal_part(text) if is_refusal else text_part(text)]
+    part = refusal_part(text) if is_refusal else text_part(text, logprobs)
+    content = [] if status == "in_progress" else [part]
     return {"type": "message", "id": item_id, "role": "assistant", "status": status, "content": content}
 
 
-def text_part(text: str) -> dict[str, Any]:
-    """Return a text as a part of a message."""
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def text_part(text: str, logprobs: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Return a text as a part of a message, with the probabilities of its tokens."""
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs or []}
+
+
+def read_logprobs(choice: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the probabilities of a choice's tokens, of one shape in both APIs; [] = there are none."""
+    given = choice.get("logprobs")
+    tokens = given.get("content") if isinstance(given, dict) else None
+    if not isinstance(tokens, list):
+        return []
+    return [
+        {**token, "bytes": token.get("bytes") or [], "top_logprobs": token.get("top_logprobs") or []}
+        for token in tokens
+        if isinstance(token, dict) and isinstance(token.get("token"), str) and "logprob" in token
+    ]
 
 
 def refusal_part(text: str) -> dict[str, Any]:
@@ -126,21 +149,43 @@ def reasoning_item(item_id: str, text: str) -> dict[str, Any]:
     return {"type": "reasoning", "id": item_id, "summary": summary}
 
 
-def call_item(item_id: str, call: dict[str, Any], *, status: str = "completed") -> dict[str, Any]:
-    """Return a function call from chat's tool call `{id, function: {name, arguments}}`."""
+def call_item(
+    item_id: str, call: dict[str, Any], tool: ClientTool | None = None, *, status: str = "completed"
+) -> dict[str, Any]:
+    """Return a call from chat's tool call `{id, function: {name, arguments}}`.
+
+    Args:
+        tool: What the client calls the function; None = the same.
+    """
     function = call.get("function") or {}
-    return {
-        "type": "function_call",
+    arguments = function.get("arguments") or ""
+    is_custom = tool is not None and tool.is_custom
+    item = {
+        "type": "custom_tool_call" if is_custom else "function_call",
         "id": item_id,
         "call_id": call.get("id") or item_id,
-        "name": function.get("name", ""),
-        "arguments": function.get("arguments") or "",
-        "status": status,
+        "name": function.get("name", "") if tool is None else tool.name,
     }
+    if is_custom:
+        item["input"] = to_input(arguments) if status == "completed" else ""
+    else:
+        item["arguments"] = arguments
+    item["status"] = status
+    if tool is not None and tool.namespace:
+        item["namespace"] = tool.namespace
+    return item
 
 
-def output_items(message: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a chat message as items: reasoning, text, refusal, function calls; at least one.
+def output_items(
+    message: dict[str, Any],
+    tools: Mapping[str, ClientTool] = NO_TOOLS,
+    logprobs: list[dict[str, Any]] | None = None,
+) -> list[dict[str, Any]]:
+    """Return a chat message as items: reasoning, text, refusal, calls; at least one.
+
+    Args:
+        tools: The client's tools by the functions that they became.
+        logprobs: The probabilities of the text's tokens.
 
     Raises:
         UpstreamFailed: A field has a wrong type.
@@ -150,7 +195,15 @@ def output_items(message: dict[str, Any]) -> list[dict[str, Any]]:
         items.append(reasoning_item(new_id("rs"), reasoning))
     text, refusal, calls = read_content(message), read_refusal(message), read_calls(message)
     if text or not (calls or refusal):
-        items.append(message_item(new_id("msg"), text))
+        items.append(message_item(new_id("msg"), text, logprobs=logprobs))
     if refusal:
         items.append(message_item(new_id("msg"), refusal, is_refusal=True))
-    return items + [call_item(new_id("fc"), call) for call in calls]
+    for call in calls:
+        tool = tools.get((call.get("function") or {}).get("name", ""))
+        items.append(call_item(new_id(call_prefix(tool)), call, tool))
+    return items
+
+
+def call_prefix(tool: ClientTool | None) -> str:
+    """Return what the ids of a tool's calls begin with."""
+    return "ctc" if tool is not None and tool.is_custom else "fc"

@@ -1,12 +1,13 @@
 """Chat chunks into the event stream of the Responses API.
 
 Every event has a rising `sequence_number`. An item is added, filled by deltas, done;
-only function calls whose fragments interleave are open at the same time.
+only calls whose fragments interleave are open at the same time. The input of a custom tool comes in one
+delta: until its JSON is whole, it is not known which text it holds.
 
 Source: OpenAI's API reference, "Streaming events".
 """
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -24,14 +25,18 @@ from appliance.engines.upstream.reply_text import (
 )
 from appliance.engines.upstream.tool_calls import ToolCall, ToolCalls
 from appliance.front.openai.responses_objects import (
+    NO_TOOLS,
     call_item,
+    call_prefix,
     finish_response,
     message_item,
     new_id,
+    read_logprobs,
     reasoning_item,
     refusal_part,
     text_part,
 )
+from appliance.front.openai.responses_tools import ClientTool
 from appliance.front.pipeline.errors import OPENAI_TYPE
 from appliance.front.pipeline.sse import read_events
 
@@ -43,11 +48,25 @@ class ResponsesStream:
 
     Args:
         response: From `new_response`.
+        tools: The client's tools by the functions that they became.
+        has_logprobs: The client asked for the tokens' probabilities.
+        keep: Keeps the finished response, before the client hears that it is finished.
     """
 
-    def __init__(self, response: dict[str, Any], clock: Clock) -> None:
+    def __init__(
+        self,
+        response: dict[str, Any],
+        clock: Clock,
+        *,
+        tools: Mapping[str, ClientTool] = NO_TOOLS,
+        has_logprobs: bool = False,
+        keep: Callable[[dict[str, Any]], None] = lambda response: None,
+    ) -> None:
         self._response = response
         self._clock = clock
+        self._tools = tools
+        self._has_logprobs = has_logprobs
+        self._keep = keep
         self._number = 0
         self._items: list[_Item] = []  # each at its output_index
         self._open: list[int] = []  # indexes of the items that are not done; several calls may be open
@@ -72,7 +91,8 @@ class ResponsesStream:
                 usage = event.get("usage") or usage
                 for choice in read_choices(event)[:1]:
                     finish = read_finish(choice) or finish
-                    if out := self._add(read_message(choice, "delta")):
+                    logprobs = read_logprobs(choice) if self._has_logprobs else []
+                    if out := self._add(read_message(choice, "delta"), logprobs):
                         yield out
         out = self._close_all()
         if not self._items:
@@ -80,6 +100,7 @@ class ResponsesStream:
         response = finish_response(
             self._response, self._output(), finish=finish, usage=usage, at_s=int(self._clock.now_s())
         )
+        self._keep(response)
         yield out + self._render((response["status"], {"response": response}))
 
     def render_failure(self, error: ApplianceError) -> bytes:
@@ -92,13 +113,13 @@ class ResponsesStream:
         }
         return self._render(("failed", {"response": failure}))
 
-    def _add(self, delta: dict[str, Any]) -> bytes:
+    def _add(self, delta: dict[str, Any], logprobs: list[dict[str, Any]]) -> bytes:
         """Return the events of one delta: its reasoning, its text, its refusal, its tool calls."""
         out = b""
         if reasoning := read_reasoning(delta):
             out += self._fill(_ReasoningItem, reasoning)
         if text := read_content(delta):
-            out += self._fill(_MessageItem, text)
+            out += self._fill(_MessageItem, text, logprobs)
         if refusal := read_refusal(delta):
             out += self._fill(_RefusalItem, refusal)
         fragments = delta.get("tool_calls")
@@ -108,12 +129,17 @@ class ResponsesStream:
             out += self._fill_call(call, arguments)
         return out
 
-    def _fill(self, kind: "type[_TextItem]", text: str) -> bytes:
+    def _fill(
+        self, kind: "type[_TextItem]", text: str, logprobs: list[dict[str, Any]] | None = None
+    ) -> bytes:
         """Add text to the last item where it is open and of this kind, else to a new one."""
         out = b""
         if not (self._open and type(self._items[self._open[-1]]) is kind):
             out = self._close_all() + self._start(kind())
-        return out + self._render_item(self._open[-1], self._items[self._open[-1]].fill(text))
+        item = self._items[self._open[-1]]
+        if logprobs and isinstance(item, _MessageItem):
+            return out + self._render_item(self._open[-1], item.fill_with(text, logprobs))
+        return out + self._render_item(self._open[-1], item.fill(text))
 
     def _fill_call(self, call: ToolCall, arguments: str) -> bytes:
         """Add arguments to a call's item. What is whole is closed before another item starts."""
@@ -124,8 +150,10 @@ class ResponsesStream:
                 if not isinstance(item, _CallItem) or item.call.is_whole:
                     out += self._close(number)
             index = self._call_indexes[call.position] = len(self._items)
-            out += self._start(_CallItem(call))
-        if arguments and index in self._open:
+            tool = self._tools.get(call.name)
+            is_custom = tool is not None and tool.is_custom
+            out += self._start(_CustomCallItem(call, tool) if is_custom else _CallItem(call, tool))
+        if arguments and index in self._open and not isinstance(self._items[index], _CustomCallItem):
             out += self._render_item(index, self._items[index].fill(arguments))
         return out
 
@@ -193,6 +221,7 @@ class _TextItem:
     def __init__(self) -> None:
         self.id = new_id(self.prefix)
         self._pieces: list[str] = []
+        self._logprobs: list[dict[str, Any]] = []
 
     @property
     def _text(self) -> str:
@@ -211,15 +240,21 @@ class _TextItem:
         return "output_text.delta", {"content_index": 0, "delta": text, "logprobs": []}
 
     def closing(self) -> Iterator[Event]:
-        yield "output_text.done", {"content_index": 0, "text": self._text, "logprobs": []}
-        yield "content_part.done", {"content_index": 0, "part": text_part(self._text)}
+        yield "output_text.done", {"content_index": 0, "text": self._text, "logprobs": self._logprobs}
+        yield "content_part.done", {"content_index": 0, "part": text_part(self._text, self._logprobs)}
 
     def done(self) -> dict[str, Any]:
-        return message_item(self.id, self._text)
+        return message_item(self.id, self._text, logprobs=self._logprobs)
 
 
 class _MessageItem(_TextItem):
     prefix = "msg"
+
+    def fill_with(self, text: str, logprobs: list[dict[str, Any]]) -> Event:
+        """Take more text with the probabilities of its tokens."""
+        self._logprobs += logprobs
+        kind, fields = self.fill(text)
+        return kind, {**fields, "logprobs": logprobs}
 
 
 class _RefusalItem(_TextItem):
@@ -267,13 +302,14 @@ class _ReasoningItem(_TextItem):
 class _CallItem:
     """A function call, whose fragments engines/upstream/tool_calls.py puts together."""
 
-    def __init__(self, call: ToolCall) -> None:
-        self.id = new_id("fc")
+    def __init__(self, call: ToolCall, tool: ClientTool | None) -> None:
+        self.id = new_id(call_prefix(tool))
         self.call = call
+        self.tool = tool
 
     def added(self) -> dict[str, Any]:
         named = {"id": self.call.id, "function": {"name": self.call.name, "arguments": ""}}
-        return call_item(self.id, named, status="in_progress")
+        return call_item(self.id, named, self.tool, status="in_progress")
 
     def opening(self) -> Iterator[Event]:
         return iter(())
@@ -282,8 +318,18 @@ class _CallItem:
         return "function_call_arguments.delta", {"delta": text}
 
     def closing(self) -> Iterator[Event]:
-        arguments = self.call.arguments
-        yield "function_call_arguments.done", {"name": self.call.name, "arguments": arguments}
+        done = self.done()
+        yield "function_call_arguments.done", {"name": done["name"], "arguments": done["arguments"]}
 
     def done(self) -> dict[str, Any]:
-        return call_item(self.id, self.call.render())
+        return call_item(self.id, self.call.render(), self.tool)
+
+
+class _CustomCallItem(_CallItem):
+    """A call of a custom tool; its input is known when its arguments are whole."""
+
+    def closing(self) -> Iterator[Event]:
+        text = self.done()["input"]
+        if text:
+            yield "custom_tool_call_input.delta", {"delta": text}
+        yield "custom_tool_call_input.done", {"input": text}

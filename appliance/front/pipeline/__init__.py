@@ -7,6 +7,7 @@ Modules:
     durations: durations in request bodies.
     errors: a failure as HTTP status and body, in each dialect.
     heads: HTTP heads: parse those of requests, render those of responses.
+    ignored: the header that names what was left out.
     late: streams that begin before the engine has answered.
     options: how a request is routed, from its headers.
     origins: which web pages and host names may call without a key.
@@ -16,4 +17,5 @@ Modules:
     response: what a handler returns.
     route: one address of the HTTP API.
     sse: engines' event streams, and the appliance's own events.
+    token_estimate: how many tokens a prompt has, where no engine can count them.
 """

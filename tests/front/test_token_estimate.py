@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from appliance.front.anthropic.token_estimate import estimate_tokens
+from appliance.front.pipeline.token_estimate import estimate_tokens
 
 
 @pytest.mark.parametrize(

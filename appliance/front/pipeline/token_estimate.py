@@ -5,6 +5,7 @@ from typing import Any
 
 from appliance.base import jsons
 
+ESTIMATE = "x-appliance-estimate"  # the response header that says that a count is one
 BYTES_PER_TOKEN = 3.5  # English has some 4, code and other languages less: rather too many than too few
 MESSAGE_TOKENS = 4  # that a message costs beside its content
 IMAGE_TOKENS = 1_000
