@@ -50,6 +50,10 @@ lint: $(VENV)/dev.stamp proto  ## ruff, mypy, import-linter, shellcheck, hadolin
 	$(BIN)/shellcheck -x $(SCRIPTS)
 	$(BIN)/hadolint Dockerfile
 
+fuzz: $(VENV)/dev.stamp proto  ## many heads and bodies of all sorts against a recording server; FUZZ_SEED=N repeats a run
+	@seed=$${FUZZ_SEED:-$$(date +%s)}; echo "FUZZ_SEED=$$seed"; \
+	FUZZ_SEED=$$seed FUZZ_CASES=$${FUZZ_CASES:-20000} $(BIN)/python -m pytest -q tests/front/test_request_fuzz.py
+
 unit: $(VENV)/dev.stamp proto
 	@tests/tools/setup-machine test
 	@PYTHON=$(BIN)/python tests/tools/llama-server >/dev/null
