@@ -132,7 +132,7 @@ def all_failed(request: DispatchRequest, failure: Failure, retry_after_s: float)
     if failure.outcome is Outcome.ENGINE_ERROR:  # 4
         return UpstreamFailed(failure.sentence, code="upstream_error", details=details)
     tried = f"{len(attempts)} tried, the last: {failure.label}"
-    if failure.outcome in TIMEOUTS:  # 5
+    if failure.outcome in TIMEOUTS and failure.is_timeout:  # 5
         return TimedOut(f"No backend answered in time ({tried}).", details=details)
     if failure.outcome is Outcome.CONNECT:  # 6
         return Unavailable(

@@ -366,6 +366,7 @@ async def test_whole_body_is_limited_and_a_stream_is_not() -> None:
     before = Exchange(max_body_bytes=100_000).feed(head + b"x" * 110_000)
     with pytest.raises(BrokenResponse):
         await before.response.read()
+    assert before.response._pending.chunks == [], "the error keeps nothing of the body"
     complete = Exchange(max_body_bytes=3).feed(OK)
     with pytest.raises(BrokenResponse):
         await complete.response.read()

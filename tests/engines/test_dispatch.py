@@ -15,6 +15,7 @@ from appliance.base.errors import (
     Unavailable,
     UpstreamFailed,
 )
+from appliance.base.wire.types import BrokenResponse
 from appliance.engines.outcome import Outcome
 from appliance.engines.slots import Slot
 from appliance.engines.types import BackendStatus, RequestOptions
@@ -324,6 +325,12 @@ async def test_a_failed_attempt_overflows_into_the_next_pool() -> None:
             Kind.TIMEOUT,
             "timeout",
             "No backend answered in time (1 tried, the last: first_byte).",
+        ),
+        (
+            AttemptFailed.of(BrokenResponse("closed without a byte", phase="first_byte")),
+            Kind.UPSTREAM,
+            "upstream_error",
+            "No backend could answer (1 tried, the last: first_byte).",
         ),
         (failed(Outcome.TOTAL), Kind.TIMEOUT, "timeout", "(1 tried, the last: total)"),
         (failed(Outcome.IDLE), Kind.TIMEOUT, "timeout", "(1 tried, the last: idle)"),

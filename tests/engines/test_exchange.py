@@ -9,7 +9,14 @@ import pytest
 
 from appliance.base import jsons
 from appliance.base.errors import ApplianceError, Invalid, UpstreamFailed
-from appliance.base.wire.types import BrokenResponse, Target, Timeouts, Unreachable, WireError
+from appliance.base.wire.types import (
+    BrokenResponse,
+    Target,
+    Timeouts,
+    Unreachable,
+    UpstreamTimeout,
+    WireError,
+)
 from appliance.engines.outcome import Outcome, Retry
 from appliance.engines.receipts import Attempt
 from appliance.engines.stream import GeneratedStream
@@ -626,3 +633,16 @@ async def test_tokens_come_from_timings_where_there_is_no_usage(
     it = Attempting(stream_of(chunk("a"), chunk("", "stop", timings=timings), DONE))
     await it.stream()
     assert it.tokens == tokens
+
+
+@pytest.mark.parametrize(
+    ("error", "is_timeout"),
+    [
+        (BrokenResponse("the server closed the connection", phase="first_byte"), False),
+        (UpstreamTimeout("no first byte", phase="first_byte"), True),
+    ],
+)
+async def test_a_closed_connection_is_no_timeout(error: WireError, is_timeout: bool) -> None:
+    with pytest.raises(AttemptFailed) as caught:
+        await Attempting(error).send()
+    assert (caught.value.outcome, caught.value.is_timeout) == (Outcome.FIRST_BYTE, is_timeout)

@@ -59,6 +59,8 @@ class UpstreamResponse:
         if pending.error is None and pending.unread_bytes > pending.max_body_bytes:
             pending.error = pending.too_large()
         if pending.error is not None:
+            pending.chunks.clear()  # the error refers to this frame, which would keep them
+            pending.unread_bytes = 0
             raise pending.error
         chunks = pending.chunks
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)

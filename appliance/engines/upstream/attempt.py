@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from appliance.base.errors import ApplianceError
 from appliance.base.jsons import InvalidJson
-from appliance.base.wire.types import WireError
+from appliance.base.wire.types import UpstreamTimeout, WireError
 from appliance.engines.outcome import Outcome, Retry
 from appliance.engines.upstream.relay import BrokenStream
 
@@ -29,9 +29,11 @@ class AttemptFailed(Exception):
     Attributes:
         on_confirmed: Called if another server answered the same request, so that the fault was this
             server's; None = nothing is to be done.
+        is_timeout: False if the server ended the connection; in these phases it usually is out of time.
     """
 
     on_confirmed: Callable[[], None] | None = None
+    is_timeout = True
 
     def __init__(
         self,
@@ -54,7 +56,9 @@ class AttemptFailed(Exception):
     def of(cls, error: WireError | BrokenStream | InvalidJson) -> "AttemptFailed":
         """Return the failure for a failed connection, a broken stream or an unreadable response."""
         if isinstance(error, WireError):
-            return cls(Outcome.of_phase(error.phase), str(error), was_sent=error.was_sent)
+            failed = cls(Outcome.of_phase(error.phase), str(error), was_sent=error.was_sent)
+            failed.is_timeout = isinstance(error, UpstreamTimeout)
+            return failed
         return cls(Outcome.INVALID_RESPONSE, str(error))
 
     @property
