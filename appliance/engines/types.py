@@ -5,7 +5,7 @@ that speaks one translates to and from these.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -48,6 +48,21 @@ NO_OPTIONS = RequestOptions()
 
 
 @dataclass(slots=True)
+class NativeOptions:
+    """Options that each kind of engine spells in its own way (upstream/spelling.py).
+
+    Attributes:
+        values: By Ollama's names.
+        think: Whether the model reasons before it answers, or how much; None = as the model does.
+        ignored: Set with each attempt: names of options that the engine does not have.
+    """
+
+    values: dict[str, Any]
+    think: bool | str | None = None
+    ignored: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class EngineRequest:
     """One request to the engines, in OpenAI's shape.
 
@@ -61,6 +76,7 @@ class EngineRequest:
         options: Where and when it may be answered.
         public_model: Set by the router: the name that the reply carries.
         wanted_model: Set by the router: the name by which backends know it.
+        native: Options beside `body`, since each kind of engine spells them differently; None = none.
         wait_headers: Set while the request waits for a model: gives headers that report the model's state.
     """
 
@@ -74,6 +90,7 @@ class EngineRequest:
     public_model: str = ""
     wanted_model: str = ""
     wait_headers: Callable[[], list[tuple[str, str]]] | None = None
+    native: NativeOptions | None = None
 
     def status_headers(self) -> list[tuple[str, str]]:
         """Return the headers that report the model's state; none unless the request waits for a model."""

@@ -477,6 +477,13 @@ async def test_embed_returns_vectors_of_length_one(api: Api) -> None:
     assert request.body == {"model": "any", "input": ["a", "b"], "dimensions": 2}
 
 
+async def test_dimensions_are_kept_where_an_engine_knows_none(api: Api) -> None:
+    api.backend.script = vectors([3, 4, 12], [0, 2, 1])
+    out = await api.result("embed", {"input": ["a", "b"], "dimensions": 2})
+    assert out["embeddings"] == [[0.6, 0.8], [0.0, 1.0]]
+    assert (await api.refused("embed", {"input": "a", "dimensions": -1})).param == "dimensions"
+
+
 async def test_embeddings_returns_one_vector_unchanged(api: Api) -> None:
     api.backend.script = vectors([3, 4])
     assert await api.result("embeddings", {"prompt": "a"}) == {"embedding": [3.0, 4.0]}

@@ -9,6 +9,7 @@ from appliance.engines.types import Operation
 from appliance.front.ollama.context import pack_context
 from appliance.front.ollama.translated_request import (
     LOCAL_OPTIONS,
+    NATIVE_OPTIONS,
     OPTIONS,
     to_openai_chat,
     to_openai_generate,
@@ -47,7 +48,6 @@ def refusal(call: Any, *arguments: Any) -> Invalid:
             {"presence_penalty": 1, "frequency_penalty": -1.5},
             {"presence_penalty": 1, "frequency_penalty": -1.5},
         ),
-        ({"repeat_penalty": 1.1}, {"repetition_penalty": 1.1}),
         ({"seed": 7}, {"seed": 7}),
         ({"seed": 0}, {"seed": 0}),
         ({"seed": -1}, {}),
@@ -70,9 +70,26 @@ def test_options_become_fields(options: dict[str, Any] | None, fields: dict[str,
 def test_an_unknown_option_is_reported_and_not_an_error() -> None:
     assert to_openai_options({"num_ctx": 1, "warmth": 3, "temperature": 1, "color": None}) == (
         {"temperature": 1},
+        {},
         ["warmth", "color"],
     )
     assert to_openai_chat({"messages": USER, "options": {"warmth": 3}}).ignored == ["warmth"]
+
+
+def test_options_of_an_engine_are_kept_apart_and_local_ones_are_named() -> None:
+    given = {"repeat_penalty": 1.1, "mirostat": 2.0, "num_gpu": 1, "num_ctx": 9, "typical_p": None}
+    assert to_openai_options(given) == ({}, {"repeat_penalty": 1.1, "mirostat": 2}, ["num_gpu"])
+
+
+@pytest.mark.parametrize(("think", "native"), [(None, None), (True, True), (False, False), ("max", "high")])
+def test_think_is_kept_for_each_engines_spelling(think: Any, native: Any) -> None:
+    for translated in (
+        to_openai_chat({"messages": USER, "think": think}),
+        to_openai_generate({"prompt": "a", "think": think}),
+    ):
+        assert (translated.native and translated.native.think) == native
+    raw = to_openai_generate({"prompt": "a", "raw": True, "think": think})
+    assert (raw.native, raw.ignored) == (None, ["think"] if think else [])
 
 
 WRONG = {float: ["1", True, [], {}], int: ["1", True, 1.5, []], bool: [1, "true"], list: [1, [1], {}]}
@@ -82,7 +99,11 @@ WRONG = {float: ["1", True, [], {}], int: ["1", True, 1.5, []], bool: [1, "true"
     ("name", "value"),
     [
         (name, value)
-        for name, kind in [*((n, k) for n, (_, k) in OPTIONS.items()), *LOCAL_OPTIONS.items()]
+        for name, kind in [
+            *((n, k) for n, (_, k) in OPTIONS.items()),
+            *NATIVE_OPTIONS.items(),
+            *LOCAL_OPTIONS.items(),
+        ]
         for value in WRONG[kind]
     ],
 )

@@ -10,6 +10,7 @@ import httpx
 import ollama
 import pytest
 
+from tests.fakes.engine_server import EngineServer
 from tests.fakes.hosted_api import (
     KEY,
     CutStream,
@@ -22,6 +23,7 @@ from tests.fakes.hosted_api import (
     Stall,
     Status,
 )
+from tests.fakes.mirror import QUICK
 from tests.journeys.running import Running, Start, until
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -466,3 +468,30 @@ async def test_leaving_between_heartbeats_ends_the_upstream_call(start: Start, h
     ):
         assert await anext(answer.aiter_bytes()) == b" "
     assert await until(lambda: hosted.records[-1].left_after_s is not None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent", "ignored"),
+    [
+        ("llamacpp", {"repeat_penalty": 1.2, "repeat_last_n": 32, "top_k": 5}, "num_gpu"),
+        ("vllm", {"repetition_penalty": 1.2, "top_k": 5}, "num_gpu, repeat_last_n"),
+    ],
+)
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_options_reach_each_engine_in_its_own_spelling(
+    start: Start, kind: str, sent: dict[str, Any], ignored: str, is_stream: bool
+) -> None:
+    options = {"repeat_penalty": 1.2, "repeat_last_n": 32, "top_k": 5, "num_gpu": 1, "num_ctx": 512}
+    async with EngineServer(kind) as engine:
+        running = await start(BACKENDS=engine.url, **QUICK)
+        call = client(running).chat(
+            model="tiny", messages=HELLO, options=options, think=False, stream=is_stream
+        )
+        assert (await parts_of(call))[-1].done
+        async with httpx.AsyncClient(base_url=running.base_url) as http:
+            body = {"model": "tiny", "messages": HELLO, "options": options, "stream": is_stream}
+            response = await http.post("/api/chat", json=body)
+    first = engine.asked[0]
+    assert first["chat_template_kwargs"] == {"enable_thinking": False, "thinking": False}
+    spelled = {name: value for name, value in first.items() if "repe" in name or name == "top_k"}
+    assert (spelled, response.headers["x-appliance-ignored"]) == (sent, ignored)

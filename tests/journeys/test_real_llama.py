@@ -86,6 +86,24 @@ async def test_requests_are_spread_and_each_is_really_answered(start, llama: Lla
     assert {state.kind for state in running.appliance.router.states()} == {"llamacpp"}
 
 
+async def test_ollamas_options_are_taken_as_they_are_spelled_here(start, llama: Llama) -> None:
+    """llama-server names in its reply to /completion what it took; of a chat it refuses what it cannot read."""
+    server = await llama()
+    running = await start(**behind(server))
+    options = {"repeat_penalty": 1.3, "repeat_last_n": 17, "typical_p": 0.75, "mirostat": 2, "num_predict": 4}
+    async with aiohttp.ClientSession() as session:
+        for think in (False, True, "low"):
+            body = {"messages": HELLO, "options": options, "think": think, "stream": False}
+            async with session.post(running.base_url + "/api/chat", json=body) as response:
+                assert (response.status, response.headers.get("x-appliance-ignored")) == (200, None)
+        async with session.get(server.url + "/slots") as response:
+            [taken, *_] = [slot["params"] for slot in await response.json() if "params" in slot]
+    seen = {name: round(taken[name], 3) for name in options if name in taken}
+    assert (
+        seen.items() >= {"repeat_penalty": 1.3, "repeat_last_n": 17, "typical_p": 0.75, "mirostat": 2}.items()
+    )
+
+
 @pytest.mark.timeout(180)
 async def test_a_server_killed_under_load_costs_no_request(start, llama: Llama) -> None:
     """Each one completes or ends with an error event; none hangs; those that come after succeed at once."""

@@ -35,6 +35,7 @@ from appliance.engines.upstream.attempt import NOTE_CHARACTERS, AttemptFailed
 from appliance.engines.upstream.exchange import AttemptObserver, Peer, UpstreamCall, exchange
 from appliance.engines.upstream.refusal import caller_error, find_caller_fault, parse_retry_after
 from appliance.engines.upstream.request_body import render_body
+from appliance.engines.upstream.spelling import spell_options
 
 LABEL = "The hosted API"
 RATE_LIMITED = 429  # says nothing about the endpoint's health: its circuit stays closed
@@ -172,7 +173,8 @@ class HostedBackend:
         receipt = request.receipt
         receipt.backend, receipt.served_model = self.name, self.names.upstream
         wants_events = request.stream and self._settings.upstream_streaming != "simulate"
-        body = render_body(request, self.names.upstream, wants_events=wants_events)
+        extra = spell_options(request.native, "openai") if request.native is not None else ()
+        body = render_body(request, self.names.upstream, wants_events=wants_events, extra=extra)
         began_s = self._clock.monotonic_s()
         deadline_s = began_s + min(self._settings.upstream_total_timeout_s, budget_s)
         earlier = len(receipt.attempts)

@@ -42,6 +42,7 @@ from appliance.engines.upstream.attempt import AttemptFailed
 from appliance.engines.upstream.exchange import AttemptObserver, Peer, UpstreamCall, exchange
 from appliance.engines.upstream.refusal import interpret_error
 from appliance.engines.upstream.request_body import render_body
+from appliance.engines.upstream.spelling import spell_options
 
 log = get_logger("backend")
 COUNT_TIMEOUT_S = 10.0  # for counting a prompt's tokens: an estimate is better than a long wait
@@ -304,11 +305,14 @@ class EngineServer:
         settings = self.state.settings
         wants_events = request.stream and settings.upstream_streaming != "simulate"
         is_gathered = not wants_events and self._must_stream(request)
+        extra = served.extra if served else ()
+        if request.native is not None:
+            extra = (*extra, *spell_options(request.native, self.kind))
         body = render_body(
             request,
             upstream,
             wants_events=wants_events,
-            extra=served.extra if served else (),
+            extra=extra,
             is_gathered=is_gathered,
         )
         timeouts = Timeouts(

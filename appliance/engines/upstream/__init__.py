@@ -11,6 +11,7 @@ Modules:
     reply_text: text, reasoning and refusals, under all their names.
     request_body: the body of an upstream request.
     response_builder: a stream joined to one whole response.
+    spelling: options that each kind of engine spells in its own way.
     splice: the model's name replaced in the bytes of a JSON object.
     tool_calls: tool calls put together from fragments.
     whole_reply: whole responses checked, and with texts and arguments of one type.

@@ -44,3 +44,7 @@ def with_model(raw: bytes, body: dict[str, Any], model: str) -> bytes:
     ):  # 2
         return raw[:at] + _model_field(model) + raw[found.end() :]
     return jsons.dumps({**body, "model": model})  # 3
+
+
+def _may_escape(raw: bytes) -> bool:
+    return b"\\" in raw and _ESCAPE in raw  # a search for one byte takes a fraction of the time

@@ -45,6 +45,7 @@ from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.body import check_types, read_object
 from appliance.front.pipeline.durations import parse_keep_alive_s
 from appliance.front.pipeline.errors import error_event
+from appliance.front.pipeline.ignored import ignored_headers
 from appliance.front.pipeline.late import respond_or_heartbeat
 from appliance.front.pipeline.replies import parse_error_reply, parse_reply
 from appliance.front.pipeline.request import Request
@@ -251,10 +252,13 @@ class OllamaHandlers:
         if exchange.is_stream:
             translated.body |= {"stream": True, "stream_options": {"include_usage": True}}
         engine_request = _engine_request(exchange, translated.operation, translated.body)
+        engine_request.native = translated.native
         if exchange.is_stream:
             return await respond_or_heartbeat(
-                self._start_stream(engine_request, exchange, StreamTranslator(reply_format)),
-                STREAM,
+                self._start_stream(
+                    engine_request, exchange, translated.ignored, StreamTranslator(reply_format)
+                ),
+                replace(STREAM, headers=ignored_headers(translated.ignored)),
                 heartbeat_s=self._heartbeat_s(),
                 late_headers=engine_request.status_headers,
             )
@@ -264,16 +268,23 @@ class OllamaHandlers:
         )
         if not is_chat:
             last["upstream_model"] = exchange.card.upstream
-        return json_response(exchange.add_context(last, text))
+        response = json_response(exchange.add_context(last, text))
+        response.headers = _ignored(engine_request, translated.ignored)
+        return response
 
     async def _start_stream(
-        self, engine_request: EngineRequest, exchange: Exchange, translator: StreamTranslator
+        self,
+        engine_request: EngineRequest,
+        exchange: Exchange,
+        ignored: list[str],
+        translator: StreamTranslator,
     ) -> Response:
         """Ask the engines; a failure before the first line becomes a status, not a line of the stream."""
         reply = await self._ask(engine_request)
         assert reply.events is not None
         lines = GeneratedStream(self._lines(reply.events, exchange, translator), reply.events)
-        return replace(STREAM, pieces=await start_stream(lines))
+        pieces = await start_stream(lines)
+        return replace(STREAM, headers=_ignored(engine_request, ignored), pieces=pieces)
 
     async def _lines(
         self, events: Stream, exchange: Exchange, translator: StreamTranslator
@@ -339,27 +350,36 @@ class OllamaHandlers:
         if not isinstance(inputs, list) or not all(isinstance(text, str) for text in inputs):
             raise Invalid("invalid input type", param="input")
         exchange = Exchange(request, payload, self._card(payload))
+        headers = _read_ignored(exchange)
         vectors, count = await self._vectors(exchange, inputs)
-        body = {"model": exchange.card.id, "embeddings": [normalize(vector) for vector in vectors]}
+        body: dict[str, Any] = {
+            "model": exchange.card.id,
+            "embeddings": [normalize(vector) for vector in vectors],
+        }
         numbers = {"total_duration": nanoseconds(self._elapsed_s(request)), "prompt_eval_count": count}
-        return json_response(body | {name: number for name, number in numbers.items() if number})
+        body |= {name: number for name, number in numbers.items() if number}
+        return replace(json_response(body), headers=headers)
 
     async def embeddings(self, request: Request) -> Response:
         """Compute one text's embedding as the engine returns it: `{embedding}`, the older address."""
         payload = _read(request)
         prompt = payload.get("prompt")
         exchange = Exchange(request, payload, self._card(payload))
+        headers = _read_ignored(exchange)
         vectors, _ = await self._vectors(exchange, [prompt] if prompt else [])
-        return json_response({"embedding": vectors[0] if vectors else []})
+        body = {"embedding": vectors[0] if vectors else []}
+        return replace(json_response(body), headers=headers)
 
     async def _vectors(self, exchange: Exchange, inputs: list[str]) -> tuple[list[list[float]], int]:
         """Return one vector per text, and the number of tokens; a text too long is cut, or refused."""
         payload, keep_alive_s = exchange.payload, exchange.keep_alive_s
-        _log_ignored(exchange.request, to_openai_options(payload.get("options"))[1])
         if not inputs:
             await self._touch(exchange.card, keep_alive_s)
             return [], 0
-        more = {"dimensions": payload["dimensions"]} if payload.get("dimensions") else {}
+        dimensions = payload.get("dimensions") or 0
+        if dimensions < 0:
+            raise Invalid("`dimensions` must be a positive integer.", param="dimensions")
+        more = {"dimensions": dimensions} if dimensions else {}
 
         async def embed(texts: list[str]) -> Vectors:
             body = {"input": texts, **more}
@@ -367,7 +387,10 @@ class OllamaHandlers:
             value = parse_reply(await self._ask(engine_request))
             usage = value.get("usage")
             tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-            return parse_vectors(value, len(texts)), tokens if isinstance(tokens, int) else 0
+            vectors = parse_vectors(value, len(texts))
+            if dimensions:  # an engine may know nothing of them
+                vectors = [vector[:dimensions] for vector in vectors]
+            return vectors, tokens if isinstance(tokens, int) else 0
 
         return await embed_fitting(inputs, embed, is_truncating=payload.get("truncate") is not False)
 
@@ -433,6 +456,20 @@ def _engine_request(
         options = replace(options, context_tokens=context)
     is_stream = exchange.is_stream if is_stream is None else is_stream
     return EngineRequest(operation, body, None, name, is_stream, exchange.request.receipt, options)
+
+
+def _read_ignored(exchange: Exchange) -> list[tuple[str, str]]:
+    """Check, log and name the options of a request for embeddings: none but `num_ctx` is about them."""
+    sampling = to_openai_options(exchange.payload.get("options"))
+    names = [*sampling.ignored, *sampling.native]
+    _log_ignored(exchange.request, names)
+    return ignored_headers(names)
+
+
+def _ignored(engine_request: EngineRequest, names: list[str]) -> list[tuple[str, str]]:
+    """Return the header that names what cannot be used: here, and by the engine that answered."""
+    native = engine_request.native
+    return ignored_headers([*names, *(native.ignored if native is not None else ())])
 
 
 def _log_ignored(request: Request, names: list[str]) -> None:

@@ -5,10 +5,10 @@ docs/compatibility.md.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from appliance.base.errors import Invalid
-from appliance.engines.types import Operation
+from appliance.engines.types import NativeOptions, Operation
 from appliance.front.ollama.context import unpack_context
 from appliance.front.ollama.messages import to_openai_messages, to_openai_tools
 from appliance.front.pipeline.body import check_messages, json_type_of
@@ -44,14 +44,22 @@ OPTIONS: dict[str, tuple[str, type]] = {  # Ollama's option → (OpenAI's field,
     "seed": ("seed", int),
     "presence_penalty": ("presence_penalty", float),
     "frequency_penalty": ("frequency_penalty", float),
-    "repeat_penalty": ("repetition_penalty", float),
     "num_predict": ("max_tokens", int),
     "max_tokens": ("max_tokens", int),
     "stop": ("stop", list),
 }
-LOCAL_OPTIONS: dict[str, type] = {  # about an engine on the same machine: checked, not sent on
-    "num_ctx": int,
+NATIVE_OPTIONS: dict[str, type] = {  # spelled in each engine's own way (engines/upstream/spelling.py)
+    "repeat_penalty": float,
+    "repeat_last_n": int,
+    "typical_p": float,
+    "tfs_z": float,
+    "mirostat": int,
+    "mirostat_tau": float,
+    "mirostat_eta": float,
+    "penalize_newline": bool,
     "num_keep": int,
+}
+LOCAL_OPTIONS: dict[str, type] = {  # about an engine that runs for one request: checked, not sent on
     "num_batch": int,
     "num_gpu": int,
     "main_gpu": int,
@@ -64,14 +72,9 @@ LOCAL_OPTIONS: dict[str, type] = {  # about an engine on the same machine: check
     "vocab_only": bool,
     "logits_all": bool,
     "embedding_only": bool,
-    "typical_p": float,
-    "repeat_last_n": int,
-    "tfs_z": float,
-    "mirostat": int,
-    "mirostat_tau": float,
-    "mirostat_eta": float,
-    "penalize_newline": bool,
 }
+ROUTED_OPTIONS: dict[str, type] = {"num_ctx": int}  # decides which backend answers; not sent on
+_OTHER_OPTIONS = NATIVE_OPTIONS | LOCAL_OPTIONS | ROUTED_OPTIONS
 TYPE_NAMES = {float: "float32", int: "integer", bool: "boolean", list: "array"}
 EFFORTS = {"low": "low", "medium": "medium", "high": "high", "max": "high"}  # OpenAI's scale ends at high
 MAX_TOP_LOGPROBS = 20
@@ -86,34 +89,52 @@ class TranslatedRequest:
         operation: What the engines are asked for.
         body: OpenAI's, without `model` and `stream`.
         ignored: Names of valid fields that cannot be used, and of unknown options. Ollama logs them, too.
+        native: What each engine spells in its own way; None = nothing.
     """
 
     operation: Operation
     body: dict[str, Any]
     ignored: list[str] = field(default_factory=list)
+    native: NativeOptions | None = None
 
 
-def to_openai_options(options: dict[str, Any] | None) -> tuple[dict[str, Any], list[str]]:
-    """Return `options` as fields of OpenAI's.
+class Sampling(NamedTuple):
+    """Ollama's `options`, translated.
 
-    Returns:
-        (fields, names of unknown options).
+    Attributes:
+        fields: OpenAI's.
+        native: By Ollama's names: what each engine spells in its own way.
+        ignored: Names of unknown options, and of those that cannot be used.
+    """
+
+    fields: dict[str, Any]
+    native: dict[str, Any]
+    ignored: list[str]
+
+
+def to_openai_options(options: dict[str, Any] | None) -> Sampling:
+    """Translate `options`.
 
     Raises:
         Invalid: A known option has the wrong type; `param` is `options.<name>`.
     """
     fields: dict[str, Any] = {}
-    unknown = []
+    native: dict[str, Any] = {}
+    ignored = []
     for name, value in (options or {}).items():
-        known, kind = OPTIONS.get(name) or ("", LOCAL_OPTIONS.get(name))
+        known, kind = OPTIONS.get(name) or ("", _OTHER_OPTIONS.get(name))
         if kind is None:
-            unknown.append(name)
+            ignored.append(name)
         if kind is None or value is None:
             continue
         value = _option(name, value, kind)
-        if known and not _is_default(name, value):
+        if name in NATIVE_OPTIONS:
+            native[name] = value
+        elif name in LOCAL_OPTIONS:
+            ignored.append(name)
+        elif known and not _is_default(name, value):
             fields[known] = value
-    return fields, unknown
+    return Sampling(fields, native, ignored)
 
 
 def _option(name: str, value: Any, kind: type) -> Any:
@@ -156,8 +177,9 @@ def to_openai_chat(payload: dict[str, Any]) -> TranslatedRequest:
     body: dict[str, Any] = {"messages": to_openai_messages(payload["messages"])}
     if payload.get("tools"):
         body["tools"] = to_openai_tools(payload["tools"])
-    fields, ignored = _common(payload)
-    return TranslatedRequest(Operation.CHAT, body | fields | _logprobs(payload, Operation.CHAT), ignored)
+    fields, native, ignored = _common(payload)
+    body |= fields | _logprobs(payload, Operation.CHAT)
+    return TranslatedRequest(Operation.CHAT, body, ignored, _native(native, payload.get("think")))
 
 
 def to_openai_generate(payload: dict[str, Any]) -> TranslatedRequest:
@@ -179,9 +201,9 @@ def to_openai_generate(payload: dict[str, Any]) -> TranslatedRequest:
             "complete prompt with `raw`.",
             param="template",
         )
-    fields, ignored = _common(payload)
+    fields, native, ignored = _common(payload)
     if payload.get("raw") or payload.get("suffix"):  # 1, 2
-        return _completion(payload, fields, ignored)
+        return _completion(payload, Sampling(fields, native, ignored))
     if payload.get("messages"):  # 3
         check_messages(payload["messages"])
         messages = to_openai_messages(payload["messages"])
@@ -197,35 +219,47 @@ def to_openai_generate(payload: dict[str, Any]) -> TranslatedRequest:
             *(m for m in messages if m["role"] != "system"),
         ]
     return TranslatedRequest(
-        Operation.CHAT, {"messages": messages, **fields, **_logprobs(payload, Operation.CHAT)}, ignored
+        Operation.CHAT,
+        {"messages": messages, **fields, **_logprobs(payload, Operation.CHAT)},
+        ignored,
+        _native(native, payload.get("think")),
     )
 
 
-def _completion(payload: dict[str, Any], fields: dict[str, Any], ignored: list[str]) -> TranslatedRequest:
+def _native(values: dict[str, Any], think: bool | str | None) -> NativeOptions | None:
+    if isinstance(think, str):
+        think = EFFORTS[think]
+    return NativeOptions(values, think) if values or think is not None else None
+
+
+def _completion(payload: dict[str, Any], sampling: Sampling) -> TranslatedRequest:
     if payload.get("images"):
         raise Invalid(
             f"`images` cannot be used with `{'raw' if payload.get('raw') else 'suffix'}`.", param="images"
         )
-    body: dict[str, Any] = {"prompt": payload.get("prompt") or "", "max_tokens": RAW_MAX_TOKENS, **fields}
+    body: dict[str, Any] = {
+        "prompt": payload.get("prompt") or "",
+        "max_tokens": RAW_MAX_TOKENS,
+        **sampling.fields,
+    }
     if payload.get("suffix"):
         body["suffix"] = payload["suffix"]
     body.pop("reasoning_effort", None)
     # A gap has no conversation around it.
-    ignored = ignored + [name for name in ("system", "context") if payload.get(name)]
-    return TranslatedRequest(Operation.COMPLETION, body | _logprobs(payload, Operation.COMPLETION), ignored)
+    ignored = sampling.ignored + [name for name in ("system", "context") if payload.get(name)]
+    if payload.get("think"):  # the prompt is complete: no template is left that could ask for it
+        ignored.append("think")
+    body |= _logprobs(payload, Operation.COMPLETION)
+    return TranslatedRequest(Operation.COMPLETION, body, ignored, _native(sampling.native, None))
 
 
-def _common(payload: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the fields that both share, as OpenAI's: options, format, think. Also check keep_alive.
-
-    Returns:
-        (fields, names of unknown options).
-    """
-    fields, unknown = to_openai_options(payload.get("options"))
+def _common(payload: dict[str, Any]) -> Sampling:
+    """Return the fields that both share: options, format, think. Also check keep_alive."""
+    fields, native, ignored = to_openai_options(payload.get("options"))
     parse_keep_alive_s(payload.get("keep_alive"))
     fields |= _response_format(payload.get("format"))
     fields |= _reasoning_effort(payload.get("think"))
-    return fields, unknown
+    return Sampling(fields, native, ignored)
 
 
 def _response_format(wanted: Any) -> dict[str, Any]:
