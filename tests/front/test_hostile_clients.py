@@ -384,3 +384,29 @@ async def test_the_head_is_bounded_for_later_requests_too(serve) -> None:
     many = b"".join(b"X-%d: %b\r\n" % (number, b"a" * 1000) for number in range(40))
     out = await talk(server, first + b"GET /none HTTP/1.1\r\nHost: x\r\n" + many + b"\r\n")
     assert [int(part[:3]) for part in out.split(b"HTTP/1.1 ")[1:]] == [404, 431]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /small HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n",
+        b"POST /small?x=1 HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n",
+        b"POST /small HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3e8\r\n",
+    ],
+)
+async def test_a_body_that_trickles_is_refused_hot_and_cold(serve, head: bytes) -> None:
+    server = await serve(body_timeout_s=0.5)
+    reader, writer = await asyncio.open_connection(*server.address)
+    writer.write(head)
+
+    async def trickle() -> None:
+        while True:
+            writer.write(b"x")
+            await asyncio.sleep(0.05)
+
+    trickling = asyncio.create_task(trickle())
+    out = await asyncio.wait_for(reader.readuntil(b"}}"), 5)
+    trickling.cancel()
+    assert out.startswith(b"HTTP/1.1 408 ")
+    assert b"(BODY_TIMEOUT_S)" in out
+    writer.close()

@@ -386,3 +386,20 @@ async def test_half_an_end_of_another_protocol_is_not_waited_for_without_limit(s
 def test_a_request_with_a_body_does_not_switch(field: bytes) -> None:
     assert parse_upgrade(websocket_head(b"Content-Length: 0\r\n")) is not None
     assert parse_upgrade(websocket_head(field)) is None
+
+
+async def test_a_server_that_takes_nothing_ends_the_tunnel(serve: Serve) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(SWITCHED)
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        await asyncio.sleep(30)
+
+    slot = await serve(handle)
+    harness = Harness(Passthrough([slot]), write_timeout_s=0.3)
+    harness.tunnel.connection_made(harness.transport)
+    await until(lambda: bool(harness.transport.out))
+    harness.tunnel.data_received(b"x" * 30_000_000)
+    assert not harness.transport.is_reading
+    await harness.closed()
+    assert slot.outcomes

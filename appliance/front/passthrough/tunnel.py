@@ -256,7 +256,12 @@ class Tunnel:
             self._more.clear()
             if data:
                 writer.write(data)
-                await writer.drain()
+                try:
+                    async with asyncio.timeout(self._pipeline.settings.write_timeout_s):
+                        await writer.drain()
+                except TimeoutError:  # the client is not read meanwhile: whether it is there is not known
+                    writer.transport.abort()
+                    return
             if self._is_waiting and len(self._arrived) <= MAX_UNSENT_BYTES:
                 self._is_waiting = False
                 self._transport.resume_reading()
