@@ -93,7 +93,7 @@ lock: $(VENV)/dev.stamp  ## make both lock files anew (the versions that fit tod
 	    --extra dev pyproject.toml -o requirements-dev.lock
 
 clean:  ## remove what was made here
-	rm -rf $(VENV) .state .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist bench/results
+	rm -rf $(VENV) .state .mypy_cache .ruff_cache .hypothesis .pytest_cache .import_linter_cache build dist bench/results
 	find appliance/control/v1 -name '*_pb2*.py*' -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
