@@ -55,7 +55,9 @@ def build_front(appliance: Appliance) -> HttpServer:
         DownloadHandlers(appliance.jobs, folders=appliance.folders),
         LoraHandlers(appliance.lora_orders),
         OpenAIHandlers(router, heartbeat_s=heartbeat_s, manager=manager),
-        ResponsesHandlers(router, clock=clock, heartbeat_s=heartbeat_s),
+        ResponsesHandlers(
+            router, clock=clock, keep_s=appliance.settings.front.responses_keep_s, heartbeat_s=heartbeat_s
+        ),
         AnthropicHandlers(router, heartbeat_s=heartbeat_s),
         OllamaHandlers(
             router,

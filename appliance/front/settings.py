@@ -93,6 +93,13 @@ class FrontSettings(PackageSettings):
         description="Seconds between heartbeats to streaming clients that wait; 0 = none",
         json_schema_extra=RELOAD,
     )
+    responses_keep_s: float = Field(
+        3600.0,
+        ge=0,
+        le=604_800,
+        description="Seconds for which `/v1/responses` keeps a response in memory after its last use; 0 = "
+        "not at all",
+    )
     passthrough: Switch = Field(
         True,
         description="1 = requests at other addresses are passed on to a backend, unchanged; 0 = 404",

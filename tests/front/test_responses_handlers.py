@@ -1,12 +1,15 @@
 """The handlers of the Responses API, on the real router with a scripted backend."""
 
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, cast
+
+import pytest
 
 from appliance.base import jsons
 from appliance.base.clock import FakeClock
+from appliance.base.errors import Invalid, NotFound
 from appliance.engines.stream import GeneratedStream
-from appliance.engines.types import EngineReply, EngineRequest, ModelCard
+from appliance.engines.types import EngineReply, EngineRequest, ModelCard, RequestOptions
 from appliance.front.openai.responses import ResponsesHandlers
 from appliance.front.pipeline.response import Response
 from tests.fakes.backend import ScriptedBackend, router_of
@@ -119,6 +122,18 @@ class Api:
     async def create(self, **body: Any) -> Response:
         return await self.handlers.create(make_request("/v1/responses", {"model": "m"} | body))
 
+    async def turn(self, owner: str = "", **body: Any) -> dict[str, Any]:
+        """Return a whole response."""
+        request = make_request("/v1/responses", {"model": "m"} | body)
+        request.options = RequestOptions(flow=owner)
+        return cast("dict[str, Any]", json_of(await self.handlers.create(request)))
+
+    async def call(self, method: str, owner: str = "", query: str = "", **params: str) -> dict[str, Any]:
+        """Return the reply of an address of kept responses."""
+        request = make_request("/v1/responses", method="GET", query=query, **params)
+        request.options = RequestOptions(flow=owner)
+        return cast("dict[str, Any]", json_of(await getattr(self.handlers, method)(request)))
+
     async def stream(self, **body: Any) -> tuple[list[dict[str, Any]], dict[str, str]]:
         """Return the events, and the headers."""
         response = await self.create(**body | {"stream": True})
@@ -195,3 +210,125 @@ async def test_logprobs_are_given_where_they_are_asked_for() -> None:
     assert asked["output"][0]["content"][0]["logprobs"] == [token]
     assert api.backend.bodies[0]["logprobs"] is True
     assert json_of(await api.create(input="x"))["output"][0]["content"][0]["logprobs"] == []
+
+
+# ---- kept responses
+
+
+async def test_a_response_is_continued_by_its_id() -> None:
+    api = Api()
+    first = await api.turn(input="one", instructions="be kind")
+    assert first["store"] is True
+    second = await api.turn(input="two", previous_response_id=first["id"])
+    assert second["previous_response_id"] == first["id"]
+    assert api.backend.bodies[1]["messages"] == [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "hello"},
+        {"role": "user", "content": "two"},
+    ]
+    assert await api.call("retrieve", id=first["id"]) == first
+    assert await api.call("delete", id=first["id"]) == {
+        "id": first["id"],
+        "object": "response",
+        "deleted": True,
+    }
+    with pytest.raises(NotFound, match="There is no response"):
+        await api.turn(input="three", previous_response_id=second["id"])
+
+
+async def test_the_second_turn_may_refer_to_items_of_the_first() -> None:
+    api = Api()
+    api.backend.reply = called(("c1", "weather", "{}"))
+    api.backend.reply["choices"][0]["message"]["reasoning_content"] = "Ask."
+    asked: dict[str, Any] = {
+        "tools": [{"type": "function", "name": "weather"}],
+        "input": [{"role": "user", "content": [{"type": "input_text", "text": "warm?"}]}],
+    }
+    events, _ = await api.stream(**asked)
+    output = events[-1]["response"]["output"]
+    references = [{"type": "item_reference", "id": item["id"]} for item in output]
+    result = {"type": "function_call_output", "call_id": "c1", "output": "20"}
+    await api.turn(**asked | {"input": [*asked["input"], *references, result]})
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    assert api.backend.bodies[1]["messages"] == [
+        {"role": "user", "content": "warm?"},
+        {"role": "assistant", "content": None, "reasoning_content": "Ask.", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "20"},
+    ]
+
+
+async def test_store_false_keeps_nothing() -> None:
+    api = Api()
+    made = await api.turn(input="one", store=False)
+    assert made["store"] is False
+    with pytest.raises(NotFound):
+        await api.call("retrieve", id=made["id"])
+    off = Api(keep_s=0)
+    assert (await off.turn(input="one"))["store"] is False
+    with pytest.raises(NotFound, match="RESPONSES_KEEP_S=0"):
+        await off.turn(input="two", previous_response_id="resp_1")
+
+
+async def test_kept_responses_are_the_callers_own() -> None:
+    api = Api()
+    made = await api.turn("me", input="one")
+    for method in ("retrieve", "delete", "cancel", "list_input_items"):
+        with pytest.raises(NotFound, match="another caller's"):
+            await api.call(method, "other", id=made["id"])
+    with pytest.raises(NotFound):
+        await api.turn("other", input="two", previous_response_id=made["id"])
+    assert await api.call("retrieve", "me", id=made["id"]) == made
+
+
+async def test_input_items_come_in_pages() -> None:
+    api = Api()
+    made = await api.turn(input=[{"role": "user", "content": text} for text in "abc"])
+
+    async def texts(query: str) -> tuple[str, bool, dict[str, Any]]:
+        page = await api.call("list_input_items", query=query, id=made["id"])
+        return "".join(item["content"][0]["text"] for item in page["data"]), page["has_more"], page
+
+    assert (await texts(""))[:2] == ("cba", False)
+    shown, has_more, page = await texts("order=asc&limit=2")
+    assert (shown, has_more) == ("ab", True)
+    assert (page["first_id"], page["last_id"]) == (page["data"][0]["id"], page["data"][1]["id"])
+    assert (await texts(f"order=asc&limit=2&after={page['last_id']}"))[:2] == ("c", False)
+    for query, param in {
+        "limit=0": "limit",
+        "limit=x": "limit",
+        "order=up": "order",
+        "after=x": "after",
+    }.items():
+        with pytest.raises(Invalid, match=f"`{param}` must be") as refused:
+            await texts(query)
+        assert refused.value.param == param
+
+
+async def test_what_kept_responses_cannot_do_is_refused() -> None:
+    api = Api()
+    made = await api.turn(input="one")
+    with pytest.raises(Invalid, match="none is made in the background here"):
+        await api.call("cancel", id=made["id"])
+    with pytest.raises(Invalid, match="a kept response has no events"):
+        await api.call("retrieve", query="stream=true", id=made["id"])
+
+
+async def test_faults_in_a_continued_conversation_name_the_new_item() -> None:
+    api = Api()
+    made = await api.turn(input="one")
+    with pytest.raises(Invalid) as refused:
+        await api.turn(input=[{"type": "zzz"}], previous_response_id=made["id"])
+    assert refused.value.param == "input.0.type"
+
+
+async def test_input_tokens_are_counted_or_estimated() -> None:
+    api = Api()
+    request = make_request("/v1/responses/input_tokens", {"model": "m", "input": "hello"})
+    api.backend.tokens = 7
+    exact = await api.handlers.count_tokens(request)
+    assert json_of(exact) == {"object": "response.input_tokens", "input_tokens": 7}
+    assert dict(exact.headers) == {}
+    api.backend.tokens = None
+    estimated = await api.handlers.count_tokens(request)
+    assert json_of(estimated)["input_tokens"] > 0
+    assert dict(estimated.headers) == {"x-appliance-estimate": "1"}

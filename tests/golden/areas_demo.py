@@ -172,6 +172,13 @@ async def responses() -> dict[str, Any]:
             },
             "in the background": {"input": "x", "background": True},
             "stored": {"input": "x", "store": True},
+            "not stored": {"input": "x", "store": False},
+            "a custom tool": {"input": "demo: tool patch", "tools": [{"type": "custom", "name": "patch"}]},
+            "a custom tool, stream": {
+                "input": "demo: tool patch",
+                "tools": [{"type": "custom", "name": "patch"}, {"type": "web_search"}],
+                "stream": True,
+            },
             "bad json": "{",
         }.items():
             await instance.note(name, "POST", RESPONSES, body)
@@ -179,6 +186,7 @@ async def responses() -> dict[str, Any]:
         await instance.note("delete", "DELETE", f"{RESPONSES}/resp_1")
         await instance.note("cancel", "POST", f"{RESPONSES}/resp_1/cancel", {})
         await instance.note("input items", "GET", f"{RESPONSES}/resp_1/input_items")
+        await instance.note("input tokens", "POST", f"{RESPONSES}/input_tokens", {"input": "Hello"})
         return instance.record
 
 

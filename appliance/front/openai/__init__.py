@@ -7,6 +7,7 @@ Modules:
     responses_items: its input items as chat messages.
     responses_objects: its objects: a response and its items.
     responses_request: its request as a chat request.
+    responses_store: responses that are kept for a while.
     responses_stream: chat chunks as its event stream.
     responses_tools: its tools as chat's functions, and back.
 """

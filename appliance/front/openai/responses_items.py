@@ -3,6 +3,7 @@
 Source: OpenAI's API reference, "Responses"; the types of its official Python SDK 3.52; Codex CLI's requests.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from appliance.base import jsons
@@ -48,7 +49,7 @@ DETAILS = frozenset({"auto", "low", "high"})
 
 
 def to_chat_messages(
-    instructions: str | None, items: list[Any], tools: Tools
+    instructions: str | None, items: list[Any], tools: Tools, former: Sequence[dict[str, Any]] = ()
 ) -> tuple[list[ChatMessage], list[str]]:
     """Return the chat messages of a conversation.
 
@@ -56,6 +57,7 @@ def to_chat_messages(
         instructions: The first system message; None or "" = none.
         items: As `item_list` returns them, references resolved.
         tools: The request's: they say what became of a tool's name.
+        former: The items of the conversation that `items` continue.
 
     Returns:
         (messages, types of the items that were left out, as `input.TYPE`).
@@ -66,6 +68,8 @@ def to_chat_messages(
     conversation = _Conversation(tools)
     if instructions:
         conversation.messages.append({"role": "system", "content": instructions})
+    for item in former:
+        conversation.add(item, "previous_response_id")
     for number, item in enumerate(items):
         conversation.add(item, f"input.{number}")
     conversation.flush_images()

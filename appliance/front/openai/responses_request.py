@@ -1,5 +1,6 @@
 """A request of the Responses API as a chat request. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,12 +48,17 @@ class ChatRequest:
     ignored: list[str] = field(default_factory=list)
 
 
-def to_chat(payload: dict[str, Any], items: list[dict[str, Any]] | None = None) -> ChatRequest:
+def to_chat(
+    payload: dict[str, Any],
+    items: list[dict[str, Any]] | None = None,
+    former: Sequence[dict[str, Any]] = (),
+) -> ChatRequest:
     """Return the chat request of a Responses request.
 
     Args:
         payload: The JSON body; the types of its fields are checked.
-        items: The conversation, with what went before and references resolved; None = `input` alone.
+        items: `input` as items, references resolved; None = they are read from `payload`.
+        former: The items of the conversation that it continues.
 
     Raises:
         Invalid: Something is invalid, or chat completions cannot do it; `param` names it.
@@ -63,7 +69,7 @@ def to_chat(payload: dict[str, Any], items: list[dict[str, Any]] | None = None) 
     }
     tools = to_functions(payload.get("tools") or [])
     given = item_list(payload.get("input")) if items is None else items
-    body["messages"], ignored = to_chat_messages(payload.get("instructions"), given, tools)
+    body["messages"], ignored = to_chat_messages(payload.get("instructions"), given, tools, former)
     if payload.get("max_output_tokens") is not None:
         body["max_tokens"] = payload["max_output_tokens"]
     if payload.get("tools"):
@@ -82,13 +88,6 @@ def to_chat(payload: dict[str, Any], items: list[dict[str, Any]] | None = None) 
 
 
 def _refuse_stored_state(payload: dict[str, Any]) -> None:
-    if payload.get("previous_response_id"):
-        raise Invalid(
-            "`previous_response_id` is not supported: responses are not stored; send the former messages in "
-            "`input`.",
-            param="previous_response_id",
-            code="not_supported",
-        )
     if payload.get("conversation"):
         raise Invalid(
             "`conversation` is not supported. Send `previous_response_id`, or the former items in `input`.",

@@ -108,6 +108,7 @@ class ResponsesStream:
         failure = {
             **self._response,
             "status": "failed",
+            "store": False,
             "output": self._output(),
             "error": {"code": error.code or OPENAI_TYPE[error.kind], "message": error.message},
         }
