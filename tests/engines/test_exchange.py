@@ -22,7 +22,14 @@ from appliance.engines.receipts import Attempt
 from appliance.engines.stream import GeneratedStream
 from appliance.engines.types import EngineReply, EngineRequest
 from appliance.engines.upstream.attempt import AttemptFailed
-from appliance.engines.upstream.exchange import AttemptObserver, Peer, UpstreamCall, count_choices, exchange
+from appliance.engines.upstream.exchange import (
+    AttemptObserver,
+    Peer,
+    UpstreamCall,
+    _await_last_chunk,
+    count_choices,
+    exchange,
+)
 from appliance.engines.upstream.refusal import interpret_error
 from tests.engines.scripted import engine_request
 
@@ -646,3 +653,19 @@ async def test_a_closed_connection_is_no_timeout(error: WireError, is_timeout: b
     with pytest.raises(AttemptFailed) as caught:
         await Attempting(error).send()
     assert (caught.value.outcome, caught.value.is_timeout) == (Outcome.FIRST_BYTE, is_timeout)
+
+
+async def test_a_client_that_leaves_at_the_last_chunk_is_not_overlooked() -> None:
+    arrived: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    class LastChunk:
+        async def next_chunk(self) -> bytes:
+            return await arrived
+
+    response: Any = LastChunk()
+    waiting = asyncio.ensure_future(_await_last_chunk(response))
+    await asyncio.sleep(0.01)
+    arrived.set_result(b"late")
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting

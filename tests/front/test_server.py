@@ -1,6 +1,7 @@
 """Heartbeats between the pieces of a stream that aiohttp writes, and who closes what. Over sockets: test_fast_connection.py."""
 
 import asyncio
+import gc
 from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +42,23 @@ async def test_heartbeats_fill_the_silence_after_a_piece() -> None:
     await beats.aclose()
     await made.aclose()
     assert source.ended == 1
+
+
+async def test_a_source_that_ends_unseen_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        yield b"only"
+
+    made = pieces()
+    beats = beating(made, b" ", 1.0)
+    assert await anext(beats) == b"only"
+    reading = asyncio.ensure_future(anext(beats))
+    await asyncio.sleep(0)  # the source's end is awaited in a task of its own
+    reading.cancel()
+    await asyncio.wait({reading})
+    await beats.aclose()
+    del beats, reading
+    gc.collect()
+    assert not [record for record in caplog.records if "never retrieved" in record.getMessage()]
 
 
 class GoneClient:

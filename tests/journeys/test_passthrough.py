@@ -4,9 +4,11 @@ The servers are stand-ins with a mirror at every address that they do not know; 
 """
 
 import asyncio
+import gzip
 import json
 import socket
 import struct
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -160,6 +162,26 @@ async def test_encodings_ranges_redirects_and_empty_bodies_pass(start, mirrors, 
     async with session.head(running.base_url + "/some/where") as response:
         assert response.status == 200
         assert int(response.headers["Content-Length"]) > 100
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_a_compressed_body_passes_as_it_is(start, mirrors, session, is_chunked: bool) -> None:
+    running = await start(**named(await mirrors()))
+    plain = b'{"model": "tiny", "query": "x"}' * 50
+    packed = gzip.compress(plain)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield packed[:10]
+        yield packed[10:]
+
+    async with session.post(
+        running.base_url + "/some/where",
+        data=pieces() if is_chunked else packed,
+        headers={"Content-Encoding": "gzip"},
+    ) as response:
+        value = await response.json()
+    assert (response.status, value["size"]) == (200, len(plain))  # the stand-in unpacks it
+    assert ["Content-Encoding", "gzip"] in value["headers"]
 
 
 async def test_an_upload_passes_as_it_comes_in_its_own_framing(start, mirrors, session) -> None:

@@ -381,7 +381,9 @@ async def _await_last_chunk(response: UpstreamResponse | ReadResponse) -> bytes:
         What still came.
     """
     try:
-        return await asyncio.wait_for(response.next_chunk(), LAST_CHUNK_TIMEOUT_S) or b""
+        # Python 3.11's wait_for may swallow the cancellation when the client leaves meanwhile.
+        async with asyncio.timeout(LAST_CHUNK_TIMEOUT_S):
+            return await response.next_chunk() or b""
     except (TimeoutError, WireError):
         return b""
 

@@ -166,6 +166,8 @@ async def load_events(
         if not waiting.done():
             waiting.cancel()
             await asyncio.wait({waiting})
+        if not waiting.cancelled():
+            waiting.exception()  # else asyncio logs that it was never retrieved
 
 
 async def _wait_either(waiting: "asyncio.Future[Any]", manager: ModelManagerApi, seen: int) -> None:

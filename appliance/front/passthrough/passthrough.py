@@ -104,6 +104,14 @@ class Passthrough:
         if not (forwarded.is_work and not options.pin) and not self.router.direct.is_managed(forwarded.model):
             # Any server can answer it, unless it is about a model that this appliance runs itself.
             forwarded.model = ""
+        try:
+            return await self._answer(forwarded)
+        finally:
+            if forwarded.upload is not None:
+                await forwarded.upload.wait_released()
+
+    async def _answer(self, forwarded: ForwardedRequest) -> web.StreamResponse:
+        """Find a server that answers, and send its response."""
         found = await self._find(forwarded)
         if isinstance(found, KeptError):
             return await self._send_kept(forwarded, found)

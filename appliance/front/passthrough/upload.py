@@ -1,6 +1,7 @@
 """The body of a request, read piece by piece through aiohttp, with limits of size and time."""
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator
 
 from aiohttp import web
@@ -10,6 +11,7 @@ from appliance.front.pipeline.pipeline import too_large
 
 # Lowest mean rate, in bytes per second, of a body that takes longer than BODY_TIMEOUT_S.
 LEAST_BODY_BYTES_S = 500
+RELEASE_STEPS = 10  # of the event loop; a cancelled reader needs two or three
 
 
 class Upload:
@@ -31,6 +33,7 @@ class Upload:
         self._limit_bytes = limit_bytes
         self._patience_s = patience_s
         self.has_begun = False
+        self._is_reading = False
         self.error: ApplianceError | None = None
 
     async def pieces(self) -> AsyncIterator[bytes]:
@@ -47,7 +50,9 @@ class Upload:
         while True:
             began_s = now_s()
             try:
-                piece = await asyncio.wait_for(self._request.content.readany(), self._patience_s)
+                # Python 3.11's wait_for may swallow the cancellation of the sender.
+                async with asyncio.timeout(self._patience_s):
+                    piece = await self._read()
             except TimeoutError:
                 raise self._timed_out() from None
             except (web.HTTPException, web.RequestPayloadError, ValueError):
@@ -64,6 +69,20 @@ class Upload:
                 raise self.error
             yield piece
 
+    async def _read(self) -> bytes:
+        self._is_reading = True
+        try:
+            return await self._request.content.readany()
+        finally:
+            self._is_reading = False
+
+    async def wait_released(self) -> None:
+        """Wait until the sender, which has been cancelled, no longer reads: then aiohttp reads the rest."""
+        for _ in range(RELEASE_STEPS):
+            if not self._is_reading:
+                return
+            await asyncio.sleep(0)
+
     def _timed_out(self) -> ApplianceError:
         self.error = TimedOut(
             "The request body did not arrive in time (BODY_TIMEOUT_S).",
@@ -75,3 +94,22 @@ class Upload:
     async def read(self) -> bytes:
         """Return the whole body; raises what `pieces` raises."""
         return b"".join([piece async for piece in self.pieces()])
+
+
+def unpack(body: bytes, encoding: str, limit_bytes: int) -> bytes:
+    """Return a body without its Content-Encoding: gzip or deflate; anything else is returned as it is.
+
+    Raises:
+        Invalid: It is not what its Content-Encoding says.
+        TooLarge: It is larger than the limit.
+    """
+    if encoding.strip().lower() not in {"gzip", "x-gzip", "deflate"}:
+        return body
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)  # finds out which of the two it is
+    try:
+        plain = unpacker.decompress(body, limit_bytes + 1)
+    except zlib.error:
+        raise Invalid("The request body is not what its Content-Encoding says.") from None
+    if len(plain) > limit_bytes:
+        raise too_large(limit_bytes)
+    return plain

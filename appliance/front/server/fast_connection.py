@@ -354,6 +354,7 @@ class FastConnection(asyncio.Protocol):
         2. the client does not read   → client_left, after WRITE_TIMEOUT_S
         3. a failure                  → the dialect's error as the last piece; cut_off, or error where it is
                                         the first one
+        4. the client leaves          → client_left: nothing may be written to a closed transport
         """
         pipeline, pieces = self._shared.pipeline, response.pieces
         assert pieces is not None
@@ -384,6 +385,9 @@ class FastConnection(asyncio.Protocol):
             self._heartbeat = b""
             request.sent_bytes, request.events = sent, pieces.events
             await pieces.aclose()
+        if self._is_closing:  # 4
+            request.finish = Finish.CLIENT_LEFT
+            return
         write(head + b"0\r\n\r\n")
 
     async def _wait_until_read(self) -> bool:

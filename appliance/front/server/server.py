@@ -17,7 +17,7 @@ from appliance.engines.stream import GeneratedStream
 from appliance.front.passthrough.passthrough import Passthrough
 from appliance.front.passthrough.rules import ROUTE as PASSTHROUGH_ROUTE
 from appliance.front.passthrough.tunnel import Tunnel
-from appliance.front.passthrough.upload import Upload
+from appliance.front.passthrough.upload import Upload, unpack
 from appliance.front.pipeline.heads import AGENT, parse_upgrade
 from appliance.front.pipeline.pipeline import RequestPipeline, too_large
 from appliance.front.pipeline.request import Request
@@ -64,6 +64,8 @@ class HttpServer:
             "access_log": None,
             "keepalive_timeout": pipeline.settings.keepalive_timeout_s,
             "lingering_time": LINGER_S,
+            # Backends get a compressed body as it is, with its Content-Encoding.
+            "auto_decompress": False,
             "max_line_size": pipeline.settings.max_header_bytes,
             "max_field_size": pipeline.settings.max_header_bytes,
         }
@@ -211,7 +213,7 @@ class HttpServer:
         Raises:
             TooLarge: It is larger than MAX_BODY_BYTES.
             TimedOut: The client paused for longer than BODY_TIMEOUT_S.
-            Invalid: Its framing cannot be read.
+            Invalid: Its framing or its Content-Encoding cannot be read.
         """
         limit_bytes = self.settings.max_body_bytes
         if (web_request.content_length or 0) > limit_bytes:
@@ -219,7 +221,7 @@ class HttpServer:
         if not web_request.body_exists:
             return b""
         upload = Upload(web_request, limit_bytes=limit_bytes, patience_s=self.settings.body_timeout_s)
-        return await upload.read()
+        return unpack(await upload.read(), web_request.headers.get("Content-Encoding", ""), limit_bytes)
 
     async def _pass_on(self, web_request: web.Request, request: Request) -> web.StreamResponse:
         """Serve a request by passthrough; a failure before the response begins is rendered in the dialect."""
@@ -474,9 +476,12 @@ async def beating(
                 return
             yield piece
     finally:
-        if waiting is not None and not waiting.done():
-            waiting.cancel()
-            await asyncio.wait({waiting})
+        if waiting is not None:
+            if not waiting.done():
+                waiting.cancel()
+                await asyncio.wait({waiting})
+            if not waiting.cancelled():
+                waiting.exception()  # else asyncio logs that it was never retrieved
 
 
 @contextmanager
