@@ -7,7 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import HttpVersion11, web
+from multidict import CIMultiDict
 
 from appliance.base.clock import FakeClock
 from appliance.engines.stream import GeneratedStream
@@ -101,7 +102,14 @@ async def test_a_request_is_settled_once_by_what_ended_it(
     harness = Harness()
     server = HttpServer([], harness.pipeline, clock=FakeClock())
     monkeypatch.setattr(server, "_serve", serve)
-    fields = {"method": "POST", "path": "/w", "headers": {}, "remote": "10.0.0.9", "transport": None}
+    fields: dict[str, Any] = {
+        "method": "POST",
+        "path": "/w",
+        "headers": CIMultiDict(),
+        "remote": "10.0.0.9",
+        "transport": None,
+    }
+    fields |= {"version": HttpVersion11, "raw_headers": ()}
     web_request: Any = SimpleNamespace(**fields, query_string="", match_info={})
     try:
         await server._handle(web_request, Route(("POST",), "/w", serve))

@@ -48,7 +48,10 @@ RENAMED = re.compile(r"\b(" + "|".join(WORDS) + r")\b")
 PATTERNS = [
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)?"), "<time>"),
     (re.compile(r"\breq_[0-9a-f]+\b"), "req_<id>"),
-    (re.compile(r"\b(chatcmpl|cmpl|resp|msg|rs|fc|ctc|item|job|dl|call)([-_])[0-9a-zA-Z]{12,}\b"), r"\1\2<id>"),
+    (
+        re.compile(r"\b(chatcmpl|cmpl|resp|msg|rs|fc|ctc|item|job|dl|call)([-_])[0-9a-zA-Z]{12,}\b"),
+        r"\1\2<id>",
+    ),
     (re.compile(r"_\d{5}\.log\b"), "_<port>.log"),
     (re.compile(r"\b(127\.0\.0\.1|localhost|\[::1\]):\d{2,5}\b"), r"\1:<port>"),
     (re.compile(r"\binference-appliance/[\w.+-]+"), "inference-appliance/<version>"),
