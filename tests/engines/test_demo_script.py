@@ -12,7 +12,6 @@ from appliance.engines.backends.demo_script import (
     decide_reply,
     embed,
     last_user_text,
-    make_example,
     truncate,
 )
 
@@ -146,31 +145,32 @@ def test_reasoning_comes_when_asked_for(text: str, body: dict[str, Any], has_rea
     assert bool(decide_reply(body, text, is_chat=True).reasoning) is has_reasoning
 
 
+CALLED = {"tools": [WEATHER], "tool_choice": "required"}
+CALL = {"role": "assistant", "content": None, "tool_calls": []}
+
+
+def result(text: Any) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": "c", "content": text}
+
+
 @pytest.mark.parametrize(
-    ("schema", "value"),
+    ("messages", "reply"),
     [
-        ({}, {}),
-        ("odd", {}),
-        ({"const": None}, None),
-        ({"enum": ["b", "a"]}, "b"),
-        ({"anyOf": [{"type": "integer"}, {"type": "string"}]}, 1),
-        ({"oneOf": [{"type": "boolean"}]}, True),
-        ({"type": "object", "properties": {"a": {"type": "null"}}}, {"a": None}),
-        ({"properties": {"a": {}}}, {"a": "demo"}),
-        ({"type": "array", "items": {"type": "number", "minimum": 2}}, [2]),
-        ({"type": "array", "minItems": 2}, ["demo", "demo"]),
-        ({"type": ["string", "null"], "minLength": 6}, "demooo"),
-        ({"type": "odd"}, "demo"),
+        (["u", CALL, result("sunny")], "The tool returned: sunny"),
+        (["u", CALL, result("a"), result([{"type": "text", "text": "b"}])], "The tool returned: a, b"),
+        (["u", CALL, result("a"), {"role": "assistant", "content": "x"}], "The tool returned: a"),
+        (["u", CALL, {"role": "function", "content": "f"}], "The tool returned: f"),
+        (["u", CALL, result(None)], "The tool returned: "),
+        (["u", CALL, result("a"), "again"], None),  # a new question: the tool is called
+        (["u"], None),
     ],
 )
-def test_an_example_fits_its_schema(schema: Any, value: Any) -> None:
-    assert make_example(schema) == value
-
-
-def test_an_example_of_an_endless_schema_ends() -> None:
-    schema: dict[str, Any] = {"type": "array"}
-    schema["items"] = schema
-    assert make_example(schema)
+def test_a_tools_result_ends_the_loop_with_text(messages: list[Any], reply: str | None) -> None:
+    turns = [{"role": "user", "content": one} if isinstance(one, str) else one for one in messages]
+    for prompt, choice in (("demo: tool weather", "auto"), ("x", "required")):
+        decided = decide_reply(CALLED | {"messages": turns, "tool_choice": choice}, prompt, is_chat=True)
+        assert decided.text == (f"{MARK} {reply}" if reply is not None else "")
+        assert bool(decided.tool_calls) == (reply is None)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 import asyncio
 import base64
 import struct
+from typing import Any
 
 import openai
+import pydantic
 import pytest
 
 from tests.fakes.hosted_api import CutStream, Hang, HostedApi, OddStream, OnePiece, Slow, Stall, Status
@@ -35,6 +37,37 @@ async def test_chat_gives_the_answer_usage_and_public_name(anyone: Running) -> N
     assert answer.choices[0].finish_reason == "stop"
     assert answer.model == PUBLIC
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens > 0
+
+
+async def test_the_demo_engine_ends_an_agents_loop(start: Start) -> None:
+    """The official agent loop: calls are run and handed back until an answer has none."""
+    running = await start()
+    messages: list[Any] = [{"role": "user", "content": "What is the weather?"}]
+    for _ in range(5):
+        answer = await client(running).chat.completions.create(
+            model="demo", messages=messages, tools=TOOLS, tool_choice="required"
+        )
+        message = answer.choices[0].message
+        if not message.tool_calls:
+            break
+        messages += [
+            message,
+            *({"role": "tool", "tool_call_id": c.id, "content": "sunny"} for c in message.tool_calls),
+        ]
+    assert (message.content, len(messages)) == ("[demo engine] The tool returned: sunny", 3)
+    assert (await client(running).models.retrieve("demo")).id == PUBLIC
+
+
+class Node(pydantic.BaseModel):
+    name: str
+    children: list["Node"]
+    other: "Node | None"
+
+
+async def test_the_demo_engine_fits_the_schema_of_a_nested_class(start: Start) -> None:
+    running = await start()
+    answer = await client(running).chat.completions.parse(model="demo", messages=HELLO, response_format=Node)
+    assert answer.choices[0].message.parsed is not None
 
 
 async def test_stream_says_the_same_as_one_piece(anyone: Running) -> None:

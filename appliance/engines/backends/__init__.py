@@ -6,6 +6,7 @@ Modules:
     contract: what router and dispatcher need of a backend, and what a backend reports to them.
     demo: the demo engine as a backend.
     demo_reply: the demo engine's replies in OpenAI's shapes.
+    demo_schema: a small value that fits a JSON schema.
     demo_script: what the demo engine replies to a prompt.
     engine_load: the load of one server by its own metrics page.
     hosted: a paid OpenAI-compatible API.

@@ -48,6 +48,7 @@ from appliance.engines.types import (
 )
 from appliance.engines.upstream.pacing import make_chunks
 
+OWN_NAME = "demo"  # an alias of its model, whatever that is called
 PIECE_CHARACTERS = 12
 GATHER_BYTES = 16_384  # events without a pause between them are sent together
 FAULT_AT_CHUNK = 2  # the chunk before which a stream stalls or is cut
@@ -90,7 +91,9 @@ class DemoBackend:
         self._clock = clock
         self._metrics = metrics
         self._callbacks = callbacks
-        self._card = ModelCard(public_model, int(clock.now_s()), "demo", "demo", aliases)
+        self._names = (public_model, aliases)
+        every = (*aliases, OWN_NAME) if OWN_NAME not in (public_model, *aliases) else aliases
+        self._card = ModelCard(public_model, int(clock.now_s()), "demo", "demo", every)
         self._served = ServedModel(self._card, "demo")
 
     # ---- what it is
@@ -110,7 +113,7 @@ class DemoBackend:
 
     def has_names(self, public_model: str, aliases: tuple[str, ...]) -> bool:
         """Whether these are its names."""
-        return (self._card.id, self._card.aliases) == (public_model, aliases)
+        return self._names == (public_model, aliases)
 
     def status(self, now_s: float) -> BackendStatus:
         """Return READY."""

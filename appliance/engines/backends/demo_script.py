@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.base import jsons
+from appliance.engines.backends.demo_schema import make_example
 
 MARK = "[demo engine]"
 _COMMAND = re.compile(
@@ -25,7 +26,6 @@ WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]
 DIMENSIONS = 64
 MAX_WORDS = 100_000
 MAX_DELAY_S = 60.0
-MAX_SCHEMA_DEPTH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +75,10 @@ def last_user_text(messages: list[Any]) -> str:
 def decide_reply(body: dict[str, Any], text: str, *, is_chat: bool) -> ScriptedReply:
     """Decide the reply to `text`.
 
-    1. an error is asked for         → that status
-    2. a tool is forced or asked for → a call that fits its schema
-    3. otherwise                     → a text, ended by `stop` and the token limit
+    1. an error is asked for             → that status
+    2. a tool is forced or asked for,
+       and has not returned yet          → a call that fits its schema
+    3. otherwise                         → a text, ended by `stop` and the token limit
     """
     commands = {match[1].lower(): match[2] for match in _COMMAND.finditer(text)}
     delay_s = min(_number(commands.get("slow", "0")), MAX_DELAY_S)
@@ -85,7 +86,8 @@ def decide_reply(body: dict[str, Any], text: str, *, is_chat: bool) -> ScriptedR
         status = int(_number(commands["error"]) or 500)
         return ScriptedReply(error_status=status if 400 <= status <= 599 else 500, delay_s=delay_s)
     is_stalled, is_cut = "stall" in commands, "cut" in commands
-    if is_chat and (called := _called_tools(body, commands)):  # 2
+    results = _tool_results(body) if is_chat else []
+    if is_chat and not results and (called := _called_tools(body, commands)):  # 2
         return ScriptedReply(
             tool_calls=tuple(map(_call, called)),
             finish_reason="tool_calls",
@@ -93,7 +95,7 @@ def decide_reply(body: dict[str, Any], text: str, *, is_chat: bool) -> ScriptedR
             is_stalled=is_stalled,
             is_cut=is_cut,
         )
-    reply, finish_reason = _apply_limits(_text_of(body, text, commands), body)  # 3
+    reply, finish_reason = _apply_limits(_text_of(body, text, commands, results), body)  # 3
     thinks = "think" in commands or body.get("reasoning_effort")
     return ScriptedReply(
         reply,
@@ -105,13 +107,25 @@ def decide_reply(body: dict[str, Any], text: str, *, is_chat: bool) -> ScriptedR
     )
 
 
-def _text_of(body: dict[str, Any], text: str, commands: dict[str, str]) -> str:
+def _tool_results(body: dict[str, Any]) -> list[str]:
+    """Return what the tools returned that were called since the last user message; [] = none was called."""
+    results = []
+    for message in reversed(body.get("messages") or []):
+        if not isinstance(message, dict) or message.get("role") == "user":
+            break
+        if message.get("role") in {"tool", "function"}:
+            results.append(_content_text(message.get("content")))
+    return results[::-1]
+
+
+def _text_of(body: dict[str, Any], text: str, commands: dict[str, str], results: list[str]) -> str:
     """Return the whole text of a reply.
 
     1. JSON is wanted, with a schema    → a value that fits it
     2. JSON is wanted                   → an object with the prompt
     3. `demo: long`, `demo: unicode`    → such a text
-    4. otherwise                        → an echo
+    4. tools have returned              → what they returned
+    5. otherwise                        → an echo
     """
     wanted = body.get("response_format")
     if not isinstance(wanted, dict):
@@ -126,7 +140,9 @@ def _text_of(body: dict[str, Any], text: str, commands: dict[str, str]) -> str:
         return f"{MARK} " + " ".join(WORDS[number % len(WORDS)] for number in range(count))
     if "unicode" in commands:
         return f"{MARK} {UNICODE}"
-    return f"{MARK} You said: {text}"  # 4
+    if results:  # 4
+        return f"{MARK} The tool returned: {', '.join(results)}"
+    return f"{MARK} You said: {text}"  # 5
 
 
 def _apply_limits(reply: str, body: dict[str, Any]) -> tuple[str, str]:
@@ -164,37 +180,6 @@ def _called_tools(body: dict[str, Any], commands: dict[str, str]) -> list[dict[s
 
 def _call(function: dict[str, Any]) -> tuple[str, str]:
     return str(function.get("name", "")), jsons.dumps_text(make_example(function.get("parameters") or {}))
-
-
-def make_example(schema: Any, depth: int = 0) -> Any:
-    """Return a small value that is valid for a JSON schema.
-
-    1. not a schema, or too deep      → {}
-    2. `const`, `enum`, alternatives  → the value, or the first one
-    3. an object, an array            → every property, as many items as needed
-    4. a number, a boolean, null      → the smallest number, true, null
-    5. otherwise                      → a text
-    """
-    if not isinstance(schema, dict) or depth > MAX_SCHEMA_DEPTH:  # 1
-        return {}
-    if "const" in schema:  # 2
-        return schema["const"]
-    if schema.get("enum"):
-        return schema["enum"][0]
-    if alternatives := schema.get("anyOf") or schema.get("oneOf"):
-        return make_example(alternatives[0], depth + 1)
-    kind = schema.get("type", "object" if "properties" in schema or depth == 0 else "string")
-    kind = kind[0] if isinstance(kind, list) and kind else kind
-    if kind == "object":  # 3
-        return {name: make_example(sub, depth + 1) for name, sub in (schema.get("properties") or {}).items()}
-    if kind == "array":
-        items = schema.get("items") or {"type": "string"}
-        return [make_example(items, depth + 1) for _ in range(max(1, schema.get("minItems") or 1))]
-    if kind in {"integer", "number"}:  # 4
-        return schema.get("minimum", 1)
-    if kind in {"boolean", "null"}:
-        return True if kind == "boolean" else None
-    return "demo".ljust((schema.get("minLength") or 0) if kind == "string" else 0, "o")  # 5
 
 
 def embed(text: str, dimensions: int) -> list[float]:
