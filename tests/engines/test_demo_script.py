@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from appliance.base.errors import Invalid
 from appliance.engines.backends.demo_script import (
     MARK,
     count_tokens,
@@ -210,3 +211,40 @@ def test_embeddings_are_unit_vectors_and_near_for_similar_texts() -> None:
         a * b for a, b in zip(cat, other, strict=True)
     )
     assert embed("", 4) == [1.0, 0.0, 0.0, 0.0] or math.isclose(sum(x * x for x in embed("", 4)), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("schema", "param"),
+    [
+        (5, "response_format.json_schema"),
+        ("x", "response_format.json_schema"),
+        *(
+            ({"schema": schema}, "response_format.json_schema.schema")
+            for schema in [
+                5,
+                "x",
+                [1],
+                {"properties": 5},
+                {"type": {}, "properties": ["a"]},
+                {"anyOf": 5},
+                {"properties": {"a": {"type": {}}}},
+                {"enum": 5},
+                {"required": "a"},
+            ]
+        ),
+    ],
+)
+def test_a_wrong_schema_is_the_callers_fault(schema: Any, param: str) -> None:
+    body = {"response_format": {"type": "json_schema", "json_schema": schema}}
+    with pytest.raises(Invalid) as refused:
+        decide_reply(body, "x", is_chat=True)
+    assert refused.value.param == param
+
+
+def test_parameters_of_a_wrong_schema_are_the_callers_fault() -> None:
+    body = {
+        "tools": [{"function": {"name": "f", "parameters": {"properties": 5}}}],
+        "tool_choice": "required",
+    }
+    with pytest.raises(Invalid, match="`tools` is not a valid JSON schema"):
+        decide_reply(body, "x", is_chat=True)

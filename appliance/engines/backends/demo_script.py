@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.base import jsons
+from appliance.base.errors import Invalid
 from appliance.engines.backends.demo_schema import make_example
 
 MARK = "[demo engine]"
@@ -26,6 +27,16 @@ WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]
 DIMENSIONS = 64
 MAX_WORDS = 100_000
 MAX_DELAY_S = 60.0
+SCHEMA_KEYWORDS: dict[str, Any] = {
+    "type": (str, list),
+    "properties": dict,
+    "required": list,
+    "enum": list,
+    "allOf": list,
+    "anyOf": list,
+    "oneOf": list,
+    "$ref": str,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +143,7 @@ def _text_of(body: dict[str, Any], text: str, commands: dict[str, str], results:
         wanted = {}
     form = wanted.get("type")
     if form == "json_schema":  # 1
-        return jsons.dumps_text(make_example((wanted.get("json_schema") or {}).get("schema") or {}))
+        return _example_of(_wanted_schema(wanted), "response_format.json_schema.schema")
     if form == "json_object":  # 2
         return jsons.dumps_text({"engine": "demo", "echo": text})
     if "long" in commands:  # 3
@@ -179,7 +190,39 @@ def _called_tools(body: dict[str, Any], commands: dict[str, str]) -> list[dict[s
 
 
 def _call(function: dict[str, Any]) -> tuple[str, str]:
-    return str(function.get("name", "")), jsons.dumps_text(make_example(function.get("parameters") or {}))
+    return str(function.get("name", "")), _example_of(function.get("parameters") or {}, "tools")
+
+
+def _wanted_schema(response_format: dict[str, Any]) -> Any:
+    form = response_format.get("json_schema") or {}
+    if not isinstance(form, dict):
+        raise Invalid(
+            "`response_format.json_schema` must be an object with `name` and `schema`.",
+            param="response_format.json_schema",
+            code="invalid_type",
+        )
+    return form.get("schema") or {}
+
+
+def _example_of(schema: Any, param: str) -> str:
+    """Return a value that fits a schema, as JSON.
+
+    Raises:
+        Invalid: It is not a JSON schema; `param` names it.
+    """
+    is_valid = isinstance(schema, dict) and all(
+        isinstance(schema[name], kinds) for name, kinds in SCHEMA_KEYWORDS.items() if name in schema
+    )
+    try:
+        if is_valid:
+            return jsons.dumps_text(make_example(schema))
+    except (TypeError, AttributeError, KeyError, ValueError):  # a keyword further down
+        pass
+    raise Invalid(
+        f"`{param}` is not a valid JSON schema: it, or a keyword in it, has a wrong type.",
+        param=param,
+        code="invalid_json_schema",
+    )
 
 
 def embed(text: str, dimensions: int) -> list[float]:
