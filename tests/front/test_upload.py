@@ -1,14 +1,12 @@
 """How a body is read piece by piece, and how its sender lets go of it."""
 
 import asyncio
-import gzip
-import zlib
 from typing import Any
 
 import pytest
 
-from appliance.base.errors import ApplianceError, Invalid, TooLarge
-from appliance.front.passthrough.upload import Upload, unpack
+from appliance.base.errors import ApplianceError
+from appliance.front.passthrough.upload import Upload
 
 
 class Content:
@@ -87,25 +85,3 @@ async def test_nobody_waits_long_for_a_sender_that_holds_on() -> None:
     await asyncio.sleep(0.01)
     await asyncio.wait_for(upload.wait_released(), 1)
     sender.cancel()
-
-
-@pytest.mark.parametrize(
-    ("body", "encoding"),
-    [
-        (b"{}", ""),
-        (b"{}", "identity"),
-        (b"{}", "br"),
-        (gzip.compress(b"{}"), "gzip"),
-        (gzip.compress(b"{}"), " GZIP"),
-        (zlib.compress(b"{}"), "deflate"),
-    ],
-)
-def test_a_body_is_unpacked_where_it_is_packed(body: bytes, encoding: str) -> None:
-    assert unpack(body, encoding, 100) == b"{}"
-
-
-def test_a_body_that_is_not_packed_or_too_large_is_refused() -> None:
-    with pytest.raises(Invalid, match="Content-Encoding"):
-        unpack(b"{}", "gzip", 100)
-    with pytest.raises(TooLarge, match="100 bytes"):
-        unpack(gzip.compress(b"x" * 101), "gzip", 100)

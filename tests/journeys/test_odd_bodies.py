@@ -1,6 +1,9 @@
 """Bodies that are written in an unusual way: what was decided is what the server gets, or they are refused."""
 
+import gzip
 import json
+import zlib
+from collections.abc import Callable
 
 import httpx
 import pytest
@@ -57,3 +60,24 @@ async def test_what_readers_read_differently_is_refused(
     async with httpx.AsyncClient(base_url=anyone.base_url) as http:
         response = await http.post(path, content=body)
     assert (response.status_code, text in response.text) == (400, True)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat", "/api/embed", "/v1/messages"])
+@pytest.mark.parametrize(
+    ("pack", "encoding", "status"),
+    [
+        (gzip.compress, "gzip", 200),
+        (zlib.compress, "deflate", 200),
+        (bytes, "zstd", 415),
+        (bytes, "br", 415),
+        (bytes, "gzip", 400),
+    ],
+)
+async def test_compressed_bodies_are_alike_at_every_address(
+    anyone: Running, path: str, pack: Callable[[bytes], bytes], encoding: str, status: int
+) -> None:
+    body = json.dumps({"messages": HELLO, "input": "a", "stream": False, "max_tokens": 9, "model": "m"})
+    async with httpx.AsyncClient(base_url=anyone.base_url) as http:
+        response = await http.post(path, content=pack(body.encode()), headers={"Content-Encoding": encoding})
+    assert response.status_code == status, response.text
+    assert ("unsupported" in response.text or "not supported" in response.text) == (status == 415)

@@ -1,7 +1,6 @@
 """The body of a request, read piece by piece through aiohttp, with limits of size and time."""
 
 import asyncio
-import zlib
 from collections.abc import AsyncIterator
 
 from aiohttp import web
@@ -94,22 +93,3 @@ class Upload:
     async def read(self) -> bytes:
         """Return the whole body; raises what `pieces` raises."""
         return b"".join([piece async for piece in self.pieces()])
-
-
-def unpack(body: bytes, encoding: str, limit_bytes: int) -> bytes:
-    """Return a body without its Content-Encoding: gzip or deflate; anything else is returned as it is.
-
-    Raises:
-        Invalid: It is not what its Content-Encoding says.
-        TooLarge: It is larger than the limit.
-    """
-    if encoding.strip().lower() not in {"gzip", "x-gzip", "deflate"}:
-        return body
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)  # finds out which of the two it is
-    try:
-        plain = unpacker.decompress(body, limit_bytes + 1)
-    except zlib.error:
-        raise Invalid("The request body is not what its Content-Encoding says.") from None
-    if len(plain) > limit_bytes:
-        raise too_large(limit_bytes)
-    return plain

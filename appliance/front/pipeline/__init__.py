@@ -5,6 +5,7 @@ Modules:
     access_log: one line per request.
     body: a JSON body and the types of its known fields.
     durations: durations in request bodies.
+    encoding: compressed request bodies.
     errors: a failure as HTTP status and body, in each dialect.
     heads: HTTP heads: parse those of requests, render those of responses.
     ignored: the header that names what was left out.

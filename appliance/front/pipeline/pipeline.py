@@ -22,6 +22,7 @@ from appliance.engines.outcome import Finish
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.front.pipeline.access import Access, Keys
 from appliance.front.pipeline.access_log import AccessLog
+from appliance.front.pipeline.encoding import decode_body
 from appliance.front.pipeline.errors import error_body, error_headers, status_of
 from appliance.front.pipeline.options import parse_options
 from appliance.front.pipeline.request import Request
@@ -187,6 +188,10 @@ class RequestPipeline:
         """
         try:
             self.admit(route.access, request, is_open_while_draining=route.is_open_while_draining)
+            if "content-encoding" in request.headers:
+                request.body = await decode_body(
+                    request.body, request.headers["content-encoding"], self.settings.max_body_bytes
+                )
             response = await route.handler(request)
         except Exception as error:
             response = self.error_response(

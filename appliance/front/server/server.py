@@ -17,7 +17,7 @@ from appliance.engines.stream import GeneratedStream
 from appliance.front.passthrough.passthrough import Passthrough
 from appliance.front.passthrough.rules import ROUTE as PASSTHROUGH_ROUTE
 from appliance.front.passthrough.tunnel import Tunnel
-from appliance.front.passthrough.upload import Upload, unpack
+from appliance.front.passthrough.upload import Upload
 from appliance.front.pipeline.heads import AGENT, parse_upgrade
 from appliance.front.pipeline.pipeline import RequestPipeline, too_large
 from appliance.front.pipeline.request import Request
@@ -213,7 +213,7 @@ class HttpServer:
         Raises:
             TooLarge: It is larger than MAX_BODY_BYTES.
             TimedOut: The client paused for longer than BODY_TIMEOUT_S.
-            Invalid: Its framing or its Content-Encoding cannot be read.
+            Invalid: Its framing cannot be read.
         """
         limit_bytes = self.settings.max_body_bytes
         if (web_request.content_length or 0) > limit_bytes:
@@ -221,7 +221,7 @@ class HttpServer:
         if not web_request.body_exists:
             return b""
         upload = Upload(web_request, limit_bytes=limit_bytes, patience_s=self.settings.body_timeout_s)
-        return unpack(await upload.read(), web_request.headers.get("Content-Encoding", ""), limit_bytes)
+        return await upload.read()
 
     async def _pass_on(self, web_request: web.Request, request: Request) -> web.StreamResponse:
         """Serve a request by passthrough; a failure before the response begins is rendered in the dialect."""
