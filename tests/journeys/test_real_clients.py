@@ -2,11 +2,13 @@
 
 import json
 import math
+from typing import Any
 
 import ollama
 import openai
 import pytest
 
+from tests.front.test_responses_handlers import BEGINNING, CODEX
 from tests.journeys.llama_servers import HELLO, Llama
 from tests.journeys.running import Running
 from tests.journeys.test_real_llama import behind
@@ -196,6 +198,41 @@ async def test_responses(client: openai.AsyncOpenAI) -> None:
     async for event in await client.responses.create(model="tiny", input="hello", stream=True):
         text += event.delta if event.type == "response.output_text.delta" else ""
     assert text == REPLY
+
+
+async def test_responses_with_logprobs(client: openai.AsyncOpenAI) -> None:
+    asked: Any = {
+        "model": "tiny",
+        "input": "hello",
+        "include": ["message.output_text.logprobs"],
+        "top_logprobs": 2,
+    }
+    whole = (await client.responses.create(**asked)).output[0].content[0]
+    assert "".join(one.token for one in whole.logprobs) == whole.text == REPLY
+    assert len(whole.logprobs[0].top_logprobs) == 2
+    async with client.responses.stream(**asked) as stream:
+        streamed = (await stream.get_final_response()).output[0].content[0]
+    assert [one.token for one in streamed.logprobs] == [one.token for one in whole.logprobs]
+
+
+async def test_responses_of_codex(client: openai.AsyncOpenAI) -> None:
+    asked = {name: value for name, value in CODEX.items() if name != "client_metadata"}
+    calls: Any = [
+        {
+            "type": "reasoning",
+            "summary": [{"type": "summary_text", "text": "Look."}],
+            "encrypted_content": None,
+        },
+        {"type": "custom_tool_call", "call_id": "c1", "name": "apply_patch", "input": "*** Begin Patch"},
+        {"type": "custom_tool_call_output", "call_id": "c1", "output": "done"},
+    ]
+    events = [
+        event
+        async for event in await client.responses.create(
+            **asked | {"model": "tiny"}, input=[*BEGINNING, *calls]
+        )
+    ]
+    assert events[-1].type == "response.completed"
 
 
 async def test_embeddings(client: openai.AsyncOpenAI) -> None:
