@@ -48,10 +48,12 @@ class Routes:
         self._adapters: AdapterLookup | None = None
         self._routes: dict[str, ModelRoute] = {}
         self._cards: list[ModelCard] | None = None
+        self._adapter_names: set[str] = set()  # seen at any time: no other model may answer in their place
         self.apply(settings)
 
     def apply(self, settings: EngineSettings) -> None:
         """Take new settings: the aliases of models."""
+        self._is_strict = settings.model_strict
         self._aliases = dict(alias.split("=", 1) for alias in settings.model_aliases if "=" in alias)
         self.refresh()
 
@@ -63,6 +65,8 @@ class Routes:
         """Clear the cache: backends or their models changed."""
         self._routes.clear()
         self._cards = None
+        for backend in self._pools.backends():
+            self._adapter_names.update(card.id for card in backend.cards() if card.parent)
 
     def cards(self) -> list[ModelCard]:
         """Return the models that are served, each once; the first one is the default."""
@@ -97,7 +101,8 @@ class Routes:
         4. the same without `:latest`           → the same
         5. a declared adapter that is not loaded → AdapterNotLoaded: no other model may answer in its place
         6. a backend that serves any name       → that one
-        7. anything else                        → an error, with near names
+        7. llama-servers with one model, and MODEL_STRICT=0 → that one: by themselves they answer any name
+        8. anything else                        → an error, with near names
         """
         if not model and (route := self._default()) is not None:
             return route  # 1
@@ -117,7 +122,10 @@ class Routes:
                     return ModelRoute(
                         self._pools.stages_from(pool), model, backend.cards()[0], "default"
                     )  # 6
-        raise self._unknown(model)  # 7
+        is_adapter = not self._adapter_names.isdisjoint((model, plain))
+        if model and not is_adapter and (route := self._only_model()) is not None:
+            return route  # 7
+        raise self._unknown(model)  # 8
 
     def _default(self) -> ModelRoute | None:
         for pool in self._pools.all:
@@ -125,6 +133,16 @@ class Routes:
                 if cards := backend.cards():
                     return ModelRoute(self._pools.stages_from(pool), cards[0].id, cards[0], "no model named")
         return None
+
+    def _only_model(self) -> ModelRoute | None:
+        """Return the route of the only model, where only llama-servers answer and any name may mean it."""
+        backends = self._pools.backends()
+        if self._is_strict or len(self.cards()) != 1:
+            return None
+        if not all(backend.kind == "llamacpp" and not backend.is_unknown for backend in backends):
+            return None
+        route = self._default()
+        return replace(route, reason="default") if route is not None else None
 
     def find_exact(self, model: str) -> ModelRoute | None:
         """Return the route of a model by its exact name or alias; None = no backend has it."""

@@ -48,7 +48,8 @@ class EngineSettings(PackageSettings):
     )
     model_strict: Switch = Field(
         False,
-        description="1 = unknown model names get 404; 0 = any name is answered by PUBLIC_MODEL",
+        description="1 = unknown model names get 404; 0 = any name is answered by PUBLIC_MODEL, or by the "
+        "only model where all backends are llama-servers",
         json_schema_extra=RELOAD,
     )
     upstream_streaming: Literal["auto", "relay", "simulate"] = Field(

@@ -1,5 +1,7 @@
 """The route of a model's name."""
 
+from dataclasses import replace
+
 import pytest
 
 from appliance.base.errors import ApplianceError, Kind, NoSuchModel, NotFound
@@ -51,6 +53,46 @@ async def test_a_declared_adapter_is_answered_by_no_other_model(name: str) -> No
     with pytest.raises(AdapterNotLoaded, match="'lost' is declared"):
         await router.answer(engine_request(model=name))
     assert anything.asked == []
+
+
+@pytest.mark.parametrize(
+    ("models", "kind", "is_strict", "is_unknown", "is_answered"),
+    [
+        ([["a"], ["a"]], "llamacpp", False, False, True),
+        ([["a"]], "llamacpp", True, False, False),
+        ([["a"], ["b"]], "llamacpp", False, False, False),  # which one is meant?
+        ([["a", "adapter"]], "llamacpp", False, False, False),
+        ([["a"]], "vllm", False, False, False),  # it answers no other name by itself
+        ([["a"]], "managed", False, False, False),
+        ([["a"]], "llamacpp", False, True, False),
+    ],
+)
+async def test_any_name_means_the_only_model_of_llama_servers(
+    models: list[list[str]], kind: str, is_strict: bool, is_unknown: bool, is_answered: bool
+) -> None:
+    backends = [
+        TableBackend(f"s{number}", models=names, kind=kind, is_unknown=is_unknown)
+        for number, names in enumerate(models)
+    ]
+    router, request = routing(pool_of(*backends), model_strict=is_strict), engine_request(model="gpt-4o")
+    if not is_answered:
+        with pytest.raises(ApplianceError):
+            await router.answer(request)
+        return
+    assert await router.answer(request) is OK
+    assert (request.receipt.reason.split(",")[0], request.wanted_model) == ("default", "a")
+
+
+async def test_a_lost_adapter_of_a_llama_server_is_not_answered_by_its_base() -> None:
+    server = TableBackend("s", models=["a", replace(card("style"), parent="a")], kind="llamacpp")
+    router = routing(pool_of(server))
+    assert await router.answer(engine_request(model="style")) is OK
+    server.models = [card("a")]
+    router.refresh()
+    assert await router.answer(engine_request(model="other")) is OK
+    for name in ("style", "style:latest"):
+        with pytest.raises(NoSuchModel):
+            await router.answer(engine_request(model=name))
 
 
 async def test_a_backend_that_serves_any_name_is_the_last_choice() -> None:

@@ -423,3 +423,15 @@ async def test_a_server_that_wants_a_key_gets_the_operators_key(start, llama: Ll
     status, _, value = await ask(running)
     assert status in {502, 503}
     assert "key-of-the-server" not in str(value)
+
+
+async def test_the_only_model_of_a_llama_server_answers_any_name(start, llama: Llama) -> None:
+    server = await llama()
+    running = await start(**behind(server))
+    api = openai.AsyncOpenAI(base_url=running.v1, api_key="client-key-123456", max_retries=0)
+    answer = await api.chat.completions.create(model="gpt-4o", messages=HELLO)
+    assert (answer.choices[0].message.content, answer.model) == (REPLY, "tiny")
+    strict = await start(**behind(server, MODEL_STRICT="1"))
+    api = openai.AsyncOpenAI(base_url=strict.v1, api_key="client-key-123456", max_retries=0)
+    with pytest.raises(openai.NotFoundError):
+        await api.chat.completions.create(model="gpt-4o", messages=HELLO)
