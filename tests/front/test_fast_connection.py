@@ -115,7 +115,7 @@ async def test_rare_forms_of_a_request_are_served_as_well(start: Start, head: by
         (
             b"POST /v1/responses HTTP/1.1\r\nHost: x\r\nContent-Length: 42\r\n\r\n"
             + b'{"input":"x","previous_response_id":"r_1"}',
-            400,
+            404,
             b'"param":"previous_response_id"',
         ),
         (b"GET /v1/responses/r_1 HTTP/1.1\r\nHost: x\r\n\r\n", 404, b"not stored"),
