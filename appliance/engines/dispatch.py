@@ -75,7 +75,8 @@ class Dispatcher:
                 reply = await slot.backend.send(engine_request, slot, budget_s=budget_s)
             except (AttemptFailed, ApplianceError) as failure:
                 self._allow_retry(request, slot.backend, failure)
-                last = failure
+                # Without its frames: they hold the request, in a cycle that only the collector would end.
+                last = failure.with_traceback(None)
             else:
                 if request.undecided is not None:
                     request.confirm_failures()

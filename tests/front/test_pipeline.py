@@ -27,7 +27,7 @@ from appliance.engines.outcome import Finish
 from appliance.engines.receipts import Receipts
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.access_log import AccessLog
-from appliance.front.pipeline.pipeline import RequestPipeline
+from appliance.front.pipeline.pipeline import RequestPipeline, forget_frames
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response
 from appliance.front.pipeline.route import Handler, Route
@@ -425,3 +425,17 @@ def test_a_failed_stream_hides_an_unexpected_exception() -> None:
     failure = harness.pipeline.fail_stream(ZeroDivisionError(), request)
     assert failure.message.endswith("its log has the details under r1.")
     assert request.receipt.error.startswith("internal: ")
+
+
+def test_an_answered_error_keeps_no_frames() -> None:
+    try:
+        try:
+            raise ValueError("first")
+        except ValueError as first:
+            raise KeyError("second") from first
+    except KeyError as error:
+        answered = error
+    forget_frames(answered)
+    assert answered.__traceback__ is None
+    assert answered.__cause__ is not None
+    assert answered.__cause__.__traceback__ is None

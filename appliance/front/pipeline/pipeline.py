@@ -197,6 +197,7 @@ class RequestPipeline:
             response = self.error_response(
                 self.to_appliance_error(error, request), route.dialect, request.receipt
             )
+            forget_frames(error)
         request.receipt.status = response.status
         own = self.response_headers(request)
         response.headers = [*response.headers, *own] if response.headers else own
@@ -309,6 +310,23 @@ class RequestPipeline:
 def too_large(limit_bytes: int) -> TooLarge:
     """Return the error for a body beyond MAX_BODY_BYTES."""
     return TooLarge(f"The request body is larger than {limit_bytes} bytes (MAX_BODY_BYTES).")
+
+
+def forget_frames(error: BaseException) -> None:
+    """Drop the tracebacks of an error that has been answered, and of those that led to it.
+
+    A frame that holds the error it raised is a cycle: it would keep the request's body until the garbage
+    collector runs, which is rare here.
+    """
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        one = pending.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        one.__traceback__ = None
+        pending += [one.__cause__, one.__context__]
 
 
 def _clean(value: str) -> str:
