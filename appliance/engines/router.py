@@ -112,6 +112,11 @@ class Router:
         """
         return self._routes.find(model).card
 
+    def find_card(self, name: str) -> ModelCard | None:
+        """Return the card of the model that has this name or alias; None = none has, MODEL_STRICT or not."""
+        route = self._routes.find_named(name)
+        return route.card if route is not None else None
+
     def states(self) -> list[BackendState]:
         """Return the state of every backend, from memory."""
         return [backend.describe() for backend in self.backends()]

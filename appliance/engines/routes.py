@@ -106,13 +106,9 @@ class Routes:
         """
         if not model and (route := self._default()) is not None:
             return route  # 1
-        plain = model.removesuffix(":latest")
-        aliases = self._aliases
-        for name in dict.fromkeys((model, plain)):  # 4
-            if (route := self.find_exact(name)) is not None:
-                return route  # 2
-            if name in aliases and (route := self.find_exact(aliases[name])) is not None:
-                return replace(route, reason="alias")  # 3
+        if (route := self.find_named(model)) is not None:
+            return route  # 2, 3, 4
+        plain, aliases = model.removesuffix(":latest"), self._aliases
         for meant in (model, plain, aliases.get(model), aliases.get(plain)):
             if meant and (absent := self.find_absent(meant)) is not None:
                 raise absent  # 5
@@ -143,6 +139,16 @@ class Routes:
             return None
         route = self._default()
         return replace(route, reason="default") if route is not None else None
+
+    def find_named(self, model: str) -> ModelRoute | None:
+        """Return the route of a model by a name or alias, also with `:latest`; None = no model has it."""
+        aliases = self._aliases
+        for name in dict.fromkeys((model, model.removesuffix(":latest"))):
+            if (route := self.find_exact(name)) is not None:
+                return route
+            if name in aliases and (route := self.find_exact(aliases[name])) is not None:
+                return replace(route, reason="alias")
+        return None
 
     def find_exact(self, model: str) -> ModelRoute | None:
         """Return the route of a model by its exact name or alias; None = no backend has it."""

@@ -431,7 +431,11 @@ async def test_the_only_model_of_a_llama_server_answers_any_name(start, llama: L
     api = openai.AsyncOpenAI(base_url=running.v1, api_key="client-key-123456", max_retries=0)
     answer = await api.chat.completions.create(model="gpt-4o", messages=HELLO)
     assert (answer.choices[0].message.content, answer.model) == (REPLY, "tiny")
-    strict = await start(**behind(server, MODEL_STRICT="1"))
+    strict = await start(**behind(server, MODEL_STRICT="1", MODEL_ALIASES="short=tiny"))
     api = openai.AsyncOpenAI(base_url=strict.v1, api_key="client-key-123456", max_retries=0)
+    for name in ("tiny", "tiny:latest", "short", "short:latest"):
+        assert (await api.models.retrieve(name)).id == "tiny"
+    with pytest.raises(openai.NotFoundError):
+        await api.models.retrieve("gpt-4o")
     with pytest.raises(openai.NotFoundError):
         await api.chat.completions.create(model="gpt-4o", messages=HELLO)

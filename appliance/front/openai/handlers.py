@@ -105,9 +105,8 @@ class OpenAIHandlers:
         return json_response(anthropic_model(row) if ANTHROPIC_VERSION in request.headers else row)
 
     def _row_of(self, wanted: str) -> dict[str, Any]:
-        for card in self._router.cards():
-            if wanted == card.id or wanted in card.aliases:
-                return self._model_rows()[card.id]
+        if (card := self._router.find_card(wanted)) is not None:
+            return self._model_rows()[card.id]
         if self._manager is not None and wanted in self._manager.catalogue.models:
             return self._model_rows()[wanted]
         raise NoSuchModel(f"The model {wanted!r} does not exist here.", param="model")

@@ -77,6 +77,7 @@ WORK = frozenset(
         "/v1/completions",
         "/v1/embeddings",
         "/v1/responses",
+        "/responses",
         "/api/chat",
     }
 )
@@ -87,6 +88,10 @@ QUESTIONS = frozenset(
         ("POST", "/detokenize"),
         ("POST", "/apply-template"),
         ("POST", "/v1/messages/count_tokens"),
+        ("POST", "/v1/responses/input_tokens"),
+        ("POST", "/responses/input_tokens"),
+        ("POST", "/v1/chat/completions/input_tokens"),
+        ("POST", "/chat/completions/input_tokens"),
         ("GET", "/props"),
         ("GET", "/models"),
         ("GET", "/version"),
