@@ -116,11 +116,8 @@ async def test_a_lone_server_that_fails_every_client_is_seen(start, pair) -> Non
     assert await of_client(running, KEYS[0]) == 503
 
 
-@pytest.mark.parametrize(
-    ("fault", "status"),
-    [("status_502", 502), ("status_503", 502), ("status_504", 502), ("plain_500", 502), ("refuse", 504)],
-)
-async def test_a_dead_server_is_seen_by_one_clients_requests(start, pair, fault: str, status: int) -> None:
+@pytest.mark.parametrize("fault", ["status_502", "status_503", "status_504", "plain_500", "refuse"])
+async def test_a_dead_server_is_seen_by_one_clients_requests(start, pair, fault: str) -> None:
     running = await start(
         **QUICK | {"METRICS_CACHE_TTL_SECONDS": "60"},
         BACKENDS=f"e0={pair[0].url}",
@@ -129,7 +126,7 @@ async def test_a_dead_server_is_seen_by_one_clients_requests(start, pair, fault:
     )
     pair[0].faults = [fault] * 20
     for _ in range(3):
-        assert (await ask(running))[0] == status
+        assert (await ask(running))[0] == 502
     assert running.appliance.router.state("e0").breaker == "open"
 
 
