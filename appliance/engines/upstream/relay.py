@@ -156,14 +156,24 @@ class StreamRelay:
     def _pass_each(self, whole: bytes, *, is_end: bool = False) -> bytes:
         """Pass whole events on, each by itself: comments, errors, numbers, another form."""
         out: list[bytes] = []
-        for event in whole.split(b"\n\n"):
-            event = event.strip(b"\n")
+        at, tried, size = 0, None, len(whole)
+        while at < size:
+            before = self._before
+            if before is not None and before is not tried and whole.startswith(before, at):
+                # A run of events that differ in their text alone is passed on in one go.
+                tried, last = before, whole.rfind(self._after, at + len(before))
+                if last >= 0 and (passed := self._pass_alike(whole[at + len(before) : last])) is not None:
+                    out.append(passed)
+                    at = last + len(self._after)
+                    continue
+            end = whole.find(b"\n\n", at)
+            event = (whole[at:end] if end >= 0 else whole[at:]).strip(b"\n")
+            at = end + 2 if end >= 0 else size
             if not event:
                 continue
             if self.is_done:
                 self._note_late(event)
                 continue
-            before = self._before
             if before is not None and event.startswith(before) and event.endswith(self._after_line):
                 text = event[len(before) : -len(self._after_line)]
                 if len(before) + len(self._after_line) <= len(event) and _TEXT.fullmatch(text):

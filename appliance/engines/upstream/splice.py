@@ -39,7 +39,7 @@ def with_model(raw: bytes, body: dict[str, Any], model: str) -> bytes:
     if (
         at >= 0
         and raw.find(b'"model"', at + 7) < 0
-        and _ESCAPE not in raw
+        and not _may_escape(raw)
         and (found := _MODEL.match(raw, at))
     ):  # 2
         return raw[:at] + _model_field(model) + raw[found.end() :]
