@@ -148,8 +148,11 @@ async def exchange(
                 is_refused = adds_options and response.status in {400, 422} and "stream_options" in text
                 if not is_refused:
                     raise peer.refuse(response.status, response.headers, text)  # 1
-            else:
+            elif call.wants_events:
                 reply = await _read_reply(response, peer, call, request, observer)
+                return reply
+            else:  # most requests: a whole response, whatever its type says
+                reply = await _read_whole(await response.read(), peer, call, request, observer)
                 return reply
         finally:
             if reply is None or reply.events is None:
@@ -170,11 +173,10 @@ async def _read_reply(
     request: EngineRequest,
     observer: AttemptObserver,
 ) -> EngineReply:
-    """Read a response of status 200 as what it is, cases 2 to 4 of `exchange`."""
+    """Read a response to a request for events as what it is, cases 2 to 4 of `exchange`."""
     source: UpstreamResponse | ReadResponse = response
-    if has_events := "event-stream" in response.headers.get("content-type", "").lower():
-        has_events = call.wants_events
-    elif call.wants_events:
+    has_events = "event-stream" in response.headers.get("content-type", "").lower()
+    if not has_events:
         source = await ReadResponse.begin(response)
         has_events = source.has_events
     if not has_events:
