@@ -160,11 +160,9 @@ class StreamRelay:
         while at < size:
             before = self._before
             if before is not None and before is not tried and whole.startswith(before, at):
-                # A run of events that differ in their text alone is passed on in one go.
-                tried, last = before, whole.rfind(self._after, at + len(before))
-                if last >= 0 and (passed := self._pass_alike(whole[at + len(before) : last])) is not None:
-                    out.append(passed)
-                    at = last + len(self._after)
+                tried = before
+                if (end := self._pass_run(whole, at, out)) > at:
+                    at = end
                     continue
             end = whole.find(b"\n\n", at)
             event = (whole[at:end] if end >= 0 else whole[at:]).strip(b"\n")
@@ -194,6 +192,20 @@ class StreamRelay:
             if passed:
                 out.append(passed)
         return b"".join(out)
+
+    def _pass_run(self, whole: bytes, at: int, out: list[bytes]) -> int:
+        """Pass the events from `at` on in one go where they differ in their text alone.
+
+        Returns:
+            Where they end; `at` = they differ in more, and nothing was passed on.
+        """
+        begin = at + len(self._before or b"")
+        last = whole.rfind(self._after, begin)
+        passed = self._pass_alike(whole[begin:last]) if last >= 0 else None
+        if passed is None:
+            return at
+        out.append(passed)
+        return last + len(self._after)
 
     def _pass_one(self, event: bytes) -> bytes:
         """Return one event for the client; b"" = it is not for it.
