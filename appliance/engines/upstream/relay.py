@@ -159,11 +159,10 @@ class StreamRelay:
         at, tried, size = 0, None, len(whole)
         while at < size:
             before = self._before
-            if before is not None and before is not tried and whole.startswith(before, at):
-                tried = before
-                if (end := self._pass_run(whole, at, out)) > at:
-                    at = end
-                    continue
+            if before is not tried and (end := self._pass_run(whole, at, out)) > at:
+                at = end
+                continue
+            tried = before
             end = whole.find(b"\n\n", at)
             event = (whole[at:end] if end >= 0 else whole[at:]).strip(b"\n")
             at = end + 2 if end >= 0 else size
@@ -199,7 +198,10 @@ class StreamRelay:
         Returns:
             Where they end; `at` = they differ in more, and nothing was passed on.
         """
-        begin = at + len(self._before or b"")
+        before = self._before
+        if before is None or not whole.startswith(before, at):
+            return at
+        begin = at + len(before)
         last = whole.rfind(self._after, begin)
         passed = self._pass_alike(whole[begin:last]) if last >= 0 else None
         if passed is None:
