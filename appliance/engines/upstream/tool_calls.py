@@ -9,6 +9,7 @@ from typing import Any
 from appliance.base import jsons
 from appliance.engines.upstream.reply_text import invalid_reply
 
+BROKEN_ARGUMENTS = "_raw"  # the key of a call's arguments where they are not a JSON object
 MAX_CALLS = 256
 MAX_INDEX = 4095
 MAX_ARGUMENTS_CHARS = 16 * 1024 * 1024  # of all calls of one message
@@ -192,6 +193,17 @@ def read_arguments(value: Any) -> str:
     if isinstance(value, dict):
         return jsons.dumps_text(value)
     raise invalid_reply("the `arguments` of a tool call are neither text nor an object")
+
+
+def parse_arguments(arguments: Any) -> dict[str, Any]:
+    """Return a call's arguments as an object: the parsed text, or `{"_raw": arguments}` where it is none."""
+    if isinstance(arguments, dict):
+        return arguments
+    try:
+        value = jsons.loads(arguments) if arguments else {}
+    except jsons.InvalidJson:
+        value = None
+    return value if isinstance(value, dict) else {BROKEN_ARGUMENTS: arguments}
 
 
 def read_calls(message: dict[str, Any]) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ Source: Anthropic's API reference, "Messages"; the types of its official Python 
 import os
 from typing import Any
 
-from appliance.base import jsons
 from appliance.engines.upstream.reply_text import (
     invalid_reply,
     read_choices,
@@ -16,7 +15,7 @@ from appliance.engines.upstream.reply_text import (
     read_reasoning,
     read_refusal,
 )
-from appliance.engines.upstream.tool_calls import read_calls
+from appliance.engines.upstream.tool_calls import parse_arguments, read_calls
 
 STOP_REASONS = {  # by chat's finish_reason; any other one is end_turn
     "stop": "end_turn",
@@ -25,7 +24,6 @@ STOP_REASONS = {  # by chat's finish_reason; any other one is end_turn
     "function_call": "tool_use",
     "content_filter": "refusal",
 }
-BROKEN_ARGUMENTS = "_raw"  # the key of a tool call's input that is no JSON object
 
 
 def new_id(prefix: str) -> str:
@@ -125,20 +123,13 @@ def usage_object(usage: Any) -> dict[str, int]:
 
 def _tool_use(call: dict[str, Any]) -> dict[str, Any]:
     function = call["function"]
+    arguments = function["arguments"]
     return {
         "type": "tool_use",
         "id": call.get("id") or new_id("toolu"),
         "name": function["name"],
-        "input": _parse_arguments(function["arguments"]),
+        "input": parse_arguments(arguments if arguments.strip() else ""),
     }
-
-
-def _parse_arguments(text: str) -> dict[str, Any]:
-    try:
-        value = jsons.loads(text) if text.strip() else {}
-    except jsons.InvalidJson:
-        value = None
-    return value if isinstance(value, dict) else {BROKEN_ARGUMENTS: text}
 
 
 def _count(value: Any) -> int:

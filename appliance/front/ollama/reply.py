@@ -10,7 +10,6 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
-from appliance.base import jsons
 from appliance.base.clock import format_rfc3339
 from appliance.base.errors import UpstreamFailed
 from appliance.engines.upstream.reply_text import (
@@ -21,11 +20,10 @@ from appliance.engines.upstream.reply_text import (
     read_reasoning,
     read_refusal,
 )
-from appliance.engines.upstream.tool_calls import ToolCalls, read_calls
+from appliance.engines.upstream.tool_calls import ToolCalls, parse_arguments, read_calls
 
 # By OpenAI's finish_reason; any other one is passed on unchanged.
 DONE_REASONS = {"tool_calls": "stop", "function_call": "stop"}
-BROKEN_ARGUMENTS = "_raw"  # holds a tool call's arguments where they are not a JSON object
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,21 +154,11 @@ def from_openai_calls(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "function": {
                 "index": index,
                 "name": function.get("name") or "",
-                "arguments": _arguments(function.get("arguments")),
+                "arguments": parse_arguments(function.get("arguments")),
             }
         }
         out.append({"id": call["id"], **row} if call.get("id") else row)
     return out
-
-
-def _arguments(text: Any) -> dict[str, Any]:
-    if isinstance(text, dict):
-        return text
-    try:
-        value = jsons.loads(text) if text else {}
-    except jsons.InvalidJson:
-        value = None
-    return value if isinstance(value, dict) else {BROKEN_ARGUMENTS: text}
 
 
 def to_done_reason(finish: Any) -> str:
