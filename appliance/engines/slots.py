@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 from ssl import SSLContext
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
+from appliance.base.logs import get_logger
 from appliance.engines.outcome import Outcome
 from appliance.engines.receipts import Attempt, Receipt
 from appliance.engines.stream import Stream
+
+log = get_logger("backend")
 
 
 @dataclass(slots=True)
@@ -102,7 +105,10 @@ class Slot(Generic[OwnerT]):
         attempt.outcome = outcome
         attempt.note = note or attempt.note
         attempt.status = status if status is not None else attempt.status
-        self.backend.record(self, outcome, retry_after_s)
+        try:
+            self.backend.record(self, outcome, retry_after_s)
+        except Exception as error:  # the request has its answer: a fault in the accounts must not replace it
+            log.error("not_recorded", backend=self.backend.name, error=repr(error), exc_info=error)
 
 
 AnySlot: TypeAlias = Slot[Any]  # of any backend

@@ -211,18 +211,21 @@ class EngineServer:
 
     def record(self, slot: AnySlot, outcome: Outcome, retry_after_s: float | None) -> None:
         """Record how a request ended; called once, when its slot is released."""
-        self.stats.close_slot(slot, outcome)
         if slot.is_uncounted:
+            self.stats.close_slot(slot, outcome)
             if outcome.breaker in {BreakerEffect.FAILED, BreakerEffect.UNDECIDED}:
                 self.state.probe_soon()
             return
-        self.models.adapters.release(slot)
-        if outcome is Outcome.OK and slot.times is not None:
-            self._add_latencies(slot, slot.times)
-        self.state.record(outcome, retry_after_s, slot.flow)
-        self._callbacks.on_capacity()
-        if self._runner is not None:
-            self._runner.on_released(slot, outcome)
+        try:
+            self.stats.close_slot(slot, outcome)
+            if outcome is Outcome.OK and slot.times is not None:
+                self._add_latencies(slot, slot.times)
+        finally:  # a measurement that fails keeps neither the lease nor the probe of the circuit
+            self.models.adapters.release(slot)
+            if self._runner is not None:
+                self._runner.on_released(slot, outcome)
+            self.state.record(outcome, retry_after_s, slot.flow)
+            self._callbacks.on_capacity()
 
     def _add_latencies(self, slot: AnySlot, times: ResponseTimes) -> None:
         receipt = times.receipt

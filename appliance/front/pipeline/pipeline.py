@@ -20,6 +20,7 @@ from appliance.base.metrics.registry import Metrics
 from appliance.base.watch import Watched
 from appliance.engines.outcome import Finish
 from appliance.engines.receipts import Receipt, Receipts
+from appliance.engines.stream import Stream
 from appliance.front.pipeline.access import Access, Keys
 from appliance.front.pipeline.access_log import AccessLog
 from appliance.front.pipeline.encoding import decode_body
@@ -199,7 +200,12 @@ class RequestPipeline:
             )
             forget_frames(error)
         request.receipt.status = response.status
-        own = self.response_headers(request)
+        try:
+            own = self.response_headers(request)
+        except Exception:
+            if response.pieces is not None:
+                await close_stream(response.pieces, request)
+            raise
         response.headers = [*response.headers, *own] if response.headers else own
         return response
 
@@ -261,24 +267,31 @@ class RequestPipeline:
         """Account for a request that has ended: settlement, receipt, metrics, log line.
 
         Called once, when the request's context exits. It does not await, so it also completes when the
-        client has left or the server stops.
+        client has left or the server stops. A step that fails is logged, and the others are done: a fault in
+        the accounts never keeps a connection from its next request.
         """
         self.in_flight -= 1
         receipt = request.receipt
-        took_s = self.now_s() - request.began_s
-        receipt.total_ms = took_s * 1000
+        receipt.total_ms = (self.now_s() - request.began_s) * 1000
         receipt.finish = request.finish
         if not receipt.status and request.finish is Finish.CLIENT_LEFT:
             receipt.status = CLIENT_LEFT
-        self.release(request)
-        if (
-            request.method == "POST"
-        ):  # polled addresses (health, metrics) would evict the receipts that matter
-            self.receipts.add(receipt)
-        self._measure(request, took_s)
+        for step in (self.release, self._keep, self._measure, self._log):
+            try:
+                step(request)
+            except Exception as error:
+                log.error("not_settled", id=request.id, error=repr(error), exc_info=error)
+
+    def _keep(self, request: Request) -> None:
+        """Keep the receipt of a POST: polled addresses (health, metrics) would evict those that matter."""
+        if request.method == "POST":
+            self.receipts.add(request.receipt)
+
+    def _log(self, request: Request) -> None:
+        """Write the line of the access log."""
         if request.has_log_line and self.settings.access_log:
             self.access_log.write(
-                receipt,
+                request.receipt,
                 method=request.method,
                 path=request.path,
                 peer=request.peer,
@@ -288,9 +301,10 @@ class RequestPipeline:
     def release(self, request: Request) -> None:
         """Settle what was spent and release the rest. Nothing is spent until there are accounts."""
 
-    def _measure(self, request: Request, took_s: float) -> None:
+    def _measure(self, request: Request) -> None:
         """Count the request, and tokens and stream events for the backend that answered."""
         receipt = request.receipt
+        took_s = receipt.total_ms / 1000
         requests, seconds, first = self.metrics.request_children(receipt.route, receipt.status)
         requests.inc()
         seconds.observe(took_s)
@@ -305,6 +319,14 @@ class RequestPipeline:
             tokens_out.inc(receipt.completion_tokens)
         if request.events:
             streamed.inc(request.events)
+
+
+async def close_stream(stream: Stream, request: Request) -> None:
+    """Close the stream of a response; a failure is logged, since what was sent of it stays as it is."""
+    try:
+        await stream.aclose()
+    except Exception as error:
+        log.error("not_closed", id=request.id, error=repr(error), exc_info=error)
 
 
 def too_large(limit_bytes: int) -> TooLarge:

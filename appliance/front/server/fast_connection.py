@@ -17,7 +17,7 @@ from appliance.base.errors import ApplianceError, Internal, Invalid, TimedOut
 from appliance.engines.outcome import Finish
 from appliance.front.passthrough.upload import LEAST_BODY_BYTES_S
 from appliance.front.pipeline.heads import BadHead, parse_request_head, render_response_head
-from appliance.front.pipeline.pipeline import too_large
+from appliance.front.pipeline.pipeline import close_stream, too_large
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response
 from appliance.front.pipeline.route import Route
@@ -303,7 +303,7 @@ class FastConnection(asyncio.Protocol):
 
     async def _answer(self, route: Route, request: Request) -> None:
         """Answer one request, then begin the next one if it is buffered."""
-        pipeline = self._shared.pipeline
+        pipeline, response = self._shared.pipeline, None
         with request:
             try:
                 response = await pipeline.respond(route, request)
@@ -325,6 +325,8 @@ class FastConnection(asyncio.Protocol):
                 pipeline.fail_stream(error, request)
                 self._is_closing = True
                 self._transport.abort()
+                if response is not None and response.pieces is not None:
+                    await close_stream(response.pieces, request)
             finally:
                 self.busy = 0
                 self._heartbeat = b""
@@ -384,7 +386,7 @@ class FastConnection(asyncio.Protocol):
         finally:
             self._heartbeat = b""
             request.sent_bytes, request.events = sent, pieces.events
-            await pieces.aclose()
+            await close_stream(pieces, request)
         if self._is_closing:  # 4
             request.finish = Finish.CLIENT_LEFT
             return

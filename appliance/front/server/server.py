@@ -19,7 +19,7 @@ from appliance.front.passthrough.rules import ROUTE as PASSTHROUGH_ROUTE
 from appliance.front.passthrough.tunnel import Tunnel
 from appliance.front.passthrough.upload import Upload
 from appliance.front.pipeline.heads import AGENT, parse_upgrade
-from appliance.front.pipeline.pipeline import RequestPipeline, too_large
+from appliance.front.pipeline.pipeline import RequestPipeline, close_stream, too_large
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response
 from appliance.front.pipeline.route import Route
@@ -282,11 +282,11 @@ class HttpServer:
         pieces = response.pieces
         assert pieces is not None
         web_response = web.StreamResponse(status=response.status)
-        _set_headers(web_response, response)
         beat_s = self.settings.heartbeat_s if response.heartbeat else 0
         source = GeneratedStream(beating(pieces, response.heartbeat, beat_s), pieces) if beat_s else pieces
         is_whole = False
         try:
+            _set_headers(web_response, response)
             await web_response.prepare(web_request)
             async for piece in source:
                 if not request.sent_bytes:
@@ -300,7 +300,7 @@ class HttpServer:
             await web_response.write(response.render_failure(self.pipeline.fail_stream(error, request)))
         finally:
             request.events = pieces.events
-            await source.aclose()
+            await close_stream(source, request)
         await web_response.write_eof()
         if is_whole:  # 1
             request.finish = Finish.DONE
