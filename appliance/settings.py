@@ -27,7 +27,7 @@ from appliance.front.settings import FrontSettings, split_keys
 from appliance.host.settings import HostSettings
 from appliance.models.settings import ModelSettings
 from appliance.models.table.catalogue import Catalogue, read_catalogue
-from appliance.settings_checks import check_together
+from appliance.settings_checks import check_default_model, check_together
 
 
 class GeneralSettings(PackageSettings):
@@ -164,6 +164,7 @@ def load(environ: Mapping[str, str] | None = None) -> tuple[Settings | None, lis
     problems += check_together(
         settings.host, settings.models, settings.engines, settings.front, settings.control
     )
+    problems += check_default_model(settings.engines, fleet, catalogue)
     return (None if any(p.is_fatal for p in problems) else settings), problems
 
 

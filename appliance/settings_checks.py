@@ -7,11 +7,16 @@ from appliance.base.balancing import STRATEGIES
 from appliance.base.settings import Problem
 from appliance.control.guard import problems as control_problems
 from appliance.control.settings import ControlSettings
+from appliance.engines.aliases import ModelNames
 from appliance.engines.settings import EngineSettings
+from appliance.engines.specs import FleetSpec
 from appliance.front.pipeline.origins import is_loopback
 from appliance.front.settings import FrontSettings, split_keys
 from appliance.host.settings import HostSettings
 from appliance.models.settings import ModelSettings
+from appliance.models.table.catalogue import Catalogue
+
+SHOWN_MODELS = 20
 
 
 def check_together(
@@ -31,6 +36,38 @@ def check_together(
         *_open_control(host, control),
         *_open_http_port(front),
     ]
+
+
+def check_default_model(engines: EngineSettings, fleet: FleetSpec, catalogue: Catalogue) -> list[Problem]:
+    """Warn of a DEFAULT_MODEL that cannot be there.
+
+    1. a server lists its models itself               → nothing is known of them
+    2. the hosted API or the demo engine, not strict  → they answer any name
+    3. otherwise                                      → it must be the name or an alias of a configured model
+    """
+    wanted = engines.default_model
+    is_known = all(spec.models for spec in fleet.backends)  # 1
+    has_hosted = bool(engines.novita_api_key.get_secret_value())
+    is_other = has_hosted or not (fleet.backends or catalogue.models)
+    if not wanted or not is_known or (is_other and not engines.model_strict):  # 2
+        return []
+    known = [*catalogue.models, *(name for spec in fleet.backends for name in spec.models)]  # 3
+    if is_other and _hosted_names(engines).matches(wanted):
+        return []
+    names = {*known, *(alias.partition("=")[0] for alias in engines.model_aliases)}
+    if not names.isdisjoint((wanted, wanted.removesuffix(":latest"))):
+        return []
+    shown = ", ".join([*known, *([engines.public_model] if is_other else [])][:SHOWN_MODELS])
+    remedy = (
+        "No model that is configured has this name: requests that name no model get 404 until one has it. "
+        f"Configured: {shown}."
+    )
+    return [Problem("DEFAULT_MODEL", wanted, "the name or an alias of a model", remedy, is_fatal=False)]
+
+
+def _hosted_names(engines: EngineSettings) -> ModelNames:
+    aliases = [alias for alias in engines.model_aliases if "=" not in alias]
+    return ModelNames(upstream=engines.upstream_base_model, public=engines.public_model, aliases=aliases)
 
 
 def is_open_host(host: str) -> bool:

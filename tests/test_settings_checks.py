@@ -1,5 +1,8 @@
 """Checks that concern settings of several packages."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from appliance.settings import load
@@ -88,3 +91,36 @@ def test_a_warning_does_not_stop_the_start(environ: dict[str, str], variable: st
 )
 def test_a_worker_may_run_beside_a_closed_control_api(environ: dict[str, str]) -> None:
     assert "CONTROL_TOKEN" not in found(environ)
+
+
+HOSTED = {"NOVITA_API_KEY": "sk-1"}
+CONFIG = {"backends": [{"url": "http://llm-1", "models": ["tiny", "large"]}]}
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "config", "is_named"),
+    [
+        ("tiny", {}, CONFIG, False),
+        ("tiny:latest", {}, CONFIG, False),
+        ("short", {"MODEL_ALIASES": "short=tiny"}, CONFIG, False),
+        ("typo", {}, CONFIG, True),
+        ("typo", {"BACKENDS": "http://llm-2"}, CONFIG, False),  # it lists its models itself
+        ("typo", HOSTED, CONFIG, False),  # the hosted API answers any name
+        ("typo", HOSTED | {"MODEL_STRICT": "1"}, CONFIG, True),
+        ("llama3.2-3b-instruct", HOSTED | {"MODEL_STRICT": "1"}, CONFIG, False),
+        ("typo", {}, {"models": {"chat": {"model_path": "/m/chat.gguf"}}}, True),
+        ("chat", {}, {"models": {"chat": {"model_path": "/m/chat.gguf"}}}, False),
+        ("typo", {}, None, False),  # the demo engine answers any name
+        ("typo", HOSTED, None, False),
+    ],
+)
+def test_a_default_model_that_no_configured_one_is_called_is_named(
+    tmp_path: Path, name: str, more: dict[str, str], config: dict[str, object] | None, is_named: bool
+) -> None:
+    environ = {"DEFAULT_MODEL": name, "STATE_DIR": str(tmp_path), "LLAMA_SERVER_PATH": "/bin/true"} | more
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        environ["CONFIG_PATH"] = str(tmp_path / "config.json")
+    assert load(environ)[0] is not None
+    text = found(environ).get("DEFAULT_MODEL", "")
+    assert ("requests that name no model get 404 until one has it. Configured: " in text) == is_named

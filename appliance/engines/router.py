@@ -78,6 +78,10 @@ class Router:
         """Set what knows the declared adapters; requests for one wait until a backend has it."""
         self._routes.connect_adapters(adapters)
 
+    def reserve_adapter(self, name: str) -> None:
+        """Let no other model answer under the name of an adapter."""
+        self._routes.reserve_adapter(name)
+
     def refresh(self) -> None:
         """Clear what is cached: backends or their models changed."""
         self._pools.refresh()

@@ -6,11 +6,13 @@ from typing import Protocol
 
 from appliance.base.errors import NoSuchModel, Unavailable
 from appliance.engines.backends.adapters import AdapterNotLoaded
+from appliance.engines.backends.contract import Backend
 from appliance.engines.pool import Pool, Pools
 from appliance.engines.settings import EngineSettings
 from appliance.engines.types import ModelCard
 
 MAX_CACHED_ROUTES = 4096  # names come from clients
+NOT_NAMED = "no model named"  # the reason in receipts
 NEAR_NAMES = 3
 NAMED_MODELS, NAMED_BACKENDS = 20, 8  # in a sentence
 
@@ -48,18 +50,24 @@ class Routes:
         self._adapters: AdapterLookup | None = None
         self._routes: dict[str, ModelRoute] = {}
         self._cards: list[ModelCard] | None = None
-        self._adapter_names: set[str] = set()  # seen at any time: no other model may answer in their place
+        self._adapter_names: set[str] = set()  # of any time: no other model may answer in their place
         self.apply(settings)
 
     def apply(self, settings: EngineSettings) -> None:
-        """Take new settings: the aliases of models."""
+        """Take new settings: the aliases of models, and the default one."""
         self._is_strict = settings.model_strict
+        self._default_name = settings.default_model
         self._aliases = dict(alias.split("=", 1) for alias in settings.model_aliases if "=" in alias)
         self.refresh()
 
     def connect_adapters(self, adapters: AdapterLookup) -> None:
         """Set what knows the declared adapters."""
         self._adapters = adapters
+
+    def reserve_adapter(self, name: str) -> None:
+        """Let no other model answer under the name of an adapter that an operator named."""
+        self._adapter_names.add(name)
+        self._routes.clear()
 
     def refresh(self) -> None:
         """Clear the cache: backends or their models changed."""
@@ -69,11 +77,22 @@ class Routes:
             self._adapter_names.update(card.id for card in backend.cards() if card.parent)
 
     def cards(self) -> list[ModelCard]:
-        """Return the models that are served, each once; the first one is the default."""
+        """Return the models that are served, each once, with all their aliases; the first is the default."""
         if self._cards is None:
             # If several backends have a model, the first one's card is shown, in the position of the last.
             backwards = [card for backend in self._pools.backends() for card in backend.cards()][::-1]
-            self._cards = list({card.id: card for card in backwards}.values())[::-1]
+            cards = {card.id: card for card in backwards}
+            for alias in self._aliases:
+                route = self.find_named(alias)
+                if route is not None and alias not in (
+                    route.card.id,
+                    *(card := cards[route.card.id]).aliases,
+                ):
+                    cards[card.id] = replace(card, aliases=(*card.aliases, alias))
+            default = self.find_named(self._default_name) if self._default_name else self._first()
+            first = default.card.id if default is not None else ""
+            self._cards = [*cards.values()][::-1]
+            self._cards.sort(key=lambda card: card.id != first)
         return self._cards
 
     def find(self, model: str) -> ModelRoute:
@@ -84,6 +103,8 @@ class Routes:
             Unavailable: There is no backend, or not all could be asked yet.
             AdapterNotLoaded: It is a declared adapter that no backend has at the moment.
         """
+        if not model:  # not cached: whether a model generates text may become known at any time
+            return self._default()
         route = self._routes.get(model)
         if route is None:
             route = self._resolve(model)
@@ -95,49 +116,66 @@ class Routes:
     def _resolve(self, model: str) -> ModelRoute:
         """Look a name up.
 
-        1. no name                              → the default: the first model
-        2. the name of a model, or an alias     → the first pool that serves it
-        3. `name=model` of MODEL_ALIASES        → that model
-        4. the same without `:latest`           → the same
-        5. a declared adapter that is not loaded → AdapterNotLoaded: no other model may answer in its place
-        6. a backend that serves any name       → that one
-        7. llama-servers with one model, and MODEL_STRICT=0 → that one: by themselves they answer any name
-        8. anything else                        → an error, with near names
+        1. the name of a model, or an alias     → the first pool that serves it
+        2. `name=model` of MODEL_ALIASES        → that model
+        3. the same without `:latest`           → the same
+        4. a declared adapter that is not loaded → AdapterNotLoaded: no other model may answer in its place
+        5. a backend that serves any name       → that one
+        6. there is one model, and MODEL_STRICT=0 → that one
+        7. anything else                        → an error, with near names
         """
-        if not model and (route := self._default()) is not None:
-            return route  # 1
         if (route := self.find_named(model)) is not None:
-            return route  # 2, 3, 4
+            return route  # 1, 2, 3
         plain, aliases = model.removesuffix(":latest"), self._aliases
         for meant in (model, plain, aliases.get(model), aliases.get(plain)):
             if meant and (absent := self.find_absent(meant)) is not None:
-                raise absent  # 5
+                raise absent  # 4
         for pool in self._pools.all:
             for backend in pool.backends:
-                if model and backend.find_model(model) is not None:
+                if backend.find_model(model) is not None:
                     return ModelRoute(
                         self._pools.stages_from(pool), model, backend.cards()[0], "default"
-                    )  # 6
+                    )  # 5
         is_adapter = not self._adapter_names.isdisjoint((model, plain))
-        if model and not is_adapter and (route := self._only_model()) is not None:
-            return route  # 7
-        raise self._unknown(model)  # 8
+        if not is_adapter and (route := self._only_model()) is not None:
+            return route  # 6
+        raise self._unknown(model)  # 7
 
-    def _default(self) -> ModelRoute | None:
+    def _default(self) -> ModelRoute:
+        """Return the route of a request that names no model.
+
+        1. DEFAULT_MODEL is set   → what that name means
+        2. otherwise              → the first model that generates text, as far as that is known
+        """
+        if self._default_name:  # 1
+            try:
+                return replace(self.find(self._default_name), reason=NOT_NAMED)
+            except NoSuchModel as error:
+                text = f"No model is named, and DEFAULT_MODEL cannot answer. {error.message}"
+                raise NoSuchModel(text, param="model") from None
+        route = self._first()  # 2
+        if route is None:
+            raise self._unknown("")
+        return route
+
+    def _first(self) -> ModelRoute | None:
+        """Return the route of the first model that generates text, else of the first one; None = no model."""
+        first: ModelRoute | None = None
         for pool in self._pools.all:
             for backend in pool.backends:
-                if cards := backend.cards():
-                    return ModelRoute(self._pools.stages_from(pool), cards[0].id, cards[0], "no model named")
-        return None
+                for card in backend.cards():
+                    if first is None or card.is_text:
+                        first = ModelRoute(self._pools.stages_from(pool), card.id, card, NOT_NAMED)
+                    if card.is_text:
+                        return first
+        return first
 
     def _only_model(self) -> ModelRoute | None:
-        """Return the route of the only model, where only llama-servers answer and any name may mean it."""
-        backends = self._pools.backends()
-        if self._is_strict or len(self.cards()) != 1:
+        """Return the route of the only model, where there is one and any name may mean it."""
+        is_unsure = any(backend.is_unknown for backend in self._pools.backends())
+        if self._is_strict or is_unsure or len(self.cards()) != 1:
             return None
-        if not all(backend.kind == "llamacpp" and not backend.is_unknown for backend in backends):
-            return None
-        route = self._default()
+        route = self._first()
         return replace(route, reason="default") if route is not None else None
 
     def find_named(self, model: str) -> ModelRoute | None:
@@ -165,7 +203,7 @@ class Routes:
         return self._adapters.find_absent(name) if self._adapters is not None else None
 
     def find_pinned(self, backend_name: str, model: str) -> ModelRoute:
-        """Return the route to one backend; "" = its first model.
+        """Return the route to one backend; "" = the default model, or its first one where it has not that.
 
         Raises:
             NotFound: There is no such backend.
@@ -173,7 +211,7 @@ class Routes:
         """
         backend = self._pools.backend(backend_name)
         cards = backend.cards()
-        wanted = self.find(model).model if model else cards[0].id if cards else ""
+        wanted = self.find(model).model if model else self._default_of(backend)
         served = backend.find_model(wanted)
         if served is None:
             raise NoSuchModel(
@@ -182,6 +220,14 @@ class Routes:
                 param="model",
             )
         return ModelRoute([self._pools.pool_of(backend)], wanted, served.card, "pinned")
+
+    def _default_of(self, backend: Backend) -> str:
+        """Return the default model if a backend has it, else its first that generates text; "" = none."""
+        cards = backend.cards()
+        default = self.find_named(self._default_name) if self._default_name else None
+        if default is not None and any(card.id == default.card.id for card in cards):
+            return default.model
+        return next((card.id for card in cards if card.is_text), cards[0].id if cards else "")
 
     def _unknown(self, model: str) -> NoSuchModel | Unavailable:
         """Return the error for a name without a route.

@@ -49,8 +49,15 @@ class EngineSettings(PackageSettings):
     model_strict: Switch = Field(
         False,
         description="1 = unknown model names get 404; 0 = any name is answered by PUBLIC_MODEL, or by the "
-        "only model where all backends are llama-servers",
+        "only model where there is one",
         json_schema_extra=RELOAD,
+    )
+    default_model: str = Field(
+        "",
+        max_length=256,
+        description="The model that answers where a request names none: its name or an alias; empty = the "
+        "first one that generates text",
+        json_schema_extra=RELOAD | {"allowed": "the name or an alias of a model"},
     )
     upstream_streaming: Literal["auto", "relay", "simulate"] = Field(
         "auto",

@@ -130,6 +130,7 @@ class ModelCard:
         context_tokens: Context of one request; 0 = unknown.
         parent: Of an adapter: the model that it belongs to; "" = it is not an adapter.
         path: Of an adapter: the file that the engine loaded; "" = unknown.
+        is_text: False = it is known to give only embeddings or scores.
     """
 
     id: str
@@ -140,6 +141,7 @@ class ModelCard:
     context_tokens: int = 0
     parent: str = ""
     path: str = ""
+    is_text: bool = True
 
 
 @dataclass(frozen=True, slots=True)

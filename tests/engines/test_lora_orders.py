@@ -27,6 +27,7 @@ class StandinAdapters:
 
     def __init__(self) -> None:
         self.loaded: list[Adapter] = []
+        self.reserved: set[str] = set()
         self.up = asyncio.Event()
         self.up.set()
         self.fails: list[Exception] = []
@@ -43,6 +44,9 @@ class StandinAdapters:
 
     def find_base_model(self, base_model: str, backend: str) -> str:
         return base_model or "tiny"
+
+    def reserve(self, name: str) -> None:
+        self.reserved.add(name)
 
     def has_target(self, adapter: Adapter) -> bool:
         return self.up.is_set()
@@ -133,6 +137,7 @@ async def test_an_order_is_downloaded_waits_and_is_loaded(tmp_path: Path) -> Non
     async with opened(tmp_path) as harness:
         harness.adapters.up.clear()
         adapter = await harness.orders.begin(FETCHED)
+        assert harness.adapters.reserved == {"style"}  # no model answers in its place from now on
         (await harness.downloader.next()).finish()
         assert await until(lambda: harness.phase() == "waiting")
         assert await until(lambda: rows(tmp_path)[0]["phase"] == "waiting")

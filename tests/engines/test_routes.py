@@ -59,15 +59,18 @@ async def test_a_declared_adapter_is_answered_by_no_other_model(name: str) -> No
     ("models", "kind", "is_strict", "is_unknown", "is_answered"),
     [
         ([["a"], ["a"]], "llamacpp", False, False, True),
+        ([["a"]], "vllm", False, False, True),
+        ([["a"]], "openai", False, False, True),
+        ([["a"]], "managed", False, False, True),
         ([["a"]], "llamacpp", True, False, False),
+        ([["a"]], "vllm", True, False, False),
+        ([["a"]], "managed", True, False, False),
         ([["a"], ["b"]], "llamacpp", False, False, False),  # which one is meant?
-        ([["a", "adapter"]], "llamacpp", False, False, False),
-        ([["a"]], "vllm", False, False, False),  # it answers no other name by itself
-        ([["a"]], "managed", False, False, False),
-        ([["a"]], "llamacpp", False, True, False),
+        ([["a", "b"]], "managed", False, False, False),
+        ([["a"]], "vllm", False, True, False),  # a server that was not reached yet may have it
     ],
 )
-async def test_any_name_means_the_only_model_of_llama_servers(
+async def test_any_name_means_the_only_model(
     models: list[list[str]], kind: str, is_strict: bool, is_unknown: bool, is_answered: bool
 ) -> None:
     backends = [
@@ -83,6 +86,110 @@ async def test_any_name_means_the_only_model_of_llama_servers(
     assert (request.receipt.reason.split(",")[0], request.wanted_model) == ("default", "a")
 
 
+async def test_only_models_of_several_kinds_of_servers_answer_any_name() -> None:
+    pools = [
+        pool_of(TableBackend("own", models=["a"], kind="managed"), name="models"),
+        pool_of(TableBackend("e0", models=["a"])),
+    ]
+    router = routing(*pools)
+    assert router.resolve("gpt-4o").id == "a"
+    with pytest.raises(NoSuchModel):
+        routing(pools[0], pool_of(TableBackend("e0", models=["b"]))).resolve("gpt-4o")
+
+
+# ---- no name
+
+
+EMBEDDING = card("embed", is_text=False)
+
+
+@pytest.mark.parametrize(
+    ("default", "models", "answers"),
+    [
+        ("", [["a", "b"]], "a"),
+        ("", [[EMBEDDING, "b"]], "b"),  # the first one that generates text
+        ("", [[EMBEDDING], ["b"]], "b"),
+        ("", [[EMBEDDING]], "embed"),
+        ("b", [["a", "b"]], "b"),
+        ("b", [["a"], ["b"]], "b"),
+        ("b:latest", [["a", "b"]], "b"),
+        ("short", [["a", "b"]], "b"),  # `short=b` of MODEL_ALIASES
+        ("bee", [["a", card("b", aliases=("bee",))]], "b"),
+        ("embed", [["a", EMBEDDING]], "embed"),  # the operator says so
+        ("other", [["a"]], "a"),  # any name means the only model
+    ],
+)
+async def test_which_model_answers_where_none_is_named(
+    default: str, models: list[list[str]], answers: str
+) -> None:
+    pools = [
+        pool_of(TableBackend(f"s{number}", models=names), name=f"p{number}")
+        for number, names in enumerate(models)
+    ]
+    router, request = routing(*pools, default_model=default), engine_request(model="")
+    assert await router.answer(request) is OK
+    assert (request.public_model, request.receipt.reason.split(",")[0]) == (answers, "no model named")
+    assert router.cards()[0].id == answers
+
+
+async def test_a_default_model_that_is_not_served_is_named() -> None:
+    router = routing(*two_pools(), default_model="nobody")
+    with pytest.raises(NoSuchModel, match=r"DEFAULT_MODEL cannot answer\. The model 'nobody' does not exist"):
+        await router.answer(engine_request(model=""))
+    assert [one.id for one in router.cards()] == ["a", "b", "c"]
+    router = routing(pool_of(TableBackend("e0", is_unknown=True)), default_model="nobody")
+    with pytest.raises(ApplianceError, match="not reached yet: e0") as caught:
+        await router.answer(engine_request(model=""))
+    assert caught.value.kind is Kind.UNAVAILABLE
+
+
+async def test_a_default_adapter_that_is_not_loaded_is_not_replaced() -> None:
+    router = routing(
+        pool_of(TableBackend("e0", models=["a"])), adapters=Adapters("lost"), default_model="lost"
+    )
+    with pytest.raises(AdapterNotLoaded):
+        await router.answer(engine_request(model=""))
+
+
+async def test_what_generates_text_may_become_known_later() -> None:
+    backend = TableBackend("own", models=["embed", "talk"], kind="managed")
+    router = routing(pool_of(backend))
+    assert router.resolve("").id == "embed"
+    backend.models[0] = EMBEDDING
+    assert router.resolve("").id == "talk"
+
+
+async def test_a_reload_changes_the_default_model() -> None:
+    router = routing(pool_of(TableBackend("e0", models=["a", "b"])))
+    assert router.resolve("").id == "a"
+    router.apply(EngineSettings(default_model="b"))
+    assert (router.resolve("").id, router.cards()[0].id) == ("b", "b")
+
+
+@pytest.mark.parametrize(("default", "sent"), [("", "a"), ("b", "b"), ("short", "b"), ("c", "a")])
+async def test_a_chosen_backend_answers_with_the_default_model_it_has(default: str, sent: str) -> None:
+    router = routing(*two_pools(), default_model=default)
+    request = engine_request(model="", options=RequestOptions(pin="one"))
+    assert await router.answer(request) is OK
+    assert request.wanted_model == sent
+
+
+# ---- lists
+
+
+def test_a_model_is_listed_with_every_alias() -> None:
+    aliases = ["short=b", "tall=bee", "a=b", "c:latest=b", "gone=nobody", "plain"]
+    router = routing(*two_pools(), model_aliases=aliases)
+    assert [(one.id, one.aliases) for one in router.cards()] == [
+        ("a", ()),  # a model's own name is no alias of another
+        ("b", ("bee", "short", "tall", "c:latest")),
+        ("c", ()),
+    ]
+    for one in router.cards():
+        for alias in one.aliases:
+            assert router.resolve(alias).id == one.id
+
+
 async def test_a_lost_adapter_of_a_llama_server_is_not_answered_by_its_base() -> None:
     server = TableBackend("s", models=["a", replace(card("style"), parent="a")], kind="llamacpp")
     router = routing(pool_of(server))
@@ -93,6 +200,16 @@ async def test_a_lost_adapter_of_a_llama_server_is_not_answered_by_its_base() ->
     for name in ("style", "style:latest"):
         with pytest.raises(NoSuchModel):
             await router.answer(engine_request(model=name))
+
+
+def test_a_name_that_an_operator_gave_to_an_adapter_is_no_other_models() -> None:
+    router = routing(pool_of(TableBackend("s", models=["a"])))
+    assert router.resolve("style").id == "a"
+    router.reserve_adapter("style")
+    for name in ("style", "style:latest"):
+        with pytest.raises(NoSuchModel):
+            router.resolve(name)
+    assert router.resolve("other").id == "a"
 
 
 async def test_a_backend_that_serves_any_name_is_the_last_choice() -> None:
@@ -144,7 +261,7 @@ async def test_a_name_without_a_route_is_an_error(
 
 def test_a_route_is_remembered_until_something_changes() -> None:
     one = TableBackend("one", models=["a"])
-    router = routing(pool_of(one))
+    router = routing(pool_of(one), model_strict=True)
     assert router.resolve("a").id == "a"
     one.models = [card("b")]
     assert router.resolve("a").id == "a"
@@ -207,5 +324,6 @@ async def test_what_cannot_be_pinned(pin: str, model: str, error: type[Appliance
 
 def test_of_two_backends_with_one_model_it_is_listed_once() -> None:
     pools = two_pools()
-    assert [one.id for one in routing(*pools).cards()] == ["a", "b", "c"]
-    assert routing(*pools).cards()[1] is pools[0].backends[0].cards()[1]
+    router = routing(*pools, model_aliases=[])
+    assert [one.id for one in router.cards()] == ["a", "b", "c"]
+    assert router.cards()[1] is pools[0].backends[0].cards()[1]

@@ -48,6 +48,7 @@ async def test_models_have_openais_fields_and_what_is_known() -> None:
                 "object": "model",
                 "created": 5,
                 "owned_by": "vllm",
+                "aliases": ["house"],
                 "max_model_len": 4096,
             },
             {"id": "style", "object": "model", "created": 5, "owned_by": "vllm", "parent": "house/model"},

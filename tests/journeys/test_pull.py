@@ -132,6 +132,9 @@ async def test_a_model_is_pulled_serves_and_is_removed(
     assert (await ours.pull(NAME)).status == "success"
     assert hub.sent_bytes == size  # it was there
     assert NAME in {model.model for model in (await ours.ps()).models}
+    assert (await ours.chat(model="gpt-4o", messages=HELLO)).message.content == REPLY  # any name means it
+    with pytest.raises(ollama.ResponseError, match="not found"):
+        await ours.show("hf.co/ns/other:Q4_K_M")  # but this one can be pulled: `ollama run` looks first
     assert (await ours.delete(NAME)).status == "success"
     assert not folder.exists()
     assert NAME not in {model.model for model in (await ours.list()).models}

@@ -7,7 +7,7 @@ llama-server exits before the first byte is sent to another one, or to the same 
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from appliance.base.clock import Clock
@@ -38,7 +38,7 @@ from appliance.models.manager.manager import ModelManager
 from appliance.models.manager.waiters import Lease, WaitStatus
 from appliance.models.runner.runner import Runner
 from appliance.models.table.catalogue import Model
-from appliance.models.table.command import slot_context_tokens
+from appliance.models.table.command import model_kind, slot_context_tokens
 
 log = get_logger("backend")
 MANAGED_BACKEND = "models"
@@ -126,7 +126,13 @@ class ManagedBackend:
 
     def cards(self) -> list[ModelCard]:
         """List the models of the table, and their adapters."""
-        return [served.card for served in self._served_models().values()]
+        return [self._with_kind(served.card) for served in self._served_models().values()]
+
+    def _with_kind(self, card: ModelCard) -> ModelCard:
+        """Add to a model's card what it is for: its file is read some time after the table."""
+        state = self.manager.model_states.get(card.id)
+        is_text = state is None or model_kind(state.definition, state.header) == "text"
+        return card if is_text else replace(card, is_text=False)
 
     def find_model(self, model: str) -> ServedModel | None:
         """Return the model of this name; None = it is not in the table."""

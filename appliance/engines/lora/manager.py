@@ -48,7 +48,14 @@ class AdapterManager:
         self._reconciler = AdapterReconciler(
             router, table=self.table, hosts=self.hosts, commands=commands, tasks=tasks, clock=clock
         )
+        self._router = router
         router.connect_adapters(self.status)
+        for name in self.table.declared:
+            self.reserve(name)
+
+    def reserve(self, name: str) -> None:
+        """Let no other model answer under the name of an adapter, whether it gets loaded or not."""
+        self._router.reserve_adapter(name)
 
     def start(self) -> None:
         """Begin to bring the backends to what is declared."""
@@ -71,6 +78,7 @@ class AdapterManager:
             Unavailable: No backend is up.
             ApplianceError: What an engine's refusal means, see `refusal_error`.
         """
+        self.reserve(adapter.name)
         return await self._changes.load(adapter, is_partial=is_partial)
 
     async def unload(

@@ -103,6 +103,7 @@ class AdapterOrders:
             ApplianceError: What `Downloader.download` and `AdapterManager.load` raise.
         """
         adapter = self._check(order)
+        self.adapters.reserve(order.name)
         if not order.source:
             await self._jobs.forget(order.name)  # this order takes the place of one that failed
             return await self.adapters.load(adapter, is_partial=order.is_partial)
@@ -130,6 +131,7 @@ class AdapterOrders:
             ApplianceError: The order is invalid; nothing was downloaded yet.
         """
         adapter = self._check(order)
+        self.adapters.reserve(order.name)
         await self._jobs.begin(_job(order, adapter), self._plan(order, adapter))
         return adapter
 
@@ -237,6 +239,7 @@ class AdapterOrders:
         3. its folder is not allowed any more  → failed
         4. otherwise                           → it continues
         """
+        self.adapters.reserve(job.name)
         now_s = self._clock.now_s()
         missing = find_missing_credentials(job.needs, self._has_variable)
         if missing:  # 1

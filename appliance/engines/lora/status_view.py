@@ -64,7 +64,8 @@ class AdapterStatusView:
                 code="no_such_backend",
             )
         if wanted and not any(wanted in view.bases for view in views):
-            wanted = self._router.resolve(wanted).id
+            card = self._router.find_card(wanted)  # any other name means no model here
+            wanted = card.id if card is not None else wanted
         found = find_base_model(wanted, backend, views)
         if isinstance(found, str):
             return found

@@ -185,6 +185,8 @@ class OllamaHandlers:
     async def show(self, request: Request) -> Response:
         """Show the details of a model, by its id or an alias."""
         payload = _read(request)
+        if self._is_to_pull(_name(payload)):
+            raise not_found(_name(payload))
         card = self._card(payload, must_name=True)
         if self._local and self._is_local(card):
             return json_response(await self._local.show(card.id, verbose=bool(payload.get("verbose"))))
@@ -412,6 +414,12 @@ class OllamaHandlers:
             return self._router.resolve(name)
         except NoSuchModel:
             raise not_found(name) from None
+
+    def _is_to_pull(self, name: str) -> bool:
+        """Whether a model of Hugging Face is named that can run here and does not: clients then pull it."""
+        if self._local is None or self._pulls is None or self._router.find_card(name) is not None:
+            return False
+        return self._pulls.is_name(name)
 
     def _is_local(self, card: ModelCard) -> bool:
         return self._local is not None and self._local.has(card.id)

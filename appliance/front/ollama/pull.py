@@ -35,6 +35,14 @@ class PullHandlers:
         self._admit = admit
         self._gather_s = gather_s
 
+    def is_name(self, name: str) -> bool:
+        """Whether a model of Hugging Face is named.
+
+        Raises:
+            Invalid: The name starts like one of Hugging Face and is invalid.
+        """
+        return parse_pull_name(name) is not None
+
     async def pull(self, request: Request, name: str, *, is_stream: bool) -> Response | None:
         """Download a model; return None where `name` is not one of Hugging Face.
 

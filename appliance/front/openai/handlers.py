@@ -173,13 +173,15 @@ def _check_prompt(name: str, body: dict[str, Any]) -> None:
 
 
 def _model_row(card: ModelCard) -> dict[str, Any]:
-    """Return OpenAI's fields, and `max_model_len` and `parent` (of vLLM and SGLang) where they are known."""
+    """Return OpenAI's fields, and where known `aliases`, `max_model_len` and `parent`, as engines do."""
     row: dict[str, Any] = {
         "id": card.id,
         "object": "model",
         "created": card.created_s,
         "owned_by": card.owned_by,
     }
+    if aliases := [name for name in card.aliases if name != card.id]:
+        row["aliases"] = aliases
     if card.context_tokens:
         row["max_model_len"] = card.context_tokens
     if card.parent:
