@@ -57,6 +57,7 @@ fuzz: $(VENV)/dev.stamp proto  ## many heads and bodies of all sorts against a r
 unit: $(VENV)/dev.stamp proto
 	@tests/tools/setup-machine test
 	@PYTHON=$(BIN)/python tests/tools/llama-server >/dev/null
+	@tests/tools/node-clients >/dev/null || [ -z "$$CI" ]
 	$(BIN)/python -m pytest -n 2 -q -m "not image and not vllm and not gpu"
 
 image:  ## build the container image `appliance`, bringing up a container engine where there is none

@@ -2,6 +2,7 @@
 
 from tests.journeys.llama_servers import llama, llama_binary, tiny_models
 from tests.journeys.model_tables import managed
+from tests.journeys.node_clients import node, node_packages
 from tests.journeys.running import anyone, appliance, hosted, relay, spawn, start
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
     "llama",
     "llama_binary",
     "managed",
+    "node",
+    "node_packages",
     "relay",
     "spawn",
     "start",

@@ -60,6 +60,21 @@ class Drip:
     every_s: float
 
 
+@dataclass(frozen=True)
+class Reply:
+    """Answer with this instead of the usual reply.
+
+    Attributes:
+        text: Before the calls; "" = none.
+        reasoning: Before the text; "" = none.
+        calls: (function's name, arguments) each.
+    """
+
+    text: str = ""
+    reasoning: str = ""
+    calls: tuple[tuple[str, dict[str, Any]], ...] = ()
+
+
 class Hang:
     """Never answer."""
 
@@ -176,7 +191,7 @@ class HostedApi:
         if not isinstance(record.body, dict) or (is_chat and not record.body.get("messages")):
             return _error(400, "messages is required", "invalid", param="messages")
         if not record.body.get("stream") or isinstance(how, OnePiece):
-            return web.json_response(self._whole(record.body, is_chat=is_chat))
+            return web.json_response(self._whole(record.body, how, is_chat=is_chat))
         return await self._stream(request, record, how, is_chat=is_chat)
 
     async def _fail(self, request: web.Request, how: Any) -> web.Response | None:
@@ -200,7 +215,9 @@ class HostedApi:
             return web.json_response({"error": {"message": "quota spent", "type": "insufficient_quota"}})
         return None
 
-    def _message(self, body: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    def _message(self, body: dict[str, Any], how: Any) -> tuple[dict[str, Any], str]:
+        if isinstance(how, Reply):
+            return _scripted(how, len(self.records))
         message: dict[str, Any] = {"role": "assistant", "content": self.reply}
         if self.reasoning:
             message["reasoning_content"] = self.reasoning
@@ -221,10 +238,10 @@ class HostedApi:
             return message, "tool_calls"
         return message, "stop"
 
-    def _whole(self, body: dict[str, Any], *, is_chat: bool) -> dict[str, Any]:
+    def _whole(self, body: dict[str, Any], how: Any = None, *, is_chat: bool) -> dict[str, Any]:
         choices = []
         for index in range(body.get("n") or 1):
-            message, finish = self._message(body)
+            message, finish = self._message(body, how)
             choice: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": finish}
             choice |= {"message": message} if is_chat else {"text": self.reply}
             if body.get("logprobs") and is_chat:
@@ -242,7 +259,7 @@ class HostedApi:
             "usage": {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18},
         }
 
-    def _chunks(self, body: dict[str, Any], *, is_chat: bool) -> list[dict[str, Any]]:
+    def _chunks(self, body: dict[str, Any], how: Any = None, *, is_chat: bool) -> list[dict[str, Any]]:
         include = bool((body.get("stream_options") or {}).get("include_usage"))
         head: dict[str, Any] = {
             "id": "chatcmpl-upstream",
@@ -252,14 +269,14 @@ class HostedApi:
         }
         if include:
             head["usage"] = None
-        message, finish = self._message(body)
+        message, finish = self._message(body, how)
         chunks: list[dict[str, Any]] = []
         for index in range(body.get("n") or 1):
             deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}] if is_chat else []
-            if self.reasoning:
-                deltas += [
-                    {"reasoning_content": self.reasoning[i : i + 7]} for i in range(0, len(self.reasoning), 7)
-                ]
+            reasoning, text = message.get("reasoning_content") or "", message["content"] or ""
+            deltas += [{"reasoning_content": reasoning[i : i + 7]} for i in range(0, len(reasoning), 7)]
+            if is_chat or not message.get("tool_calls"):
+                deltas += [{"content": text[i : i + 4]} for i in range(0, len(text), 4)]
             if message.get("tool_calls") and is_chat:
                 for n, call in enumerate(message["tool_calls"]):
                     deltas.append(
@@ -278,8 +295,6 @@ class HostedApi:
                         {"tool_calls": [{"index": n, "function": {"arguments": text[i : i + 5]}}]}
                         for i in range(0, len(text), 5)
                     ]
-            else:
-                deltas += [{"content": self.reply[i : i + 4]} for i in range(0, len(self.reply), 4)]
             for delta in deltas:
                 choice = {"delta": delta} if is_chat else {"text": delta["content"]}
                 chunks.append({**head, "choices": [{"index": index, **choice, "finish_reason": None}]})
@@ -311,7 +326,8 @@ class HostedApi:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         events = [
-            b"data: " + json.dumps(c).encode() + b"\n\n" for c in self._chunks(record.body, is_chat=is_chat)
+            b"data: " + json.dumps(c).encode() + b"\n\n"
+            for c in self._chunks(record.body, how, is_chat=is_chat)
         ]
         if not isinstance(how, NoDone):
             events.append(b"data: [DONE]\n\n")
@@ -345,6 +361,23 @@ class HostedApi:
             "usage": {"prompt_tokens": 4, "total_tokens": 4},
             "data": [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(vectors)],
         }
+
+
+def _scripted(reply: Reply, turn: int) -> tuple[dict[str, Any], str]:
+    """Return (the message, its finish reason)."""
+    message: dict[str, Any] = {"role": "assistant", "content": reply.text or None}
+    if reply.reasoning:
+        message["reasoning_content"] = reply.reasoning
+    if reply.calls:
+        message["tool_calls"] = [
+            {
+                "id": f"call_{turn}_{n}",
+                "type": "function",
+                "function": {"name": name, "arguments": json.dumps(given)},
+            }
+            for n, (name, given) in enumerate(reply.calls)
+        ]
+    return message, "tool_calls" if reply.calls else "stop"
 
 
 def _error(

@@ -197,9 +197,13 @@ async def test_the_finish_reason_decides_the_status(finish: str, status: str, re
     assert last["response"]["incomplete_details"] == ({"reason": reason} if reason else None)
 
 
-async def test_a_cut_off_stream_ends_with_response_failed() -> None:
-    last = (await events_of({"content": "a"}, is_cut=True))[-1]
-    assert last["type"] == "response.failed"
+async def test_a_cut_off_stream_ends_with_an_error_and_response_failed() -> None:
+    *_, error, last = await events_of({"content": "a"}, is_cut=True)
+    assert [event["type"] for event in (error, last)] == ["error", "response.failed"]
+    assert error["sequence_number"] == last["sequence_number"] - 1
+    fields = {"code": "upstream_cut_off", "message": last["response"]["error"]["message"], "param": None}
+    assert error.items() >= fields.items()
+    assert error["error"] == {"type": "upstream_error", **fields}
     assert (last["response"]["status"], last["response"]["error"]["code"]) == ("failed", "upstream_cut_off")
 
 

@@ -1,6 +1,8 @@
 """The scripts that ready a machine: each refusal says what to do, and only processes of our own are ended."""
 
+import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -248,3 +250,58 @@ def test_ci_ends_with_one_line_that_tells_the_whole(
     assert done.returncode == code, done.stderr
     assert last.startswith(closing)
     assert last.endswith("all is well" if code == 0 else f"FAILED (exit {code})")
+
+
+OLD_NODE = {"node": "case $1 in -e) exit 1;; *) echo v16.20.2;; esac", "npm": "exit 0"}
+NO_REGISTRY = {"node": "exit 0", "npm": "echo 'npm ERR! code ECONNREFUSED' >&2; exit 1"}
+
+
+@pytest.mark.parametrize(
+    ("programs", "reason"),
+    [
+        (OLD_NODE, "node is v16.20.2; Node.js 18 or newer is needed\nnode-clients: there is no Node.js 18"),
+        (NO_REGISTRY, "package-lock.json: npm ERR! code ECONNREFUSED"),
+    ],
+    ids=["old", "no registry"],
+)
+def test_clients_for_node_that_cannot_be_had_say_why(
+    programs: dict[str, str], reason: str, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    done = run(TOOLS / "node-clients", programs=programs, folder=tmp_path, APPLIANCE_TEST_CACHE=str(cache))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert reason in done.stderr
+    assert not list(cache.glob("*/complete"))
+
+
+def test_without_node_its_packages_are_named_to_who_cannot_install_them(tmp_path: Path) -> None:
+    for name in ("bash", "dirname", "realpath", "sha256sum", "cut"):
+        (tmp_path / name).symlink_to(shutil.which(name) or name)
+    done = run(
+        TOOLS / "node-clients", programs=NOT_ROOT, folder=tmp_path, PATH=f"{tmp_path / 'bin'}:{tmp_path}"
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "apt-get install nodejs npm)" in done.stderr
+
+
+def test_clients_for_node_that_were_got_before_are_taken(tmp_path: Path) -> None:
+    npm = 'while [ "$1" != --prefix ]; do shift; done; mkdir "$2/node_modules"; echo x >>"$HOME/calls"'
+    for _ in range(2):
+        done = run(
+            TOOLS / "node-clients",
+            programs={"node": "exit 0", "npm": npm},
+            folder=tmp_path,
+            APPLIANCE_TEST_CACHE=str(tmp_path / "cache"),
+        )
+        assert done.returncode == 0, done.stderr
+        assert Path(done.stdout.strip(), "node_modules").is_dir()
+    assert (tmp_path / "calls").read_text() == "x\n"
+
+
+@pytest.mark.parametrize("folder", ["node", "agents"])
+def test_the_locks_of_npm_have_hashes_and_no_addresses(folder: str) -> None:
+    lock = json.loads((ROOT / "tests" / "journeys" / folder / "package-lock.json").read_text())
+    packages = [package for name, package in lock["packages"].items() if name]
+    assert packages
+    assert all(package["integrity"].startswith("sha512-") for package in packages)
+    assert not [package for package in packages if "resolved" in package]

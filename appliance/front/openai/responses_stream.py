@@ -104,15 +104,22 @@ class ResponsesStream:
         yield out + self._render((response["status"], {"response": response}))
 
     def render_failure(self, error: ApplianceError) -> bytes:
-        """Return the event of a failure inside the stream."""
+        """Return the events of a failure inside the stream.
+
+        `error` is the one that SDKs raise; Codex CLI reads `response.failed` alone.
+        """
+        kind = OPENAI_TYPE[error.kind]
+        short = {"code": error.code or kind, "message": error.message}
         failure = {
             **self._response,
             "status": "failed",
             "store": False,
             "output": self._output(),
-            "error": {"code": error.code or OPENAI_TYPE[error.kind], "message": error.message},
+            "error": short,
         }
-        return self._render(("failed", {"response": failure}))
+        fields = short | {"param": error.param}  # as in the reference, and as OpenAI sends them: in `error`
+        out = self._render_as("error", fields | {"error": {"type": kind, **fields}})
+        return out + self._render(("failed", {"response": failure}))
 
     def _add(self, delta: dict[str, Any], logprobs: list[dict[str, Any]]) -> bytes:
         """Return the events of one delta: its reasoning, its text, its refusal, its tool calls."""
@@ -187,8 +194,10 @@ class ResponsesStream:
         return self._render((kind, {"item_id": self._items[index].id, "output_index": index, **fields}))
 
     def _render(self, event: Event) -> bytes:
-        kind = f"response.{event[0]}"
-        data = {"type": kind, "sequence_number": self._number, **event[1]}
+        return self._render_as(f"response.{event[0]}", event[1])
+
+    def _render_as(self, kind: str, fields: dict[str, Any]) -> bytes:
+        data = {"type": kind, "sequence_number": self._number, **fields}
         self._number += 1
         return b"event: %b\ndata: %b\n\n" % (kind.encode(), jsons.dumps(data))
 
