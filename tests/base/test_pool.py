@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trustme
+import uvloop
 
 from appliance.base.wire.dial import Dialer, interleave
 from appliance.base.wire.pool import ConnectionPool
@@ -24,6 +25,7 @@ from appliance.base.wire.types import (
     Unreachable,
     UpstreamTimeout,
 )
+from tests.fakes.early_server import EarlyServer
 from tests.fakes.raw_server import OK, Peer, RawServer, answering, once
 from tests.journeys.running import until
 
@@ -149,6 +151,40 @@ async def test_early_response_to_a_large_request_is_returned(wire: ConnectionPoo
         response = await asyncio.wait_for(wire.send(Target.parse(server.address), body=bytes(50_000_000)), 5)
         assert (response.status, await response.read()) == (413, b"no")
         assert counts(wire) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("ending", ["close", "linger", "hold"])
+@pytest.mark.parametrize("after_bytes", [0, 100_000, 3_000_000])
+def test_the_status_to_half_a_request_is_never_lost(
+    run: Callable[[Any], None], ending: str, after_bytes: int
+) -> None:
+    """Also where the server resets the connection, and where it reads nothing more: each request gets a 413."""
+
+    async def send(url: str) -> None:
+        async with ConnectionPool(LIMITS) as wire:
+            for _ in range(5):
+                response = await wire.send(Target.parse(url), body=bytes(6_000_000), is_repeatable=True)
+                assert (response.status, await response.read()) == (413, b"no")
+                assert counts(wire)[:3] == (0, 0, 0)  # the rest of the body would be before the next request
+
+    answer = b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno"
+    with EarlyServer(answer, after_bytes=after_bytes, ending=ending) as server:
+        run(send(server.url))
+        assert server.requests == 5
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_a_reset_without_a_response_is_a_broken_response(run: Callable[[Any], None]) -> None:
+    async def send(url: str) -> None:
+        async with ConnectionPool(LIMITS) as wire:
+            with pytest.raises(BrokenResponse, match="closed the connection without a response") as caught:
+                await wire.send(Target.parse(url), body=bytes(6_000_000), is_repeatable=True)
+            assert (caught.value.phase, caught.value.has_begun) == ("first_byte", False)
+            assert counts(wire) == (0, 0, 0, 0)
+
+    with EarlyServer(b"", after_bytes=100_000) as server:
+        run(send(server.url))
 
 
 async def test_server_that_stops_reading_the_request_times_out() -> None:

@@ -4,6 +4,7 @@ A response that has arrived completely returns its connection to the pool at onc
 """
 
 import asyncio
+import os
 import select
 from math import inf
 from typing import Any, Protocol
@@ -103,6 +104,7 @@ class Connection(asyncio.Protocol):
         "_idle_s",
         "_is_full",
         "_is_head",
+        "_is_large",
         "_is_last",
         "_is_lost",
         "_is_paused",
@@ -148,6 +150,7 @@ class Connection(asyncio.Protocol):
         self._response: PendingResponse | None = None
         self._parser: Any = None
         self._is_lost = self._is_paused = self._is_full = self._is_last = self._is_uploading = False
+        self._is_large = False  # the request under way was uploaded
 
     # ---- for the pool
 
@@ -187,15 +190,16 @@ class Connection(asyncio.Protocol):
         self._limit = UNREAD_BYTES
         self._other_bytes = 0
         self._refusal = ""
+        self._is_large = False
         self._parser = httptools.HttpResponseParser(self)
         self._transport.write(message)
         return response
 
     async def upload(self, response: PendingResponse, body: bytes) -> None:
         """Write a large body slice by slice; stop when the server responds before its end."""
-        self._is_uploading = True
+        self._is_uploading = self._is_large = True
         rest = memoryview(body)
-        while rest and not response.status and response.error is None:
+        while rest and not response.status and response.error is None and not self._transport.is_closing():
             if self._is_full:
                 await self.wait(response, "upload", self._idle_s)
             else:
@@ -324,6 +328,8 @@ class Connection(asyncio.Protocol):
         2. part of a response                           → broken
         3. nothing of it                                → stale
         """
+        if exc is not None and not self._is_lost:
+            self._take_unread()
         if self._is_lost:
             return
         self._is_lost = True
@@ -405,9 +411,21 @@ class Connection(asyncio.Protocol):
 
     # ---- internal
 
+    def _take_unread(self) -> None:
+        """Read what the server sent before it reset the connection, as a 413 to half a body."""
+        if self._fd < 0 or self.key[2] or self._response is None:
+            return
+        try:
+            data = os.read(self._fd, UNREAD_BYTES)
+        except OSError:
+            return  # it sent nothing
+        if data:
+            self.data_received(data)
+
     def _finish(self, response: PendingResponse) -> None:
         """Return the connection to the pool, or close it if no other request may follow."""
-        if self._is_last or self._is_uploading:
+        # After an error the server may never read the rest of a large body: the next request would wait.
+        if self._is_last or self._is_uploading or (self._is_large and response.status >= 400):
             self._detach(None)
             self.abort(None)
             return
