@@ -141,6 +141,8 @@ def all_failed(request: DispatchRequest, failure: Failure, retry_after_s: float)
             retry_after_s=2,
             details=details,
         )
+    if attempts and attempts[-1].get("error"):  # no response came
+        tried += f", {attempts[-1]['error']}"
     return UpstreamFailed(f"No backend could answer ({tried}).", code="upstream_error", details=details)  # 6
 
 

@@ -1,5 +1,6 @@
 """Receipts: what was decided for one request, and why. The latest ones are kept for the operator."""
 
+import re
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -8,6 +9,7 @@ from urllib.parse import urlsplit
 from appliance.engines.outcome import Finish, Outcome
 
 KEPT_RECEIPTS = 1000
+_ORIGIN = re.compile(r"\b[a-z]+://[^/\s']+|(?<!:)//[^/\s']+", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -143,7 +145,8 @@ def _count(value: Any) -> int | None:
 def attempt_rows(attempts: list[Attempt]) -> list[dict[str, Any]]:
     """List attempts as error bodies show them to clients.
 
-    1. at a backend of the operator's  → `backend`, its name: addresses are for operators, in receipts
+    1. at a backend of the operator's  → `backend`, its name: addresses are for operators, in receipts;
+                                         of the target of a redirect, too
     2. at a public endpoint            → `url`
 
     Returns:
@@ -159,6 +162,8 @@ def attempt_rows(attempts: list[Attempt]) -> list[dict[str, Any]]:
         row: dict[str, Any]
         if attempt.backend:  # 1
             row = {"backend": attempt.backend, "outcome": attempt.label}
+            if attempt.status is not None and attempt.status // 100 == 3:
+                note = _ORIGIN.sub("", note)
             if address := urlsplit(attempt.endpoint).netloc:
                 note = note.replace(address, attempt.backend)
         else:  # 2

@@ -330,7 +330,7 @@ async def test_a_failed_attempt_overflows_into_the_next_pool() -> None:
             AttemptFailed.of(BrokenResponse("closed without a byte", phase="first_byte")),
             Kind.UPSTREAM,
             "upstream_error",
-            "No backend could answer (1 tried, the last: first_byte).",
+            "No backend could answer (1 tried, the last: first_byte, closed without a byte).",
         ),
         (failed(Outcome.TOTAL), Kind.TIMEOUT, "timeout", "(1 tried, the last: total)"),
         (failed(Outcome.IDLE), Kind.TIMEOUT, "timeout", "(1 tried, the last: idle)"),

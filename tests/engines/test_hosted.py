@@ -316,9 +316,10 @@ def test_the_base_of_an_address(address: str, base: str) -> None:
     ],
 )
 def test_what_an_error_status_means(status: int, outcome: str, retry_after_s: float | None) -> None:
-    failed = map_error(status, {"retry-after": "7"}, "text")
+    failed = map_error(status, {"retry-after": "7", "location": "https://b/v1"}, "text")
     assert isinstance(failed, AttemptFailed)
     assert (failed.label, failed.retry_after_s) == (outcome, retry_after_s)
+    assert failed.note == ("redirects to 'https://b/v1', not followed" if status == 301 else "text")
 
 
 @pytest.mark.parametrize(("waits", "retry_after_s"), [((7, 5), 5), ((7, None), 7), ((None, None), None)])

@@ -59,11 +59,25 @@ def test_attempts_at_own_backends_show_names_and_no_addresses() -> None:
             "http://10.0.0.6:80", Outcome.CONNECT, None, 1.0, "10.0.0.6:80 cannot be reached", backend="e1"
         ),
         Attempt("", Outcome.CANCELLED, backend="e2"),
+        Attempt(
+            "http://10.0.0.7:80",
+            Outcome.STATUS,
+            307,
+            1.0,
+            "redirects to 'http://10.0.0.8/v2', not followed",
+            backend="e3",
+        ),
     ]
     assert attempt_rows(attempts) == [
         {"backend": "e0", "outcome": "status_502", "status": 502, "body": "bad gateway e0"},
         {"backend": "e1", "outcome": "connect", "error": "e1 cannot be reached"},
         {"backend": "e2", "outcome": "cancelled", "error": ""},
+        {
+            "backend": "e3",
+            "outcome": "status_307",
+            "status": 307,
+            "body": "redirects to '/v2', not followed",
+        },
     ]
 
 

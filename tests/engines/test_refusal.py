@@ -15,6 +15,7 @@ from appliance.engines.upstream.refusal import (
     parse_context_error,
     parse_retry_after,
     read_sentence,
+    redirect_failure,
 )
 
 
@@ -110,7 +111,7 @@ def test_error_texts_for_too_long_a_prompt_are_read(text: str, numbers: tuple[in
         (504, '{"error":{"message":"Compute error."}}', "status_504", True, None),
         (503, '{"error":{"message":"Loading model"}}', "loading", True, None),
         (503, "busy", "status_503", True, None),
-        (302, "", "status_302", True, None),
+        (302, "", "status_302", True, "upstream"),
         (400, "maximum context length is 5 tokens", "context", False, "invalid"),
     ],
 )
@@ -413,3 +414,29 @@ NOW = "Mon, 30 Nov 2026 16:00:00 GMT"
 )
 def test_retry_after_is_seconds_or_a_date(headers: dict[str, str], seconds: float | None) -> None:
     assert parse_retry_after(headers) == seconds
+
+
+@pytest.mark.parametrize(
+    ("location", "where", "note"),
+    [
+        ("/v1/chat/", " to '/v1/chat/'", "'/v1/chat/'"),
+        ("https://u:pw@h:1/login?key=secret#x", " to '/login' of another address", "'https://h:1/login'"),
+        ("//h", " to '/' of another address", "'//h'"),
+        ("", "", "''"),
+        ("http://[x", "", "''"),
+        ("/caf\u00e9\r\nx", " to '/caf'", "'/caf'"),
+    ],
+)
+def test_a_redirect_says_where_to_and_shows_clients_no_host(location: str, where: str, note: str) -> None:
+    failed = redirect_failure(307, {"location": location}, "The backend e0")
+    assert failed.error is not None
+    assert failed.error.message == (
+        f"The backend e0 redirects{where} (status 307). Redirects are not followed: the operator has to set "
+        "the address that answers."
+    )
+    assert failed.note == f"redirects to {note}, not followed"
+    assert (failed.label, failed.outcome.breaker) == ("status_307", BreakerEffect.FAILED)
+
+
+def test_a_long_location_is_cut() -> None:
+    assert len(redirect_failure(302, {"location": "/" + "x" * 9000}, "e0").note) < 900

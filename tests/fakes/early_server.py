@@ -1,4 +1,6 @@
-"""A server on threads of its own that answers while the request is still being sent, as real servers do.
+"""A server on threads of its own that answers before it has read a request, as real servers do.
+
+It lists one model, `tiny`.
 
 with EarlyServer(b"HTTP/1.1 413 Too Large\\r\\n…", after_bytes=0, ending="close") as server:
     …                                       # server.url, server.requests
@@ -52,8 +54,11 @@ class EarlyServer:
                     return
                 head += data
             if not head.startswith(b"POST "):  # a probe of the appliance
+                is_list = head.startswith(b"GET /v1/models ")
+                text = b'{"object":"list","data":[{"id":"tiny","object":"model"}]}' if is_list else b""
                 connection.sendall(
-                    b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                    b"HTTP/1.1 %d -\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
+                    % (200 if is_list else 404, len(text), text)
                 )
                 return
             self.requests += 1

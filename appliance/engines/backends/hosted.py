@@ -33,7 +33,12 @@ from appliance.engines.types import (
 )
 from appliance.engines.upstream.attempt import NOTE_CHARACTERS, AttemptFailed
 from appliance.engines.upstream.exchange import AttemptObserver, Peer, UpstreamCall, exchange
-from appliance.engines.upstream.refusal import caller_error, find_caller_fault, parse_retry_after
+from appliance.engines.upstream.refusal import (
+    caller_error,
+    find_caller_fault,
+    parse_retry_after,
+    redirect_failure,
+)
 from appliance.engines.upstream.request_body import render_body
 from appliance.engines.upstream.spelling import spell_options
 
@@ -304,9 +309,11 @@ class HostedBackend:
                 retry_after_s=min(waits, default=None),
                 details={"attempts": attempts},
             )
+        is_own_text = (own[-1].status or 300) // 100 == 3  # no response came, or a redirect
+        cause = f", {own[-1].note}" if is_own_text and own[-1].note else ""
         return UpstreamFailed(
             f"novita_upstream_error: no endpoint of the hosted API could answer "
-            f"({len(attempts)} tried, the last: {attempts[-1]['outcome']}).",
+            f"({len(attempts)} tried, the last: {attempts[-1]['outcome']}{cause}).",
             code="novita_upstream_error",
             retry_after_s=retry_in_s or None,
             details={"attempts": attempts},
@@ -390,8 +397,9 @@ def map_error(status: int, headers: dict[str, str], text: str) -> Exception:
 
     1. 401                        the operator's key is wrong: 502 that names the variable
     2. 500 for what every endpoint would refuse (engines/upstream/error_texts.py): the client's fault
-    3. 404, 408, 429, 5xx, 3xx    the next endpoint may try (3xx: redirects would send the key elsewhere)
-    4. other 4xx                  the client's fault: passed on as OpenAI's error object
+    3. 3xx                        the next endpoint may try: a redirect would send the key elsewhere
+    4. 404, 408, 429, 5xx         the next endpoint may try
+    5. other 4xx                  the client's fault: passed on as OpenAI's error object
     """
     if status == 401:  # 1
         return UpstreamFailed(
@@ -400,11 +408,13 @@ def map_error(status: int, headers: dict[str, str], text: str) -> Exception:
         )
     if (fault := find_caller_fault(status, text)) is not None:  # 2
         return fault
-    if status in NEXT_ENDPOINT or status >= 500 or status < 400:  # 3
+    if status < 400:  # 3
+        return redirect_failure(status, headers, LABEL)
+    if status in NEXT_ENDPOINT or status >= 500:  # 4
         return AttemptFailed(
             Outcome.NOT_FOUND if status == 404 else Outcome.STATUS,
             text[:NOTE_CHARACTERS],
             status=status,
             retry_after_s=parse_retry_after(headers) if status in {429, 503} else None,
         )
-    return caller_error(status, text, LABEL)  # 4
+    return caller_error(status, text, LABEL)  # 5

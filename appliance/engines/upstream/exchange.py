@@ -129,7 +129,7 @@ async def exchange(
     adds_options = (call.is_gathered or request.raw is None) and STREAM_OPTIONS in call.body
     if adds_options and peer.quirks.refuses_stream_options:
         call, adds_options = call._replace(body=drop_stream_options(call.body)), False
-    is_refused = False
+    is_refused, response = False, None
     try:
         response = await peer.wire.send(
             peer.target,
@@ -161,7 +161,7 @@ async def exchange(
         attempt.failure_status = failed.status
         raise
     except (WireError, BrokenStream, jsons.InvalidJson) as error:
-        raise AttemptFailed.of(error) from error
+        raise (_find_encoding(peer, response) or AttemptFailed.of(error)) from error
     peer.quirks.refuses_stream_options = True  # 5
     return await exchange(peer, call, request, attempt, observer)
 
@@ -174,6 +174,8 @@ async def _read_reply(
     observer: AttemptObserver,
 ) -> EngineReply:
     """Read a response to a request for events as what it is, cases 2 to 4 of `exchange`."""
+    if (encoded := _find_encoding(peer, response)) is not None:
+        raise encoded
     source: UpstreamResponse | ReadResponse = response
     has_events = "event-stream" in response.headers.get("content-type", "").lower()
     if not has_events:
@@ -187,8 +189,26 @@ async def _read_reply(
 
 
 async def _read_error(response: UpstreamResponse) -> str:
-    """Return the body of a response with an error status."""
-    return SECRETS.redact((await response.read())[:MAX_ERROR_BYTES].decode("utf-8", "replace"))
+    """Return the body of a response with an error status; "" where it breaks off, for the status came."""
+    try:
+        body = await response.read()
+    except WireError:
+        body = b""
+    if (encoding := response.headers.get("content-encoding", "identity").lower()) != "identity":
+        return f"(a body in the encoding {encoding[:40]!r}, which was not asked for)"
+    return SECRETS.redact(body[:MAX_ERROR_BYTES].decode("utf-8", "replace"))
+
+
+def _find_encoding(peer: Peer, response: UpstreamResponse | None) -> AttemptFailed | None:
+    """Return the failure of a response that came encoded, which was not asked for; None = it did not."""
+    encoding = response.headers.get("content-encoding", "identity").lower() if response is not None else ""
+    if encoding in {"", "identity"}:
+        return None
+    note = (
+        f"the response came in the encoding {encoding[:40]!r}; the request said `Accept-Encoding: identity`"
+    )
+    error = UpstreamFailed(f"{peer.label} cannot be read: {note}.", code="upstream_encoding")
+    return AttemptFailed(Outcome.INVALID_RESPONSE, note, error=error)
 
 
 def drop_stream_options(body: bytes) -> bytes:

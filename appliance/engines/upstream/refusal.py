@@ -3,6 +3,7 @@
 import math
 import re
 from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit, urlunsplit
 
 from appliance.base import jsons
 from appliance.base.errors import ApplianceError, Forbidden, Invalid, NoSuchModel, Unsupported, UpstreamFailed
@@ -118,8 +119,9 @@ def interpret_error(status: int, headers: dict[str, str], text: str, label: str)
     5. 429                no capacity
     6. 501                it was not started for this: another one may
     7. 500 with any other sentence in a JSON body: whose fault it is cannot be told
-    8. 408, 5xx, 3xx      it failed
-    9. other 4xx          the client's fault: passed on as OpenAI's error object
+    8. 3xx                it leads elsewhere, which the operator must set: another one may answer
+    9. 408, 5xx           it failed
+    10. other 4xx         the client's fault: passed on as OpenAI's error object
 
     Args:
         status: 300 to 599.
@@ -153,14 +155,45 @@ def interpret_error(status: int, headers: dict[str, str], text: str, label: str)
         return AttemptFailed(Outcome.UNSUPPORTED, note, status=501, error=error, sentence=sentence)
     if status == 500 and sentence and "loading model" not in sentence.lower():  # 7
         return AttemptFailed(Outcome.ENGINE_ERROR, note, status=500, sentence=sentence)
-    if status == 408 or status >= 500 or status < 400:  # 8
+    if status < 400:  # 8
+        return redirect_failure(status, headers, label)
+    if status == 408 or status >= 500:  # 9
         return AttemptFailed(
             Outcome.LOADING if "loading model" in text.lower() else Outcome.STATUS,
             note,
             status=status,
             retry_after_s=parse_retry_after(headers) if status == 503 else None,
         )
-    return caller_error(status, text, label)  # 9
+    return caller_error(status, text, label)  # 10
+
+
+def redirect_failure(status: int, headers: dict[str, str], label: str) -> AttemptFailed:
+    """Return the failure of a server that redirects.
+
+    Its note says where to, without the query; its error, for clients, says the path alone: hosts are for
+    operators.
+
+    Args:
+        status: 300 to 399.
+        headers: Lower-case names.
+        label: The server, as for `interpret_error`.
+    """
+    location = headers.get("location", "").encode("ascii", "replace").decode()[:NOTE_CHARACTERS]
+    try:
+        parts = urlsplit(location)
+        parts = parts._replace(query="", fragment="", netloc=parts.netloc.rpartition("@")[2])
+    except ValueError:  # as "http://[x"
+        parts = urlsplit("")
+    where = f" to {parts.path or '/'!r}" if parts.netloc or parts.path else ""
+    where += " of another address" if parts.netloc else ""
+    error = UpstreamFailed(
+        f"{label} redirects{where} (status {status}). Redirects are not followed: the operator has to set "
+        "the address that answers.",
+        code="upstream_redirect",
+    )
+    return AttemptFailed(
+        Outcome.STATUS, f"redirects to {urlunsplit(parts)!r}, not followed", status=status, error=error
+    )
 
 
 def _by_row(row: ErrorText, sentence: str, note: str) -> Exception:
