@@ -3,6 +3,8 @@
    load rate   PORT PER_SECOND  SECONDS BODYFILE     a fixed rate over 64 connections; latency counts from the planned moment
    load stream PORT CONNECTIONS SECONDS BODYFILE     each connection reads streams to their end, again and again
    load hold   PORT CONNECTIONS SECONDS BODYFILE     open so many streams and keep reading them
+   A further argument WARM_S spreads the first requests over so many seconds and counts only what comes after them: `begin` and `end`
+   are printed as the SECONDS begin and end, and the load goes on for a moment after `end`, so that the caller can read clocks at both.
    Every response is checked: status 200, whole, and the marker in it. Prints one line of name=value pairs. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -18,6 +20,7 @@
 #include <unistd.h>
 
 #define BUF 262144
+#define TAIL_S 0.3                                    /* how long the load goes on after `end` */
 struct conn { int fd, len, busy, head_done, is_stream; long body_left; double asked, sent; char *in; long events; int first; };
 static struct conn *cs; static int n_conn, epfd, port; static char *request; static int request_len;
 static long done, bad, events; static double *lat; static long n_lat, cap_lat; static double *ttft; static long n_ttft;
@@ -88,19 +91,31 @@ int main(int argc, char **argv) {
     cs = calloc(n_conn, sizeof *cs); cap_lat = 4000000; lat = malloc(cap_lat * sizeof *lat); ttft = malloc(cap_lat * sizeof *ttft);
     epfd = epoll_create1(0);
     for (int i = 0; i < n_conn; i++) { cs[i].in = malloc(BUF); dial(&cs[i]); }
-    double start = now(), end = start + seconds, next = start;
-    if (!is_rate) for (int i = 0; i < n_conn; i++) ask(&cs[i], now());
+    double warm = argc > 6 ? atof(argv[6]) : 0, start = now(), begin = start + warm, end = begin + seconds, next = start;
+    double stop = end + (warm > 0 ? TAIL_S : 0), took = 0;
     struct epoll_event evs[256];
-    long planned = 0, late = 0; int rr = 0;
+    long planned = 0, late = 0, end_done = 0, end_bad = 0, end_events = 0, end_lat = 0, end_ttft = 0, end_late = 0; int rr = 0, started = 0;
+    enum { WARM, COUNTING, TAIL } phase = warm > 0 ? WARM : COUNTING;
     for (;;) {
         double t = now();
-        if (t >= end) break;
+        if (phase == WARM && t >= begin) {
+            phase = COUNTING; begin = t; done = events = n_lat = n_ttft = late = 0;
+            printf("begin\n"); fflush(stdout);
+        }
+        if (phase == COUNTING && t >= end) {
+            phase = TAIL; took = t - begin;
+            end_done = done; end_bad = bad; end_events = events; end_lat = n_lat; end_ttft = n_ttft; end_late = late;
+            if (warm > 0) { printf("end\n"); fflush(stdout); }
+        }
+        if (t >= stop) break;
+        if (!is_rate) for (; started < n_conn && t >= start + warm * started / n_conn; started++)
+            if (!cs[started].busy) ask(&cs[started], now());
         if (is_rate) while (next <= t) {
             int k; for (k = 0; k < n_conn && cs[(rr + k) % n_conn].busy; k++);
             if (k == n_conn) { late++; break; }
             rr = (rr + k) % n_conn; ask(&cs[rr], next); planned++; next = start + planned / (double)number;
         }
-        int wait = is_rate ? (next - now() > 0.002 ? 1 : 0) : 100;
+        int wait = is_rate ? (next - now() > 0.002 ? 1 : 0) : started < n_conn ? 1 : warm > 0 ? 10 : 100;
         int n = epoll_wait(epfd, evs, 256, wait);
         for (int i = 0; i < n; i++) {
             struct conn *c = evs[i].data.ptr;
@@ -109,9 +124,9 @@ int main(int argc, char **argv) {
             else if (r < 0 && !is_rate) ask(c, now());
         }
     }
-    double took = now() - start;
-    qsort(lat, n_lat, sizeof *lat, cmp); qsort(ttft, n_ttft, sizeof *ttft, cmp);
+    qsort(lat, end_lat, sizeof *lat, cmp); qsort(ttft, end_ttft, sizeof *ttft, cmp);
     printf("done=%ld bad=%ld seconds=%.3f per_second=%.1f events=%ld events_per_second=%.1f p50_ms=%.3f p99_ms=%.3f ttft_p50_ms=%.3f ttft_p99_ms=%.3f late=%ld\n",
-        done, bad, took, done / took, events, events / took, pct(lat, n_lat, .5) * 1e3, pct(lat, n_lat, .99) * 1e3, pct(ttft, n_ttft, .5) * 1e3, pct(ttft, n_ttft, .99) * 1e3, late);
+        end_done, end_bad, took, end_done / took, end_events, end_events / took, pct(lat, end_lat, .5) * 1e3, pct(lat, end_lat, .99) * 1e3,
+        pct(ttft, end_ttft, .5) * 1e3, pct(ttft, end_ttft, .99) * 1e3, end_late);
     return 0;
 }
