@@ -14,7 +14,7 @@ SCRIPTS := $(shell find entrypoint.sh .ci shims tests/tools tests/image -type f 
     -exec awk 'FNR == 1 && /^\#!.*sh$$/ {print FILENAME}' {} + 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev run check quick test lint unit docs format image image-test vllm test-vllm test-gpu bench fuzz lock proto clean
+.PHONY: help dev run check quick test lint unit docs format image image-test vllm test-vllm test-gpu bench bench-peers fuzz lock proto clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,15 +83,21 @@ bench: $(VENV)/dev.stamp proto  ## measure beside nginx
 	@tests/tools/setup-machine bench
 	$(BIN)/python -m bench
 
+bench-peers: $(BIN)/python  ## measure beside nginx, Envoy, vllm-router and sglang-router; ARGS="--quick", or "--help" for all options
+	@tests/tools/setup-machine bench
+	@$(BIN)/python -m bench.compare $(ARGS)
+
 proto: $(VENV)/run.stamp  ## generate the gRPC code where it is missing or old
 	@$(BIN)/python protos/generate.py
 
-lock: $(VENV)/dev.stamp  ## make both lock files anew (the versions that fit today)
+lock: $(VENV)/dev.stamp  ## make all lock files anew (the versions that fit today)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check uv
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
 	    pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
 	    --extra dev pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
+	    --python-version 3.13 bench/peers.in -o bench/peers.lock
 
 clean:  ## remove what was made here
 	rm -rf $(VENV) .state .mypy_cache .ruff_cache .hypothesis .pytest_cache .import_linter_cache build dist bench/results
