@@ -37,6 +37,37 @@ def tool(content: str) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": "toolu_1", "content": content}
 
 
+def test_a_later_system_message_is_marked_in_the_users_turn() -> None:
+    later = {"role": "system", "content": "Be brief."}
+    messages = [
+        user("Hi"),
+        assistant([CALL]),
+        user([result("20")]),
+        later,
+        assistant("Ok"),
+        user("So?"),
+        later,
+    ]
+    reminder = "<system-reminder>\nBe brief.\n</system-reminder>"
+    assert to_chat_messages({"system": "Be kind.", "messages": messages})[0] == [
+        {"role": "system", "content": "Be kind."},
+        user("Hi"),
+        {"role": "assistant", "content": None, "tool_calls": [CHAT_CALL]},
+        tool("20"),
+        user(reminder),
+        assistant("Ok"),
+        user(f"So?\n{reminder}"),
+    ]
+
+
+@pytest.mark.parametrize("change", [{"tool": {}}, {"tool": "x"}, {}, {"tool": {"definition": {"name": 1}}}])
+def test_a_change_of_no_tool_is_refused_with_its_path(change: dict[str, Any]) -> None:
+    message = {"role": "system", "content": [{"type": "tool_addition", **change}]}
+    with pytest.raises(Invalid, match="must have a `name`") as caught:
+        to_chat_messages({"messages": [user("Hi"), message]})
+    assert caught.value.param == "messages.1.content.0.tool"
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -155,6 +186,11 @@ def tool(content: str) -> dict[str, Any]:
         pytest.param([user([result("no", is_error=True)])], [tool("Error: no")], id="a result that failed"),
         pytest.param([user([result([], is_error=True)])], [tool("Error")], id="a failure without words"),
         pytest.param(
+            [user([result([{"type": "tool_reference", "tool_name": "weather"}])])],
+            [tool("The tool weather can be called now.")],
+            id="a tool that was searched for",
+        ),
+        pytest.param(
             [user([result([text("Here:"), IMAGE])])],
             [
                 tool("Here:"),
@@ -164,8 +200,8 @@ def tool(content: str) -> dict[str, Any]:
         ),
         pytest.param(
             [user("Hi"), {"role": "system", "content": [text("Be kind.")]}, user("Ho")],
-            [user("Hi"), {"role": "system", "content": "Be kind."}, user("Ho")],
-            id="a system message between the others",
+            [{"role": "system", "content": "Be kind."}, user("Hi\nHo")],
+            id="a system message before the first reply",
         ),
     ],
 )

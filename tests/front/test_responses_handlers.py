@@ -159,8 +159,7 @@ async def test_codex_gets_its_calls_and_sends_their_results() -> None:
     assert (body["tool_choice"], body["parallel_tool_calls"]) == ("auto", True)
     assert body["messages"] == [
         {"role": "system", "content": "You are Codex.\n\n<permissions>"},
-        {"role": "user", "content": "<environment_context>"},
-        {"role": "user", "content": "fix it"},
+        {"role": "user", "content": "<environment_context>\n\nfix it"},
     ]
     done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
     assert [item["type"] for item in done] == [
@@ -183,7 +182,7 @@ async def test_codex_gets_its_calls_and_sends_their_results() -> None:
     api.backend.reply = reply({"content": "Fixed."})
     events, _ = await api.stream(**CODEX | {"input": [*BEGINNING, *items, *results]})
     assert events[-1]["response"]["output"][0]["content"][0]["text"] == "Fixed."
-    [assistant, *rest] = api.backend.bodies[1]["messages"][3:]
+    [assistant, *rest] = api.backend.bodies[1]["messages"][2:]
     assert assistant["reasoning_content"] == "Look first."
     assert [(call["id"], call["function"]["name"]) for call in assistant["tool_calls"]] == [
         ("c1", "exec_command"),

@@ -236,14 +236,29 @@ def test_refusals_name_the_field(asked: dict[str, Any], param: str, text: str) -
     assert text in refused.value.message
 
 
-def test_leading_system_messages_are_one() -> None:
+def test_system_messages_stand_where_templates_take_them() -> None:
     items = [{"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "b"}]}, USER]
-    body = to_chat({"input": [*items, {"role": "developer", "content": "c"}], "instructions": "a"}).body
+    later = [{"role": "assistant", "content": "yes"}, {"role": "developer", "content": "d"}, USER]
+    body = to_chat(
+        {"input": [*items, {"role": "developer", "content": "c"}, *later], "instructions": "a"}
+    ).body
     assert body["messages"] == [
-        {"role": "system", "content": "a\n\nb"},
+        {"role": "system", "content": "a\n\nb\n\nc"},
         USER,
-        {"role": "system", "content": "c"},
+        {"role": "assistant", "content": "yes"},
+        USER | {"content": f"<system-reminder>\nd\n</system-reminder>\n\n{USER['content']}"},
     ]
+
+
+def test_a_text_after_a_call_joins_it_so_that_the_result_follows() -> None:
+    items = [
+        {"type": "function_call", "name": "f", "arguments": "{}", "call_id": "c"},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "I look."}]},
+        {"type": "function_call_output", "call_id": "c", "output": "1"},
+    ]
+    _, called, result = to_chat({"input": [USER, *items]}).body["messages"]
+    assert (called["content"], len(called["tool_calls"])) == ("I look.", 1)
+    assert (result["role"], result["tool_call_id"]) == ("tool", "c")
 
 
 def test_what_no_engine_has_is_left_out_and_named() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 from appliance.base import jsons
 from appliance.base.errors import Invalid
+from appliance.front.anthropic.offered_tools import TOOL_CHANGES, changed_tool
 from appliance.front.pipeline.body import json_type_of
+from appliance.front.pipeline.chat_turns import ChatMessage, ChatTurns
 
-ChatMessage = dict[str, Any]
 ROLES = ("user", "assistant", "system")
 # Left by tools that run on Anthropic's servers: no model here can read them.
 SERVER_BLOCKS = frozenset(
@@ -34,7 +35,9 @@ BILLING_LINE = "x-anthropic-billing-header:"
 def to_chat_messages(payload: dict[str, Any]) -> tuple[list[ChatMessage], list[str]]:
     """Return the chat messages of `system` and `messages`.
 
-    Consecutive messages of one role are one turn, as in Anthropic's API.
+    Consecutive messages of one role are one turn, as in Anthropic's API; system messages among them stand
+    where chat templates take them. Texts of the assistant are joined without anything between them: so they
+    were generated, and so an engine has them in its cache.
 
     Returns:
         (messages, types of the blocks that were left out).
@@ -49,10 +52,9 @@ def to_chat_messages(payload: dict[str, Any]) -> tuple[list[ChatMessage], list[s
             param="messages",
             code="invalid_type" if given else "missing_required_parameter",
         )
-    out: list[ChatMessage] = []
+    turns = ChatTurns(between="\n", between_replies="")
     ignored: list[str] = []
-    if system := _system_text(payload.get("system")):
-        out.append({"role": "system", "content": system})
+    turns.add_system(_system_text(payload.get("system")))
     for number, message in enumerate(given):
         where = f"messages.{number}"
         if not isinstance(message, dict):
@@ -66,12 +68,12 @@ def to_chat_messages(payload: dict[str, Any]) -> tuple[list[ChatMessage], list[s
         kept = [(path, block) for path, block in blocks if block["type"] not in SERVER_BLOCKS]
         ignored += [block["type"] for _, block in blocks if block["type"] in SERVER_BLOCKS]
         if role == "assistant":
-            _add_assistant_turn(out, _assistant_message(kept))
+            _add_reply(turns, kept)
         elif role == "system":
-            out.append({"role": "system", "content": _join_texts(kept)})
+            turns.add_system(_system_message(kept))
         else:
-            _add_user_turn(out, kept)
-    return out, ignored
+            _add_user_turn(turns, kept)
+    return turns.finish(), ignored
 
 
 def _system_text(system: Any) -> str:
@@ -104,12 +106,8 @@ def _blocks(content: Any, where: str, *, may_be_empty: bool = False) -> list[tup
     return blocks
 
 
-def _assistant_message(blocks: list[tuple[str, dict[str, Any]]]) -> ChatMessage:
-    """Return the assistant's message: text, calls, and its thinking as reasoning.
-
-    Texts are joined without anything between them: so they were generated, and so an engine has them in its
-    cache.
-    """
+def _add_reply(turns: ChatTurns, blocks: list[tuple[str, dict[str, Any]]]) -> None:
+    """Add the assistant's text and calls, and its thinking as reasoning."""
     text = reasoning = ""
     calls = []
     for path, block in blocks:
@@ -120,25 +118,7 @@ def _assistant_message(blocks: list[tuple[str, dict[str, Any]]]) -> ChatMessage:
             reasoning += _string(block, "thinking", path)
         elif kind != "redacted_thinking":  # encrypted: no model here can read it
             text += _text(path, block)
-    message: ChatMessage = {"role": "assistant", "content": text if text or not calls else None}
-    if reasoning:
-        message["reasoning_content"] = reasoning
-    if calls:
-        message["tool_calls"] = calls
-    return message
-
-
-def _add_assistant_turn(out: list[ChatMessage], message: ChatMessage) -> None:
-    """Append the assistant's message, or join it to the one before it."""
-    if not out or out[-1]["role"] != "assistant":
-        out.append(message)
-        return
-    former = out[-1]
-    for name in ("content", "reasoning_content"):
-        if message.get(name):
-            former[name] = (former.get(name) or "") + message[name]
-    if message.get("tool_calls"):
-        former["tool_calls"] = [*former.get("tool_calls", []), *message["tool_calls"]]
+    turns.add_reply(text, reasoning=reasoning, calls=calls)
 
 
 def _call(path: str, block: dict[str, Any]) -> dict[str, Any]:
@@ -149,8 +129,8 @@ def _call(path: str, block: dict[str, Any]) -> dict[str, Any]:
     return {"id": _string(block, "id", path), "type": "function", "function": function}
 
 
-def _add_user_turn(out: list[ChatMessage], blocks: list[tuple[str, dict[str, Any]]]) -> None:
-    """Append the user's message: first the results of tools, then everything else.
+def _add_user_turn(turns: ChatTurns, blocks: list[tuple[str, dict[str, Any]]]) -> None:
+    """Add the user's message: first the results of tools, then everything else.
 
     Chat wants each result as a message of its own, right after the calls, and without images: these follow
     in the user's message.
@@ -159,19 +139,12 @@ def _add_user_turn(out: list[ChatMessage], blocks: list[tuple[str, dict[str, Any
     for path, block in blocks:
         if block["type"] == "tool_result":
             message, images = _tool_result(path, block)
-            out.append(message)
+            turns.add(message)
             parts += images
         else:
             parts.append(_part(path, block))
-    if not parts:
-        return
-    if out and out[-1]["role"] == "user":
-        former = out[-1]["content"]
-        out[-1]["content"] = _plain(
-            [*([{"type": "text", "text": former}] if isinstance(former, str) else former), *parts]
-        )
-    else:
-        out.append({"role": "user", "content": _plain(parts)})
+    if parts:
+        turns.add_user(_plain(parts))
 
 
 def _tool_result(path: str, block: dict[str, Any]) -> tuple[ChatMessage, list[dict[str, Any]]]:
@@ -194,7 +167,8 @@ def _part(path: str, block: dict[str, Any]) -> dict[str, Any]:
     1. text
     2. an image: base64 or a URL
     3. a document that is plain text; PDFs need an engine that reads them
-    4. anything else is refused
+    4. a tool that a search found, which is offered from here on
+    5. anything else is refused
     """
     kind = block["type"]
     if kind == "text":  # 1
@@ -203,7 +177,9 @@ def _part(path: str, block: dict[str, Any]) -> dict[str, Any]:
         return {"type": "image_url", "image_url": {"url": _image_url(f"{path}.source", block.get("source"))}}
     if kind == "document":  # 3
         return {"type": "text", "text": _document_text(path, block)}
-    raise _unsupported(f"{path}.type", kind)  # 4
+    if kind == "tool_reference":  # 4
+        return {"type": "text", "text": f"The tool {_string(block, 'tool_name', path)} can be called now."}
+    raise _unsupported(f"{path}.type", kind)  # 5
 
 
 def _image_url(path: str, source: Any) -> str:
@@ -230,8 +206,19 @@ def _document_text(path: str, block: dict[str, Any]) -> str:
     return f"{title}\n{text}" if isinstance(title, str) and title else text
 
 
-def _join_texts(blocks: list[tuple[str, dict[str, Any]]]) -> str:
-    return "\n".join(_text(path, block) for path, block in blocks)
+def _system_message(blocks: list[tuple[str, dict[str, Any]]]) -> str:
+    """Return the text of a system message; what it says about tools is for offered_tools.py."""
+    texts = []
+    for path, block in blocks:
+        if block["type"] not in TOOL_CHANGES:
+            texts.append(_text(path, block))
+        elif changed_tool(block) is None:
+            raise Invalid(
+                f"`{path}.tool` must have a `name`, or a `definition` with a `name`.",
+                param=f"{path}.tool",
+                code="invalid_value",
+            )
+    return "\n".join(texts)
 
 
 def _plain(parts: list[dict[str, Any]]) -> Any:

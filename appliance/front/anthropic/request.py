@@ -8,6 +8,7 @@ from typing import Any
 
 from appliance.base.errors import Invalid
 from appliance.front.anthropic.content import to_chat_messages
+from appliance.front.anthropic.offered_tools import offered_tools
 from appliance.front.pipeline.body import check_types, json_type_of
 
 _NUMBER = (int, float)
@@ -91,8 +92,8 @@ def to_chat(payload: dict[str, Any], *, needs_max_tokens: bool = True) -> Messag
     translated = MessagesRequest(body, ignored=ignored)
     if stops := _stop_sequences(payload.get("stop_sequences")):
         body["stop"] = stops
-    if payload.get("tools"):
-        _add_tools(translated, payload)
+    if tools := offered_tools(payload.get("tools") or [], payload["messages"]):
+        _add_tools(translated, tools, payload.get("tool_choice"))
     _add_thinking(translated, payload.get("thinking") or {})
     _add_output(body, payload.get("output_config") or {}, payload.get("output_format"))
     user = (payload.get("metadata") or {}).get("user_id")
@@ -129,7 +130,9 @@ def _stop_sequences(values: Any) -> list[str]:
     return list(values or [])
 
 
-def _add_tools(translated: MessagesRequest, payload: dict[str, Any]) -> None:
+def _add_tools(
+    translated: MessagesRequest, offered: list[tuple[str, Any]], choice: dict[str, Any] | None
+) -> None:
     """Add the tools that the client runs, and how they are to be chosen.
 
     Tools that Anthropic defines (web search, code execution, …) are left out: the models here do not know
@@ -139,10 +142,10 @@ def _add_tools(translated: MessagesRequest, payload: dict[str, Any]) -> None:
         Invalid: A tool or the choice is invalid, or no tool is left.
     """
     body, tools, left_out = translated.body, [], []
-    for number, tool in enumerate(payload["tools"]):
+    for path, tool in offered:
         kind = tool.get("type") if isinstance(tool, dict) else None
         if kind is None or kind == "custom":
-            tools.append(_tool(tool, f"tools.{number}"))
+            tools.append(_tool(tool, path))
         else:
             left_out.append(str(kind))
     if not tools:
@@ -154,7 +157,7 @@ def _add_tools(translated: MessagesRequest, payload: dict[str, Any]) -> None:
         )
     translated.ignored += [f"tools.{kind}" for kind in left_out]
     body["tools"] = tools
-    if (choice := payload.get("tool_choice")) is not None:
+    if choice is not None:
         body["tool_choice"] = _tool_choice(choice, {tool["function"]["name"] for tool in tools})
         if choice.get("disable_parallel_tool_use") is True:
             body["parallel_tool_calls"] = False

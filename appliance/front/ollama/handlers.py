@@ -56,7 +56,7 @@ from appliance.models.status.views import ModelManagerApi
 from appliance.models.table.library import ModelLibrary
 
 log = structlog.get_logger("ollama")
-API_VERSION = "0.13.0"  # the level of Ollama's API that is implemented; clients compare it
+API_VERSION = "0.14.0"  # the level of Ollama's API that is implemented; clients compare it
 MAX_NAMES_LOGGED = 10
 MAX_NAME_CHARS_LOGGED = 64
 STREAM = Response(

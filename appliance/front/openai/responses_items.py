@@ -10,8 +10,8 @@ from appliance.base import jsons
 from appliance.base.errors import Invalid
 from appliance.front.openai.responses_tools import Tools, to_arguments
 from appliance.front.pipeline.body import json_type_of
+from appliance.front.pipeline.chat_turns import ChatMessage, ChatTurns
 
-ChatMessage = dict[str, Any]
 # Calls: type → (the function's name, None = the item has one; the field with its input).
 CALLS: dict[str, tuple[str | None, str]] = {
     "function_call": (None, "arguments"),
@@ -66,14 +66,13 @@ def to_chat_messages(
         Invalid: An item is invalid or not supported; `param` is its path.
     """
     conversation = _Conversation(tools)
-    if instructions:
-        conversation.messages.append({"role": "system", "content": instructions})
+    conversation.turns.add_system(instructions or "")
     for item in former:
         conversation.add(item, "previous_response_id")
     for number, item in enumerate(items):
         conversation.add(item, f"input.{number}")
     conversation.flush_images()
-    return conversation.messages, conversation.ignored
+    return conversation.turns.finish(), conversation.ignored
 
 
 def item_list(given: Any) -> list[dict[str, Any]]:
@@ -108,13 +107,13 @@ def _typed(item: Any, where: str) -> dict[str, Any]:
 class _Conversation:
     """Chat messages that grow item by item.
 
-    messages   so far
-    ignored    what was left out
+    turns     the messages so far
+    ignored   what was left out
     """
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
-        self.messages: list[ChatMessage] = []
+        self.turns = ChatTurns(between="\n\n", between_replies="\n\n")
         self.ignored: list[str] = []
         self._reasoning = ""  # of the assistant's message or call that comes next
         self._images: list[dict[str, Any]] = []  # that results of tools gave; they follow all results
@@ -149,7 +148,7 @@ class _Conversation:
             )
 
     def _add_message(self, item: dict[str, Any], where: str) -> None:
-        """Add a message. Leading system messages are joined: many templates take one, at the start."""
+        """Add a message, where and as chat templates take it."""
         role = item.get("role")
         if not isinstance(role, str):
             raise Invalid(
@@ -157,17 +156,16 @@ class _Conversation:
                 param=f"{where}.role",
                 code="missing_required_parameter" if role is None else "invalid_type",
             )
-        role = "system" if role == "developer" else role
         content = to_content(item.get("content"), f"{where}.content")
-        first = self.messages[0] if len(self.messages) == 1 else {}
-        if role == first.get("role") == "system" and isinstance(content, str):
-            first["content"] = f"{first['content']}\n\n{content}"
-            return
-        message = {"role": role, "content": content}
-        if role == "assistant":
-            self._take_reasoning(message)
+        if role in ("developer", "system") and isinstance(content, str):
+            self.turns.add_system(content)
+        elif role == "user":
+            self.turns.add_user(content)
+        elif role == "assistant" and isinstance(content, str):
+            self.turns.add_reply(content, reasoning=self._reasoning)
+        else:
+            self.turns.add({"role": "system" if role == "developer" else role, "content": content})
         self._reasoning = ""
-        self.messages.append(message)
 
     def _add_call(self, item: dict[str, Any], where: str) -> None:
         fixed_name, field = CALLS[item["type"]]
@@ -186,11 +184,9 @@ class _Conversation:
             "name": self._tools.function_name(name, item.get("namespace")),
             "arguments": arguments,
         }
-        if not (self.messages and self.messages[-1]["role"] == "assistant"):
-            self.messages.append({"role": "assistant", "content": None})
-        message = self.messages[-1]
-        self._take_reasoning(message)
-        message.setdefault("tool_calls", []).append({"id": call_id, "type": "function", "function": function})
+        call = {"id": call_id, "type": "function", "function": function}
+        self.turns.add_reply(reasoning=self._reasoning, calls=[call])
+        self._reasoning = ""
 
     def _add_output(self, item: dict[str, Any], where: str) -> None:
         """Add a call's result. Chat takes no images in it: they follow in a message of the user."""
@@ -206,18 +202,13 @@ class _Conversation:
             images = [part for part in content if part["type"] != "text"]
             content = "".join(part["text"] for part in content if part["type"] == "text")
             self._images += [{"type": "text", "text": f"Images of the tool result {call_id}:"}, *images]
-        self.messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
+        self.turns.add({"role": "tool", "tool_call_id": call_id, "content": content})
 
     def flush_images(self) -> None:
         """Add the images of the results so far."""
         if self._images:
-            self.messages.append({"role": "user", "content": self._images})
+            self.turns.add_user(self._images)
             self._images = []
-
-    def _take_reasoning(self, message: ChatMessage) -> None:
-        if self._reasoning:
-            message["reasoning_content"] = message.get("reasoning_content", "") + self._reasoning
-            self._reasoning = ""
 
 
 def _reasoning_text(item: dict[str, Any]) -> str:

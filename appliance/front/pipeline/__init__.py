@@ -4,6 +4,7 @@ Modules:
     access: who may call, and with which key.
     access_log: one line per request.
     body: a JSON body and the types of its known fields.
+    chat_turns: messages of other dialects as chat templates take them.
     durations: durations in request bodies.
     encoding: compressed request bodies.
     errors: a failure as HTTP status and body, in each dialect.
