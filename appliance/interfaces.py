@@ -40,6 +40,10 @@ def build_front(appliance: Appliance) -> HttpServer:
     """Build the HTTP server with all its addresses."""
     router, pipeline, clock = appliance.router, appliance.pipeline, appliance.clock
     manager, heartbeat_s = appliance.manager, pipeline.heartbeat_s
+
+    def may_see_details(headers: dict[str, str], peer: str) -> bool:
+        return pipeline.keys.may_see_details(headers, peer)  # a reload makes other keys
+
     overview = Overview(router, latencies=appliance.metrics.latencies, tasks=appliance.tasks, clock=clock)
     routes = join_routes(
         SystemHandlers(
@@ -48,9 +52,15 @@ def build_front(appliance: Appliance) -> HttpServer:
             receipts=appliance.receipts,
             measure=appliance.measure,
             engines=overview.families,
-            may_see_details=lambda headers, peer: pipeline.keys.may_see_details(headers, peer),
+            may_see_details=may_see_details,
         ),
-        BalanceHandlers(router, clock=clock, set_strategy=appliance.fleet.set_strategy, manager=manager),
+        BalanceHandlers(
+            router,
+            clock=clock,
+            set_strategy=appliance.fleet.set_strategy,
+            manager=manager,
+            may_see_details=may_see_details,
+        ),
         appliance.manager_handlers,
         DownloadHandlers(appliance.jobs, folders=appliance.folders),
         LoraHandlers(appliance.lora_orders),

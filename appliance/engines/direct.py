@@ -1,9 +1,10 @@
 """Slots for passthrough and tunnels: the dispatcher chooses a server, they send to it themselves."""
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from appliance.base.clock import Clock
-from appliance.base.errors import Invalid, NotFound, Unavailable
+from appliance.base.errors import ApplianceError, Invalid, NotFound, Unavailable
 from appliance.base.metrics.registry import Metrics
 from appliance.engines.backends.contract import Backend
 from appliance.engines.dispatch import Dispatcher
@@ -11,7 +12,7 @@ from appliance.engines.dispatch_request import DispatchRequest
 from appliance.engines.outcome import Outcome
 from appliance.engines.pool import Pool, Pools
 from appliance.engines.receipts import Receipt
-from appliance.engines.routes import Routes
+from appliance.engines.routes import ModelRoute, Routes
 from appliance.engines.slots import Slot
 from appliance.engines.types import NO_OPTIONS, BackendStatus, RequestOptions
 
@@ -44,6 +45,12 @@ class DirectAccess:
             backend.is_managed and backend.find_model(model) is not None for backend in self._pools.backends()
         )
 
+    def needs_model(self) -> bool:
+        """Whether only models that run here can be reached, and several: no server answers for all."""
+        direct = [backend for backend in self._pools.backends() if backend.is_direct]
+        models = {card.id for backend in direct for card in backend.cards() if not card.parent}
+        return all(backend.is_managed for backend in direct) and len(models) > 1
+
     def may_retry(self, reason: str) -> bool:
         """Whether a request that a server failed may go to another one: as long as the retry budget lasts."""
         if not self._dispatcher.retry_budget.withdraw():
@@ -59,16 +66,18 @@ class DirectAccess:
         exclude: Collection[str] = (),
         options: RequestOptions = NO_OPTIONS,
         is_uncounted: bool = False,
+        is_any: bool = False,
     ) -> Slot[Backend]:
         """Return a slot on one server.
 
         Args:
             receipt: Gets server, address, reason and attempt.
-            model: Only servers that serve it; "" = any server.
+            model: Only servers that serve it; "" = the default model, as far as a server has it.
             exclude: Names of servers that must not be used: they had the request already.
             options: `pin` is the name of the only server that may be used.
             is_uncounted: For a query about the server itself, which needs no capacity: also sent while the
                 server is full and, if it is pinned, in any state.
+            is_any: Without a model, any server: those of the default model do not have the address.
 
         Returns:
             A slot with url, headers and ssl; `release` must be called in any case.
@@ -80,7 +89,7 @@ class DirectAccess:
             Unavailable: No server can answer.
             Exhausted: The queue is full.
         """
-        stages, wanted, reason = self._servers_for(model, options.pin, receipt)
+        stages, wanted, reason = self._servers_for(model, options.pin, receipt, is_any=is_any)
         slot: Slot[Backend] | None = None
         if is_uncounted and not self.is_managed(model):
             slot = self._uncounted_slot(stages, wanted, options, exclude)
@@ -94,7 +103,7 @@ class DirectAccess:
                 options=options,
                 receipt=receipt,
                 deadline_s=self._clock.monotonic_s() + self._dispatcher.settings.backend_timeout_seconds,
-                tried={*exclude, *self._find_excluded(wanted, options)},
+                tried={*exclude, *self._find_excluded(wanted, options, is_named=bool(model))},
                 is_pinned=bool(options.pin),
             )
             slot = await self._prepared_slot(request)
@@ -113,12 +122,15 @@ class DirectAccess:
             raise
         return slot
 
-    def _servers_for(self, model: str, pin: str, receipt: Receipt) -> tuple[list[Pool], str | None, str]:
+    def _servers_for(
+        self, model: str, pin: str, receipt: Receipt, *, is_any: bool
+    ) -> tuple[list[Pool], str | None, str]:
         """Return (stages with servers in them, the model's name among backends or None, the reason).
 
         1. a server is pinned     → its pool; the model counts only if it decides which process answers
         2. a model is named       → the pools that serve it
-        3. neither                → all pools
+        3. neither                → those of the default model, if a server has it
+        4. no server has it       → all pools
         """
         if pin:  # 1
             backend = self._pools.backend(pin)
@@ -133,7 +145,9 @@ class DirectAccess:
             route = self._routes.find(model)
             receipt.model, receipt.public_model = model, route.card.id
             stages, wanted, reason = route.stages, route.model, route.reason
-        else:  # 3
+        elif not is_any and (default := self._default_model()) is not None:  # 3
+            stages, wanted, reason = default.stages, default.model, default.reason
+        else:  # 4
             stages, wanted, reason = self._pools.all, None, "any"
         stages = [pool for pool in stages if any(backend.is_direct for backend in pool.backends)]
         if not stages:
@@ -143,7 +157,19 @@ class DirectAccess:
             )
         return stages, wanted, reason
 
-    def _find_excluded(self, wanted: str | None, options: RequestOptions) -> set[str]:
+    def _default_model(self) -> ModelRoute | None:
+        """Return the route of the default model, of an adapter its base; None = no server has it."""
+        try:
+            route = self._routes.find("")
+        except ApplianceError:  # nothing is known of the servers yet
+            return None
+        if route.card.parent:
+            base = self._routes.find_exact(route.card.parent)
+            route = replace(base, reason=route.reason) if base is not None else route
+        has_server = any(backend.is_direct for pool in route.stages for backend in pool.serving(route.model))
+        return route if has_server else None
+
+    def _find_excluded(self, wanted: str | None, options: RequestOptions, *, is_named: bool) -> set[str]:
         """Return the names of the backends that must not get a request.
 
         1. those that cannot be reached directly
@@ -152,9 +178,10 @@ class DirectAccess:
         """
         backends = self._pools.backends()
         excluded = {backend.name for backend in backends if not backend.is_direct}  # 1
-        if wanted:
+        servers = [backend for backend in backends if backend.is_direct and not backend.is_managed]
+        if wanted and (is_named or options.pin):
             excluded |= self._find_unselectable(wanted)  # 2
-        elif not options.pin and any(backend.is_direct and not backend.is_managed for backend in backends):
+        elif not options.pin and any(wanted is None or backend.find_model(wanted) for backend in servers):
             excluded |= {backend.name for backend in backends if backend.is_managed}  # 3
         return excluded
 

@@ -34,6 +34,7 @@ class RequestOptions:
         context_tokens: Context that the client needs; a server known to have less is not used; 0 = any.
         keep_alive_s: How long a model that runs here stays loaded after the request; 0 = not at all,
             negative = for ever, None = as configured.
+        header_lines: Header fields of the client that the engine gets, as lines that end with CR LF.
     """
 
     flow: str = ""
@@ -42,6 +43,7 @@ class RequestOptions:
     pin: str = ""
     context_tokens: int = 0
     keep_alive_s: float | None = None
+    header_lines: bytes = b""
 
 
 NO_OPTIONS = RequestOptions()

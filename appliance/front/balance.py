@@ -30,6 +30,7 @@ class BalanceHandlers:
         clock: The time of ages and timestamps.
         set_strategy: Changes the strategy of all pools; raises Invalid for an unknown one.
         manager: The models that this appliance runs itself; None = none.
+        may_see_details: Whether a caller (headers, address) sees all of /health.
     """
 
     def __init__(
@@ -39,7 +40,9 @@ class BalanceHandlers:
         clock: Clock,
         set_strategy: Callable[[str], None],
         manager: ModelManagerApi | None = None,
+        may_see_details: Callable[[dict[str, str], str], bool] = lambda headers, peer: True,
     ) -> None:
+        self._may_see_details = may_see_details
         self._router = router
         self._manager = manager
         self._clock = clock
@@ -48,7 +51,7 @@ class BalanceHandlers:
     def routes(self) -> list[Route]:
         """Return this group's addresses."""
         return [
-            Route(("GET", "HEAD"), "/health", self.health, is_open_while_draining=True),
+            Route(("GET",), "/health", self.health, access=Access.PUBLIC, is_open_while_draining=True),
             Route(("GET",), f"{BASE}/strategy", self.strategy),
             Route(("PUT",), f"{BASE}/strategy", self.put_strategy, access=Access.OPERATOR),
             Route(("GET",), f"{BASE}/loads", self.loads),
@@ -56,7 +59,19 @@ class BalanceHandlers:
         ]
 
     async def health(self, request: Request) -> Response:
-        """Show whether every backend is up: `ok` or `degraded`, both with 200.
+        """Show whether every backend is up: `ok` or `degraded`, both with 200; without a key the short form.
+
+        Returns:
+            `{status, available_backends, total_backends, timestamp, details, checks?, detail?}`. The short
+            form, where keys are set and none is sent: `{status}`, with the same HTTP status.
+        """
+        body, http_status = self._health()
+        if not self._may_see_details(request.headers, request.peer):
+            body = {"status": body["status"]}
+        return json_response(body, http_status)
+
+    def _health(self) -> tuple[dict[str, Any], int]:
+        """Return the whole object and its HTTP status.
 
         1. no models run here     → 200
         2. every check passes     → 200, with `checks`
@@ -73,12 +88,12 @@ class BalanceHandlers:
             "details": [_detail(state, now_s) for state in states],
         }
         if self._manager is None:  # 1
-            return json_response(body)
+            return body, 200
         body["checks"] = checks = health_checks(self._manager)
         if all(check["status"] == "ok" for check in checks.values()):  # 2
-            return json_response(body)
+            return body, 200
         body["status"] = "degraded"  # 3
-        return json_response({**body, "detail": body}, 503)
+        return {**body, "detail": body}, 503
 
     async def strategy(self, request: Request) -> Response:
         """Show how a backend is chosen: `{strategy}`."""

@@ -58,7 +58,7 @@ class DownloadHandlers:
 
     def routes(self) -> list[Route]:
         """Return this group's addresses."""
-        ours = partial(Route, access=Access.OPERATOR, is_ours=True)
+        ours = partial(Route, access=Access.OPERATOR)
         return [
             ours(("POST",), "/v1/download_model", self.download_model),
             ours(("GET",), "/v1/jobs", self.jobs, is_open_while_draining=True),

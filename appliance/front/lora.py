@@ -60,7 +60,7 @@ class LoraHandlers:
 
     def routes(self) -> list[Route]:
         """Return this group's addresses."""
-        ours = partial(Route, access=Access.OPERATOR, is_ours=True)
+        ours = partial(Route, access=Access.OPERATOR)
         return [
             ours(("POST",), "/v1/load_lora_adapter", self.load),
             ours(("POST",), "/v1/unload_lora_adapter", self.unload),

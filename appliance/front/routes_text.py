@@ -30,6 +30,8 @@ tables in the code by `appliance routes --markdown`.
   `anthropic` is `{"type": "error", "error": {"type", "message"}, "request_id"}`, `detail` is
   `{"detail": text}`.
 - `{name}` is one piece of a path, `{name:.+}` one or more.
+- *Method*: HEAD is answered wherever GET is, without a body. OPTIONS says in `Allow` which methods an address
+  has, and answers a browser's preflight. Any other method gets 405 with `Allow`, an unknown address 404.
 """
 SECTIONS: tuple[tuple[str, tuple[type[RouteGroup], ...]], ...] = (
     ("Health, metrics, receipts", (SystemHandlers,)),
@@ -95,9 +97,11 @@ def _passed_on() -> str:
     return f"""\
 ## Passed on to a backend (PASSTHROUGH)
 
-A request at an address that is not listed above is passed on to a backend, unchanged. Clients may send
-what only computes an answer. Everything else needs an operator: any other address,
-`/backends/{{name}}/…` and the header `x-appliance-backend`.
+A request at an address that is not listed above is passed on to a backend, unchanged: to one of the model
+that its JSON body or its query names, else of the default model. Clients may send what only computes an
+answer. Everything else needs an operator: any other address, `/backends/{{name}}/…` and the header
+`x-appliance-backend`. Where several models run here and there is no other server, any other address must name
+one of them, else it is 404.
 
 - Takes a slot of the backend (POST): {work}
 - Takes no slot: {questions}

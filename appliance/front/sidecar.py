@@ -44,8 +44,8 @@ class SidecarHandlers:
     def routes(self) -> list[Route]:
         """Return this group's addresses."""
         return [
-            Route(("GET", "HEAD"), "/health", self.health, access=Access.PUBLIC, is_open_while_draining=True),
-            Route(("GET", "HEAD"), "/ready", self.ready, access=Access.PUBLIC, is_open_while_draining=True),
+            Route(("GET",), "/health", self.health, access=Access.PUBLIC, is_open_while_draining=True),
+            Route(("GET",), "/ready", self.ready, access=Access.PUBLIC, is_open_while_draining=True),
         ]
 
     async def health(self, request: Request) -> Response:

@@ -41,7 +41,7 @@ class SidecarMetricsHandlers:
     def routes(self) -> list[Route]:
         """Return this group's addresses."""
         return [
-            Route(("GET",), "/metrics", self.metrics, is_open_while_draining=True, is_ours=True),
+            Route(("GET",), "/metrics", self.metrics, is_open_while_draining=True),
         ]
 
     async def metrics(self, request: Request) -> Response:

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from appliance.base import jsons
 from appliance.base.clock import Clock
-from appliance.base.errors import NoSuchModel, describe_os_error
+from appliance.base.errors import Invalid, NoSuchModel, describe_os_error
 from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.front.manager.feeds import SILENCE_S, StatusFeeds
 from appliance.front.pipeline.errors import error_body
@@ -22,6 +22,8 @@ from appliance.front.pipeline.heads import AGENT
 from appliance.front.pipeline.sse import SSE_HEADERS
 from appliance.models.status.views import ModelManagerApi
 
+ADDRESSES = ("/health", "/status")
+ALLOWED = "GET, HEAD, OPTIONS"
 CLOSE_S = 1.0  # time for clients to read the last event at shutdown
 
 
@@ -76,6 +78,8 @@ class StatusListener:
         try:
             await response.prepare(request)
             async for piece in pieces:
+                if request.method == "HEAD":
+                    break
                 await response.write(piece)
         except ConnectionResetError:
             return response  # the client has left
@@ -85,7 +89,15 @@ class StatusListener:
         return response
 
     async def unknown(self, request: web.Request) -> web.StreamResponse:
-        """Refuse any other address with 404."""
+        """Answer OPTIONS, and refuse another method with 405, another address with 404."""
+        if request.path in ADDRESSES or request.path.startswith(f"{ADDRESSES[1]}/"):
+            if request.method == "OPTIONS":
+                return web.Response(status=204, headers={"Allow": ALLOWED, "Server": AGENT})
+            text = f"This address does not take {request.method[:20]}; it takes {ALLOWED}."
+            error = Invalid(text, code="method_not_allowed")
+            response = _respond(405, error_body(error, "openai"))
+            response.headers["Allow"] = ALLOWED
+            return response
         known = "This port has GET /health, /status, /status/ALIAS and /status/stream."
         return _json(
             404,

@@ -55,9 +55,7 @@ class SystemHandlers:
     def routes(self) -> list[Route]:
         """Return this group's addresses."""
         return [
-            Route(
-                ("GET", "HEAD"), "/healthz", self.healthz, access=Access.PUBLIC, is_open_while_draining=True
-            ),
+            Route(("GET",), "/healthz", self.healthz, access=Access.PUBLIC, is_open_while_draining=True),
             Route(("GET",), "/metrics", self.metrics, is_open_while_draining=True),
             Route(("GET",), "/receipts", self.receipts, access=Access.OPERATOR, is_open_while_draining=True),
             Route(

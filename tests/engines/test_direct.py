@@ -38,8 +38,11 @@ def adapter(name: str = "style") -> ModelCard:
     return card(name, parent="m")
 
 
-def routing(*pools: Pool) -> Router:
-    router = Router(EngineSettings(), clock=FakeClock(), metrics=Metrics())
+EMBEDDING = card("embed", is_text=False)
+
+
+def routing(*pools: Pool, **settings: Any) -> Router:
+    router = Router(EngineSettings(**settings), clock=FakeClock(), metrics=Metrics())
     router.set_pools(list(pools))
     return router
 
@@ -47,18 +50,44 @@ def routing(*pools: Pool) -> Router:
 @pytest.mark.parametrize(
     ("backends", "how", "chosen", "reason"),
     [
-        # any server, never a hosted API and never the demo
-        ([TableBackend("h", kind="hosted"), TableBackend("e0")], {}, "e0", "any"),
-        ([TableBackend("d", kind="demo"), TableBackend("e0")], {}, "e0", "any"),
+        # a server of the default model, never a hosted API and never the demo
+        ([TableBackend("h", kind="hosted"), TableBackend("e0")], {}, "e0", "no model named"),
+        ([TableBackend("d", kind="demo"), TableBackend("e0")], {}, "e0", "no model named"),
+        ([TableBackend("e0"), TableBackend("e1", models=["x"], cost=-1.0)], {}, "e0", "no model named"),
+        ([TableBackend("e0", models=[EMBEDDING]), TableBackend("e1")], {}, "e1", "no model named"),
+        ([TableBackend("e0", models=[EMBEDDING])], {}, "e0", "no model named"),
+        ([TableBackend("e0", models=["m", adapter()])], {"default_model": "style"}, "e0", "no model named"),
+        (
+            [TableBackend("e0", models=["x"]), TableBackend("e1")],
+            {"default_model": "m"},
+            "e1",
+            "no model named",
+        ),
+        # any server where none has the default model, or where those do not have the address
+        ([TableBackend("h", kind="hosted", models=["x"]), TableBackend("e0")], {}, "e0", "any"),
+        ([TableBackend("e0", models=["x"])], {"default_model": "nobody", "model_strict": True}, "e0", "any"),
+        ([TableBackend("e0", models=[], is_unknown=True)], {}, "e0", "any"),
+        (
+            [TableBackend("e0"), TableBackend("e1", models=["x"])],
+            {"exclude": {"e0"}, "is_any": True},
+            "e1",
+            "any",
+        ),
         # servers of the model
         ([TableBackend("e0", models=["x"]), TableBackend("e1")], {"model": "m"}, "e1", "model"),
         # not those that had it
-        ([TableBackend("e0"), TableBackend("e1")], {"exclude": {"e0"}}, "e1", "any"),
+        ([TableBackend("e0"), TableBackend("e1")], {"exclude": {"e0"}}, "e1", "no model named"),
         # the pinned one, whatever its state
         ([TableBackend("e0"), TableBackend("e1", status=DOWN)], {"pin": "e1"}, "e1", "pinned, pinned"),
-        # the managed models only if there is no other server, or one of them is named
-        ([TableBackend("models", kind="managed"), TableBackend("e0")], {}, "e0", "any"),
-        ([TableBackend("models", kind="managed")], {}, "models", "any"),
+        # a managed model only if no other server has it, or if it is named
+        ([TableBackend("models", kind="managed"), TableBackend("e0")], {}, "e0", "no model named"),
+        ([TableBackend("models", kind="managed")], {}, "models", "no model named"),
+        (
+            [TableBackend("models", kind="managed", models=["a"]), TableBackend("e0")],
+            {},
+            "models",
+            "no model named",
+        ),
         (
             [TableBackend("models", kind="managed", models=["a"]), TableBackend("e0")],
             {"model": "a"},
@@ -77,9 +106,11 @@ def routing(*pools: Pool) -> Router:
 async def test_which_server_is_leased(
     backends: list[TableBackend], how: dict[str, Any], chosen: str, reason: str
 ) -> None:
-    router, receipt = routing(pool_of(*backends)), Receipt("r")
-    options = RequestOptions(pin=how.pop("pin", ""))
-    slot = await router.direct.lease(receipt=receipt, options=options, **how)
+    given = dict(how)
+    options = RequestOptions(pin=given.pop("pin", ""))
+    settings = {name: given.pop(name) for name in ("default_model", "model_strict") if name in given}
+    router, receipt = routing(pool_of(*backends), **settings), Receipt("r")
+    slot = await router.direct.lease(receipt=receipt, options=options, **given)
     assert (slot.backend.name, receipt.backend, receipt.reason) == (chosen, chosen, reason)
     assert receipt.attempts == [slot.attempt]
     assert slot.backend.in_flight == 1
@@ -105,6 +136,30 @@ async def test_an_uncounted_slot_takes_no_capacity(
     options = RequestOptions(pin=how.pop("pin", ""))
     slot = await router.direct.lease(receipt=receipt, options=options, is_uncounted=True)
     assert (slot.backend.name, slot.is_uncounted, slot.backend.in_flight) == (chosen, True, 0)
+
+
+async def test_a_query_without_a_model_is_for_the_default_one() -> None:
+    servers = [TableBackend("e0", models=["x"]), TableBackend("e1", models=["m"])]
+    router = routing(pool_of(*servers), default_model="m")
+    for _ in range(3):
+        slot = await router.direct.lease(receipt=Receipt("r"), is_uncounted=True)
+        assert (slot.backend.name, slot.is_uncounted) == ("e1", True)
+
+
+@pytest.mark.parametrize(
+    ("backends", "needs"),
+    [
+        ([TableBackend("models", kind="managed", models=["a", "b"])], True),
+        ([TableBackend("models", kind="managed", models=["a", "b"]), TableBackend("h", kind="hosted")], True),
+        ([TableBackend("models", kind="managed", models=["a", card("l", parent="a")])], False),
+        ([TableBackend("models", kind="managed", models=["a", "b"]), TableBackend("e0")], False),
+        ([TableBackend("e0", models=["a", "b"])], False),
+    ],
+)
+def test_no_one_server_answers_for_several_models_that_run_here(
+    backends: list[TableBackend], needs: bool
+) -> None:
+    assert routing(pool_of(*backends)).direct.needs_model() is needs
 
 
 async def test_an_uncounted_slot_needs_a_server_that_is_up() -> None:

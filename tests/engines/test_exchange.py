@@ -163,6 +163,7 @@ async def test_a_response_in_one_piece(content_type: str, wants_events: bool) ->
         "is_repeatable": True,
         "method": b"POST",
         "path": b"/v1/x",
+        "headers": b"",
         "body": b"{}",
         "timeouts": Timeouts(),
     }

@@ -9,6 +9,7 @@ from appliance.base.errors import Invalid, NotFound
 from appliance.engines.types import BackendState
 from appliance.front.balance import BalanceHandlers
 from tests.front.requests import json_of, make_request
+from tests.front.static_manager import StaticManager, off
 
 NOW_S = 1_800_000_000
 
@@ -29,6 +30,8 @@ def handlers(*states: BackendState, chosen: list[str] | None = None) -> BalanceH
 
 
 UP = BackendState("a", "vllm", True, "", url="http://a:1")
+ENDING = StaticManager(off("local"))
+ENDING.server_status = "shutting_down"
 DOWN = BackendState("b", "vllm", False, "refused", standing="down")
 
 
@@ -48,6 +51,30 @@ async def test_health_is_ok_while_every_backend_is_up(
     body = json_of(response)
     assert (response.status, body["status"], body["available_backends"]) == (200, status, available)
     assert (body["total_backends"], body["timestamp"]) == (len(states), NOW_S)
+
+
+@pytest.mark.parametrize(
+    ("states", "manager", "code", "status"),
+    [
+        ((UP,), None, 200, "ok"),
+        ((UP, DOWN), None, 200, "degraded"),
+        ((UP,), ENDING, 503, "degraded"),
+    ],
+)
+async def test_health_without_a_key_is_short_with_the_same_status(
+    states: tuple[BackendState, ...], manager: StaticManager | None, code: int, status: str
+) -> None:
+    group = BalanceHandlers(
+        FakeRouter(*states),  # type: ignore[arg-type]
+        clock=FakeClock(NOW_S),
+        set_strategy=lambda name: None,
+        manager=manager,
+        may_see_details=lambda headers, peer: "x-api-key" in headers,
+    )
+    short = await group.health(make_request())
+    assert (short.status, json_of(short)) == (code, {"status": status})
+    whole = await group.health(make_request(headers={"x-api-key": "k"}))
+    assert (whole.status, json_of(whole)["status"], len(json_of(whole)) > 4) == (code, status, True)
 
 
 @pytest.mark.parametrize(

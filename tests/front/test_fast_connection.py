@@ -106,7 +106,7 @@ async def test_rare_forms_of_a_request_are_served_as_well(start: Start, head: by
         (
             b"GET /v1/chat/completions HTTP/1.1\r\nHost: x\r\n\r\n",
             405,
-            b"/v1/chat/completions does not take GET; it takes POST.",
+            b"/v1/chat/completions does not take GET; it takes OPTIONS, POST.",
         ),
         (b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", 404, b"There is nothing at /nothing."),
         (b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}", 400, b'"param":"input"'),
@@ -231,7 +231,7 @@ async def test_cors_headers_are_sent_to_named_origins_only(start: Start) -> None
     preflight = b"OPTIONS /v1/chat/completions HTTP/1.1\r\nHost: x\r\nOrigin: https://app.example\r\nAccess-Control-Request-Headers: x-a\r\n\r\n"
     out = await talk(running, preflight)
     assert status(out) == 204
-    assert b"Access-Control-Allow-Methods: POST" in out
+    assert b"Access-Control-Allow-Methods: OPTIONS, POST" in out
 
 
 async def test_valid_ids_are_returned_and_others_replaced(start: Start) -> None:

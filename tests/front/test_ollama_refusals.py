@@ -7,6 +7,7 @@ import pytest
 
 from appliance.base.clock import FakeClock
 from appliance.base.errors import ApplianceError, Invalid, UpstreamFailed
+from appliance.engines.settings import EngineSettings
 from appliance.front.ollama.handlers import OllamaHandlers
 from appliance.front.ollama.messages import to_openai_messages
 from appliance.front.ollama.reply import ReplyFormat, from_openai_reply, parse_vectors
@@ -124,7 +125,8 @@ def test_an_invalid_reply_of_an_engine_is_an_upstream_failure(parse: Callable[[]
 )
 async def test_handlers_refuse_in_ollamas_words(handler: str, body: Any, text: str) -> None:
     clock = FakeClock()
-    handlers = OllamaHandlers(router_of(Scripted(clock), clock=clock), clock=clock)
+    router = router_of(Scripted(clock), clock=clock, settings=EngineSettings(model_strict=True))
+    handlers = OllamaHandlers(router, clock=clock)
     with pytest.raises(ApplianceError) as refused:
         await getattr(handlers, handler)(make_request(body=body))
     assert text in refused.value.message

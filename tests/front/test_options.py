@@ -63,6 +63,24 @@ def test_a_backend_may_be_named() -> None:
     assert parse_options({"x-appliance-backend": " b1 "}, PEER).pin == "b1"
 
 
+@pytest.mark.parametrize("value", ["c-1", "x" * 512, "a b/c"])
+def test_the_conversation_is_handed_on(value: str) -> None:
+    options = parse_options({"x-conversation-id": value, "x-request-priority": "low"}, PEER)
+    assert (options.header_lines, options.priority) == (f"X-Conversation-Id: {value}\r\n".encode(), 2)
+    assert parse_options({"x-request-priority": "low"}, PEER).header_lines == b""
+
+
+@pytest.mark.parametrize("value", ["x" * 513, "caf\xe9", "a\r\nHost: b", "a\x00"])
+def test_a_conversation_that_is_no_short_text_is_refused(value: str) -> None:
+    with pytest.raises(
+        Invalid, match="X-Conversation-Id must be at most 512 printable ASCII characters"
+    ) as caught:
+        parse_options({"x-conversation-id": value}, PEER)
+    assert (caught.value.code, caught.value.param) == ("invalid_header", "X-Conversation-Id")
+    assert caught.value.message.isascii()
+    assert caught.value.message.isprintable()
+
+
 def test_callers_are_identified_by_key_then_by_address() -> None:
     by_key = parse_options({"authorization": "Bearer secret-key"}, PEER).flow
     assert by_key == parse_options({"x-api-key": "secret-key"}, "10.0.0.1").flow

@@ -9,7 +9,7 @@ from appliance.base.errors import ApplianceError, NotFound, TimedOut, Unavailabl
 from appliance.base.wire.types import UpstreamTimeout, WireError
 from appliance.engines.outcome import Outcome
 from appliance.engines.receipts import Attempt
-from appliance.engines.types import NO_OPTIONS, RequestOptions
+from appliance.engines.types import NO_OPTIONS, ModelCard, RequestOptions
 from appliance.front.passthrough.passthrough import Passthrough, outcome_of
 from appliance.front.pipeline.access import Access
 from appliance.front.settings import FrontSettings
@@ -22,6 +22,7 @@ class Router:
     def __init__(self) -> None:
         self.direct = self
         self.has_budget = True
+        self.has_several = False
         self.asked_budget: list[str] = []
 
     def server_names(self) -> list[str]:
@@ -33,6 +34,16 @@ class Router:
     def backends(self) -> list[Any]:
         kinds = {"a": "vllm", "b": "vllm", "c": "llamacpp"}
         return [SimpleNamespace(name=name, kind=kind) for name, kind in kinds.items()]
+
+    def is_managed(self, model: str) -> bool:
+        return model == "own"
+
+    def needs_model(self) -> bool:
+        return self.has_several
+
+    def find_card(self, name: str) -> ModelCard | None:
+        cards = {"own": "", "m": "", "style": "m"}
+        return ModelCard(name, 0, "vllm", name, parent=cards[name]) if name in cards else None
 
     def may_retry(self, reason: str) -> bool:
         self.asked_budget.append(reason)
@@ -99,6 +110,60 @@ async def test_an_unknown_backend_is_named() -> None:
     ) as caught:
         passthrough().admit(make_request("/x"), "/backends/no%20one/x")
     assert caught.value.code == "no_such_backend"
+
+
+# ---- whose servers
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "pin", "named", "model"),
+    [
+        ("POST", "/rerank", "", "m", "m"),
+        ("POST", "/rerank", "", "nobody", "nobody"),  # work for a model that is not here is refused later
+        ("POST", "/rerank", "", "", ""),
+        ("POST", "/tokenize", "", "m", "m"),
+        ("POST", "/tokenize", "", "style", "m"),  # an adapter's tokens are its base's
+        ("POST", "/tokenize", "", "nobody", ""),
+        ("GET", "/props?model=own", "", "own", "own"),
+        ("GET", "/slots", "", "nobody", ""),
+        ("GET", "/slots", "a", "own", "own"),
+        ("GET", "/slots", "a", "m", ""),  # the pinned server has one process
+        ("POST", "/rerank", "a", "nobody", ""),
+    ],
+)
+def test_a_request_goes_to_servers_of_its_model(
+    method: str, target: str, pin: str, named: str, model: str
+) -> None:
+    request = make_request(target.partition("?")[0], method=method)
+    assert passthrough().model_for(request, target, RequestOptions(pin=pin), named) == model
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "pin", "named", "is_found"),
+    [
+        ("GET", "/slots", "", "", False),
+        ("GET", "/favicon.ico", "", "", False),
+        ("HEAD", "/nowhere", "", "nobody", False),
+        ("GET", "/slots", "", "own", True),
+        ("GET", "/slots", "a", "", True),
+        ("POST", "/completion", "", "", True),  # of the default model
+        ("GET", "/props", "", "", True),
+        ("POST", "/tokenize", "", "", True),
+    ],
+)
+def test_an_unknown_address_without_a_model_is_not_found(
+    method: str, target: str, pin: str, named: str, is_found: bool
+) -> None:
+    router, request = Router(), make_request(target, method=method)
+    router.has_several = True
+    try:
+        passthrough(router).model_for(request, target, RequestOptions(pin=pin), named)
+        assert is_found
+    except NotFound as error:
+        assert not is_found
+        assert error.message.startswith(
+            f"There is nothing at {target}. For an address of llama-server's own, name"
+        )
 
 
 # ---- which server is next

@@ -66,25 +66,33 @@ async def test_the_feed_ends_with_the_listener_and_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"),
+    ("method", "path", "status", "allow"),
     [
-        ("GET", "/"),
-        ("GET", "/v1/models"),
-        ("POST", "/status"),
-        ("POST", "/v1/models/a/load"),
-        ("DELETE", "/health"),
+        ("GET", "/", 404, None),
+        ("GET", "/v1/models", 404, None),
+        ("GET", "/statuses", 404, None),
+        ("OPTIONS", "/nowhere", 404, None),
+        ("POST", "/v1/models/a/load", 404, None),
+        ("POST", "/status", 405, "GET, HEAD, OPTIONS"),
+        ("PUT", "/status/a", 405, "GET, HEAD, OPTIONS"),
+        ("DELETE", "/health", 405, "GET, HEAD, OPTIONS"),
+        ("OPTIONS", "/health", 204, "GET, HEAD, OPTIONS"),
+        ("HEAD", "/health", 200, None),
+        ("HEAD", "/status/a", 200, None),
+        ("HEAD", "/status/stream", 200, None),  # its head, not its events
     ],
 )
-async def test_the_listener_is_read_only(method: str, path: str) -> None:
+async def test_the_listener_is_read_only(method: str, path: str, status: int, allow: str | None) -> None:
     manager = StaticManager(off("a"))
     async with serving_status(lambda: manager, clock=SystemClock(), host="127.0.0.1", port=0) as (host, port):
         async with httpx.AsyncClient(base_url=f"http://{host}:{port}") as http:
             response = await http.request(method, path)
-        assert (response.status_code, response.json()["error"]["code"], manager.asked) == (
-            404,
-            "not_found",
-            [],
-        )
+        assert (response.status_code, response.headers.get("Allow"), manager.asked) == (status, allow, [])
+        if status >= 400:
+            code = response.json()["error"]["code"]
+            assert code == {404: "not_found", 405: "method_not_allowed"}[status]
+        else:
+            assert response.content == b""
 
 
 async def test_a_port_that_is_taken_is_named() -> None:

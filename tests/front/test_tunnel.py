@@ -92,6 +92,9 @@ class Passthrough:
             raise self.error
         return target, self.options
 
+    def model_for(self, request: Any, target: str, options: RequestOptions, named: str) -> str:
+        return named
+
     def server_names(self) -> list[str]:
         return self._names
 

@@ -216,14 +216,53 @@ async def test_passage_reaches_the_model_that_is_named(appliance: ManagedApplian
     assert await appliance.is_free()
 
 
-async def test_passthrough_without_a_known_model_is_refused(appliance: ManagedAppliance) -> None:
+async def test_passthrough_without_a_model_reaches_the_default_one(managed: Managed) -> None:
+    """The first of the alphabet gives only embeddings."""
+    appliance = await managed("embed", "talk")
+    async with aiohttp.ClientSession(appliance.running.base_url) as session:
+        async with session.post("/completion", json={"prompt": "x", "n_predict": 2}) as response:
+            assert (response.status, (await response.json())["tokens_predicted"]) == (200, 2)
+        async with session.post("/tokenize", json={"content": "Every question"}) as response:
+            assert (response.status, len((await response.json())["tokens"])) == (200, 2)
+    assert appliance.statuses() == {"embed": "off", "talk": "ready"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allow"),
+    [
+        ("GET", "/favicon.ico", 404, None),
+        ("HEAD", "/nowhere", 404, None),
+        ("POST", "/nowhere", 404, None),
+        ("OPTIONS", "/nowhere", 404, None),
+        ("GET", "/v1/nowhere", 404, None),
+        ("GET", "/v1/chat/completions", 405, "OPTIONS, POST"),
+        ("HEAD", "/v1/chat/completions", 405, "OPTIONS, POST"),
+        ("DELETE", "/v1/models/a", 405, "GET, HEAD, OPTIONS"),
+        ("POST", "/vram", 405, "GET, HEAD, OPTIONS"),
+        ("HEAD", "/v1/models/a", 200, None),
+        ("HEAD", "/vram", 200, None),
+        ("HEAD", "/metrics/stream", 200, None),
+        ("HEAD", "/v1/models/status/stream", 200, None),
+        ("OPTIONS", "/v1/models/status/stream", 204, "GET, HEAD, OPTIONS"),
+        ("OPTIONS", "/v1/chat/completions", 204, "OPTIONS, POST"),
+        ("OPTIONS", "/completion", 204, "OPTIONS, POST"),
+        ("OPTIONS", "/props", 204, "GET, HEAD, OPTIONS"),
+    ],
+)
+async def test_an_address_that_is_none_of_several_models_is_said_so(
+    appliance: ManagedAppliance, method: str, path: str, status: int, allow: str | None
+) -> None:
     async with (
-        aiohttp.ClientSession() as session,
-        session.post(appliance.running.base_url + "/tokenize", data=json.dumps({"content": "x"})) as response,
+        aiohttp.ClientSession(appliance.running.base_url) as session,
+        session.request(method, path, timeout=aiohttp.ClientTimeout(5)) as response,
     ):
-        value = await response.json()
-        assert (response.status, value["error"]["param"]) == (400, "model")
-        assert "a, b, embed" in value["error"]["message"]
+        body = await response.read()
+        assert (response.status, response.headers.get("Allow")) == (status, allow)
+        assert bool(body) == (method not in {"HEAD", "OPTIONS"} or (method, status) == ("OPTIONS", 404))
+    assert set(appliance.statuses().values()) == {"off"}
+
+
+async def test_passthrough_of_an_unknown_model_is_refused(appliance: ManagedAppliance) -> None:
     status, _, value = await appliance.ask("nobody", path="/completion", prompt="x")
     assert (status, value["error"]["code"]) == (404, "model_not_found")
 

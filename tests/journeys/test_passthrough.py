@@ -142,6 +142,31 @@ async def test_a_servers_key_goes_there_and_a_refused_one_is_named(start, mirror
         assert (response.status, (await response.json())["error"]["code"]) == (502, "upstream_key_refused")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/api/chat", "/v1/messages", "/v1/responses", "/completion"]
+)
+async def test_the_conversation_is_handed_on_at_every_address(
+    start, mirrors, session, path: str, stream: bool
+) -> None:
+    servers = await mirrors()
+    running = await start(**named(servers))
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "input": "x", "max_tokens": 9}
+    headers = {"X-Conversation-Id": "conversation 7"}
+    async with session.post(
+        running.base_url + path, json=body | {"stream": stream}, headers=headers
+    ) as response:
+        text = await response.text()
+        assert response.status == 200, text
+    if path == "/completion":
+        assert ["X-Conversation-Id", "conversation 7"] in json.loads(text)["headers"]
+    else:
+        assert servers[0].headers[-1]["x-conversation-id"] == "conversation 7"
+    async with session.post(running.v1 + "/chat/completions", json=body) as response:
+        assert response.status == 200
+    assert "x-conversation-id" not in servers[0].headers[-1]
+
+
 async def test_encodings_ranges_redirects_and_empty_bodies_pass(start, mirrors, session) -> None:
     running = await start(**named(await mirrors()))
     async with session.get(running.base_url + "/act/gzip") as response:
@@ -501,14 +526,13 @@ async def test_our_own_addresses_are_never_passed_on(start, mirrors, session) ->
         ("POST", "/metrics"),
         ("DELETE", "/receipts"),
         ("POST", "/api/v1/loadbalancer/strategy"),
+        ("GET", "/v1/chat/completions"),
+        ("DELETE", "/v1/models/tiny"),
+        ("PUT", "/v1/responses"),
     ):
         async with session.request(method, running.base_url + path) as response:
             assert response.status == 405
     assert servers[0].seen == []
-    async with session.get(
-        running.v1 + "/chat/completions"
-    ) as response:  # a method of the API that engines may have
-        assert (response.status, servers[0].seen) == (200, ["GET /v1/chat/completions"])
 
 
 async def test_a_browsers_question_is_answered_here(start, mirrors, session) -> None:

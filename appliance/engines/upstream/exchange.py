@@ -136,6 +136,7 @@ async def exchange(
             is_repeatable=True,
             method=b"POST",
             path=call.path,
+            headers=request.options.header_lines,
             body=call.body,
             timeouts=call.timeouts,
         )

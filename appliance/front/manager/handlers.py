@@ -71,8 +71,8 @@ class ManagerHandlers:
     def routes(self) -> list[Route]:
         """Return this group's addresses."""
         # Fixed addresses before those with a name: a model may be called `failed` or `status`.
-        read = partial(Route, ("GET",), is_open_while_draining=True, is_ours=True)
-        act = partial(Route, ("POST",), access=Access.OPERATOR, is_ours=True)
+        read = partial(Route, ("GET",), is_open_while_draining=True)
+        act = partial(Route, ("POST",), access=Access.OPERATOR)
         return [
             read("/v1/models/status", self.all_status),
             read("/v1/models/status/file", self.status_file),

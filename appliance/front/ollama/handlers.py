@@ -128,9 +128,9 @@ class OllamaHandlers:
     def routes(self) -> list[Route]:
         """Return this group's addresses."""
         return [
-            Route(("GET", "HEAD"), "/", self.root, dialect="ollama", access=Access.PUBLIC),
-            Route(("GET", "HEAD"), "/api/version", self.version, dialect="ollama"),
-            Route(("GET", "HEAD"), "/api/tags", self.tags, dialect="ollama"),
+            Route(("GET",), "/", self.root, dialect="ollama", access=Access.PUBLIC),
+            Route(("GET",), "/api/version", self.version, dialect="ollama"),
+            Route(("GET",), "/api/tags", self.tags, dialect="ollama"),
             Route(("POST",), "/api/show", self.show, dialect="ollama"),
             Route(("GET",), "/api/ps", self.ps, dialect="ollama"),
             Route(("POST",), "/api/chat", self.chat, dialect="ollama", is_hot=True),

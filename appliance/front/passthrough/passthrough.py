@@ -1,6 +1,6 @@
 """Passthrough: a request at any other address is sent unchanged to a server, and its response back.
 
-    any path and method     to a server that is up; to one that has the model named in JSON body or query
+    any path and method     to a server of the model named in JSON body or query, else of the default one
     /backends/{name}/…      to that server, without the prefix (operators)
     x-appliance-backend     the same by a header (operators)
 
@@ -24,7 +24,14 @@ from appliance.engines.router import Router
 from appliance.engines.slots import Slot
 from appliance.engines.types import RequestOptions
 from appliance.front.passthrough.forwarded import ForwardedRequest, decode_fields, read_forwarded, target_of
-from appliance.front.passthrough.rules import access_of, pinned, request_fields, response_fields
+from appliance.front.passthrough.rules import (
+    access_of,
+    client_methods,
+    is_work,
+    pinned,
+    request_fields,
+    response_fields,
+)
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.errors import error_event
 from appliance.front.pipeline.heads import AGENT
@@ -101,14 +108,39 @@ class Passthrough:
         """
         target, options = self.admit(request, target_of(web_request))
         forwarded = await read_forwarded(web_request, request, target, options, self._pipeline.settings)
-        if not (forwarded.is_work and not options.pin) and not self.router.direct.is_managed(forwarded.model):
-            # Any server can answer it, unless it is about a model that this appliance runs itself.
-            forwarded.model = ""
+        forwarded.model = self.model_for(request, target, options, forwarded.model)
         try:
             return await self._answer(forwarded)
         finally:
             if forwarded.upload is not None:
                 await forwarded.upload.wait_released()
+
+    def model_for(self, request: Request, target: str, options: RequestOptions, named: str) -> str:
+        """Return the model whose servers a request goes to; "" = the default one.
+
+        1. a server is pinned             → a model counts only if it runs here: it decides which process
+        2. work                           → the named one, whether it is there or not
+        3. other addresses                → the named one if it is there, of an adapter its base: such an
+                                            address may have a field `model` that means something else
+        4. an unknown address without it  → refused, where several models run here and nothing else
+
+        Raises:
+            NotFound: Case 4.
+        """
+        path = target.partition("?")[0]
+        if options.pin:  # 1
+            return named if self.router.direct.is_managed(named) else ""
+        if is_work(request.method, path):  # 2
+            return named
+        card = self.router.find_card(named) if named else None  # 3
+        if card is not None:
+            return card.parent or named
+        if not client_methods(path) and self.router.direct.needs_model():  # 4
+            raise NotFound(
+                f"There is nothing at {path[:200]}. For an address of llama-server's own, name the model "
+                "that it is about, in `model` of the body or of the query."
+            )
+        return ""
 
     async def _answer(self, forwarded: ForwardedRequest) -> web.StreamResponse:
         """Find a server that answers, and send its response."""
@@ -138,6 +170,7 @@ class Passthrough:
         receipt = forwarded.origin.receipt
         tried: set[str] = set()
         kept: KeptError | None = None
+        is_any = False
         while True:
             try:
                 slot = await self.router.direct.lease(
@@ -146,6 +179,7 @@ class Passthrough:
                     exclude=tried,
                     options=forwarded.options,
                     is_uncounted=not forwarded.is_work,
+                    is_any=is_any,
                 )
             except ApplianceError:
                 if kept is not None:
@@ -178,6 +212,7 @@ class Passthrough:
                 upstream.close()
                 slot.release(outcome_of(upstream.status), status=upstream.status)
             tried |= passed_over  # 3, 4
+            is_any = is_any or upstream.status in RETRY_OTHER_KIND
 
     def _may_try_another(self, forwarded: ForwardedRequest, failure: WireError, tried: set[str]) -> bool:
         """Whether a request that got no response may go to another server."""

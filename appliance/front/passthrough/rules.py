@@ -128,6 +128,14 @@ def access_of(method: str, path: str) -> Access:
     return Access.OPERATOR
 
 
+def client_methods(path: str) -> list[str]:
+    """Return the methods that clients may send to a path, in order, with HEAD and OPTIONS; [] = none."""
+    found = {method for method, listed_path in QUESTIONS if listed_path == path}
+    found |= {"POST"} if path in WORK else set()
+    found |= {"HEAD"} if "GET" in found else set()
+    return sorted(found | {"OPTIONS"}) if found else []
+
+
 def is_work(method: str, path: str) -> bool:
     """Whether a request takes a slot of the server; such work can be repeated on another server."""
     return method == "POST" and path in WORK

@@ -16,6 +16,7 @@ from appliance.base.errors import Unavailable, UpstreamFailed
 from appliance.engines.backends.contract import Backend
 from appliance.engines.outcome import Finish, Outcome
 from appliance.engines.slots import Slot
+from appliance.front.passthrough.forwarded import model_of
 from appliance.front.passthrough.passthrough import Passthrough
 from appliance.front.passthrough.rules import ROUTE, request_fields, response_fields
 from appliance.front.pipeline.heads import Upgrade
@@ -148,9 +149,12 @@ class Tunnel:
         """Find a server that can be reached, and exchange bytes with it."""
         target, options = self._passthrough.admit(request, self._upgrade.target)
         router = self._passthrough.router
+        model = self._passthrough.model_for(request, target, options, model_of(None, target))
         tried: set[str] = set()
         while True:
-            slot = await router.direct.lease(receipt=request.receipt, exclude=tried, options=options)
+            slot = await router.direct.lease(
+                receipt=request.receipt, model=model, exclude=tried, options=options
+            )
             try:
                 reader, writer = await self._connect(slot)
             except (OSError, TimeoutError) as exc:

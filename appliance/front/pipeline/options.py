@@ -3,9 +3,11 @@
 X-Request-Priority: high | normal | low   its priority in the queue, when all backends are full
 x-appliance-stay-local: 1                 own servers of the pool only: no overflow, no hosted API
 x-appliance-backend: NAME                 this backend only (operators)
+X-Conversation-Id: TEXT                   handed on to the engine
 """
 
 import hashlib
+from dataclasses import replace
 from functools import lru_cache
 
 from appliance.base.errors import Invalid
@@ -17,6 +19,8 @@ YES, NO = {"1", "true", "yes", "on"}, {"", "0", "false", "no", "off"}
 PIN = "x-appliance-backend"
 STAY = "x-appliance-stay-local"
 PRIORITY = "x-request-priority"
+CONVERSATION = "x-conversation-id"
+MAX_CONVERSATION_CHARS = 512
 
 
 def parse_options(headers: dict[str, str], peer: str, *, must_stay_local: bool = False) -> RequestOptions:
@@ -35,7 +39,10 @@ def parse_options(headers: dict[str, str], peer: str, *, must_stay_local: bool =
     pin = "" if PIN not in headers else headers[PIN].strip()
     key = read_key(headers)
     flow = hashlib.sha256(key.encode()).hexdigest()[:16] if key else peer
-    return _options(flow, priority, is_local_only, pin)
+    options = _options(flow, priority, is_local_only, pin)
+    if CONVERSATION in headers:  # not one of the cached: it is another one with each conversation
+        return replace(options, header_lines=_render_conversation(headers[CONVERSATION]))
+    return options
 
 
 def _parse_priority(value: str) -> int:
@@ -54,6 +61,17 @@ def _parse_stay(value: str) -> bool:
     if word not in YES and word not in NO:
         raise Invalid(f"{STAY} must be 1 or 0, not {word[:40]!r}.", param=STAY, code="invalid_header")
     return word in YES
+
+
+def _render_conversation(value: str) -> bytes:
+    if len(value) > MAX_CONVERSATION_CHARS or not (value.isascii() and value.isprintable()):
+        raise Invalid(
+            f"X-Conversation-Id must be at most {MAX_CONVERSATION_CHARS} printable ASCII characters, not "
+            f"{value[:40]!a}.",
+            param="X-Conversation-Id",
+            code="invalid_header",
+        )
+    return f"X-Conversation-Id: {value}\r\n".encode()
 
 
 # Most callers send the same options with every request; the objects are immutable.

@@ -19,7 +19,7 @@ class Route:
     """One address.
 
     Attributes:
-        methods: In upper case.
+        methods: In upper case; where GET is served, HEAD is too, and OPTIONS at every address.
         path: `{name}` is one piece, `{name:.+}` one or more, `{name:a|b}` one of these. The first route that
             matches is taken.
         handler: Serves the address; its docstring's first line is the address's `summary`.
@@ -27,7 +27,6 @@ class Route:
         access: Who may call.
         is_hot: Served by the fast connection where the request allows it (server/fast_connection.py).
         is_open_while_draining: Served also while the appliance takes no new requests.
-        is_ours: No engine has this address: other methods are refused, not passed on to a backend.
     """
 
     methods: tuple[str, ...]
@@ -37,12 +36,15 @@ class Route:
     access: Access = Access.CLIENT
     is_hot: bool = False
     is_open_while_draining: bool = False
-    is_ours: bool = False
 
     @property
     def summary(self) -> str:
         """What the address does, in one line: the first line of its handler's docstring."""
         return (getdoc(self.handler) or "").partition("\n")[0]
+
+    def serves(self, method: str) -> bool:
+        """Whether requests with this method get to the handler: HEAD does where GET does."""
+        return ("GET" if method == "HEAD" and "HEAD" not in self.methods else method) in self.methods
 
     def fits(self, path: str) -> bool:
         """Whether `path` is this address."""

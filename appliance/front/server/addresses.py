@@ -25,7 +25,7 @@ def find_meant_route(routes: Sequence[Route], method: str, path: str) -> tuple[R
     if plain == path:
         return None
     for route in routes:
-        if method in route.methods and (parts := route.match(plain)) is not None:
+        if route.serves(method) and (parts := route.match(plain)) is not None:
             return route, parts
     return None
 

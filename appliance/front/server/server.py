@@ -16,6 +16,7 @@ from appliance.engines.outcome import Finish
 from appliance.engines.stream import GeneratedStream
 from appliance.front.passthrough.passthrough import Passthrough
 from appliance.front.passthrough.rules import ROUTE as PASSTHROUGH_ROUTE
+from appliance.front.passthrough.rules import client_methods
 from appliance.front.passthrough.tunnel import Tunnel
 from appliance.front.passthrough.upload import Upload
 from appliance.front.pipeline.heads import AGENT, parse_upgrade
@@ -31,7 +32,8 @@ from appliance.front.settings import FrontSettings
 
 log = get_logger("front")
 TICK_S = 0.5
-PASSTHROUGH_METHODS = ["DELETE", "GET", "PATCH", "POST", "PUT"]  # in the response to a browser's preflight
+METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")  # of handlers
+PASSTHROUGH_METHODS = sorted([*METHODS, "OPTIONS"])
 PREFLIGHT_AGE_S = 600
 
 
@@ -140,7 +142,7 @@ class HttpServer:
     def _application(self) -> web.Application:
         app = web.Application(client_max_size=self.pipeline.settings.max_body_bytes)
         for route in self._routes:
-            for method in route.methods:
+            for method in filter(route.serves, METHODS):
                 app.router.add_route(method, route.path, self._handler_of(route), expect_handler=_expect)
         app.router.add_route("*", "/{rest:.*}", self._handler_of(None), expect_handler=_expect)
         return app
@@ -202,6 +204,8 @@ class HttpServer:
         except ApplianceError as error:
             return await self._refuse(web_request, request, self._bare_error(error, route.dialect, request))
         response = await pipeline.respond(route, request)
+        if response.pieces is not None and request.method == "HEAD":
+            return await self._send_head(web_request, response, request)
         if response.pieces is not None:
             return await self._send_stream(web_request, response, request)
         pipeline.mark_first_byte(request)
@@ -262,13 +266,27 @@ class HttpServer:
             web_response.force_close()
         await web_response.prepare(web_request)
         await web_response.write_eof()
-        request.finish, request.sent_bytes = Finish.DONE, len(response.body)
+        request.finish = Finish.DONE
+        request.sent_bytes = len(response.body) if request.method != "HEAD" else 0
         return web_response
 
     async def _refuse(self, web_request: web.Request, request: Request, response: Response) -> web.Response:
         """Send an error; close the connection after it if the request's body was not read."""
         is_last = not web_request.content.at_eof()
         return await self._send_whole(web_request, response, request, is_last=is_last)
+
+    async def _send_head(
+        self, web_request: web.Request, response: Response, request: Request
+    ) -> web.StreamResponse:
+        """Send the head of a stream, and none of its pieces."""
+        assert response.pieces is not None
+        await close_stream(response.pieces, request)
+        web_response = web.StreamResponse(status=response.status)
+        _set_headers(web_response, response)
+        await web_response.prepare(web_request)
+        await web_response.write_eof()
+        request.finish = Finish.DONE
+        return web_response
 
     async def _send_stream(
         self, web_request: web.Request, response: Response, request: Request
@@ -309,8 +327,10 @@ class HttpServer:
     # ---- addresses that are not in the table
 
     def methods_at(self, path: str) -> list[str]:
-        """Return the methods that the table has at `path`, in order; [] = the address is not in the table."""
-        return sorted({m for route in self._routes if route.fits(path) for m in route.methods})
+        """Return the methods of `path`, in order; [] = the address is not in the table."""
+        routes = [route for route in self._routes if route.fits(path)]
+        found = [method for method in METHODS if any(route.serves(method) for route in routes)]
+        return sorted([*found, "OPTIONS"]) if found else []
 
     def _dialect_at(self, path: str) -> str:
         if self._dialect:
@@ -322,42 +342,38 @@ class HttpServer:
     def _is_passed_on(self, web_request: web.Request) -> bool:
         """Whether a request is passed on to a backend.
 
-        1. passthrough is off, or there is no backend     → no
-        2. a browser's preflight                          → no: it is answered here
-        3. an address that is not in the table            → yes, unless two base URLs are joined in it
-        4. a method that is not in the table, below /v1/  → yes, unless no engine can have the address
+        1. passthrough is off, or there is no backend                  → no
+        2. an address of the table, whatever its method                → no
+        3. a browser's preflight, or OPTIONS of an address for clients → no: it is answered here
+        4. two base URLs are joined in the address                     → no
+        5. any other address                                           → yes
         """
         path = web_request.path
         if self._passthrough is None or not self._passthrough.accepts(path):  # 1
             return False
-        if web_request.method == "OPTIONS" and "Access-Control-Request-Method" in web_request.headers:  # 2
+        if self.methods_at(path):  # 2
             return False
-        if not self.methods_at(path):  # 3
-            return not has_joined_bases(path)
-        is_ours = any(route.is_ours and route.fits(path) for route in self._routes)
-        return path.startswith("/v1/") and not is_ours  # 4
+        is_preflight = "Access-Control-Request-Method" in web_request.headers
+        if web_request.method == "OPTIONS" and (is_preflight or client_methods(path)):  # 3
+            return False
+        return not has_joined_bases(path)  # 4, 5
 
     def _answer_unknown(self, web_request: web.Request, request: Request) -> Response:
         """Answer a request whose address or method is not in the table.
 
-        1. a browser's preflight            → the methods and headers that it may send
+        1. OPTIONS                          → the methods of the address; to a preflight what it may send
         2. another method is in the table   → 405 with the methods that are
         3. no such address                  → 404, with the address that was probably meant
         """
         path, method, dialect = request.path, request.method, self._dialect_at(request.path)
         methods = self.methods_at(path) or self.methods_at(strip_slashes(path))
-        if (
-            method == "OPTIONS"
-            and not methods
-            and self._passthrough is not None
-            and self._passthrough.accepts(path)
-        ):
-            methods = PASSTHROUGH_METHODS
+        is_passed = self._passthrough is not None and self._passthrough.accepts(path)
+        if method == "OPTIONS" and not methods and is_passed:
+            methods = client_methods(path) or PASSTHROUGH_METHODS
         if method == "OPTIONS" and methods:  # 1
-            response = Response(204, headers=self._preflight(web_request, methods))
-            request.receipt.status = response.status
-            response.headers.append(("x-request-id", request.id))
-            return response
+            headers = [("Allow", ", ".join(methods)), *self._preflight(web_request, methods)]
+            request.receipt.status = 204
+            return Response(204, headers=[*headers, ("x-request-id", request.id)])
         if methods:  # 2
             allowed = ", ".join(methods)
             error: ApplianceError = Invalid(
