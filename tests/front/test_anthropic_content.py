@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from appliance.base.errors import Invalid
-from appliance.front.anthropic.content import to_chat_messages
+from appliance.front.anthropic.content import UNREADABLE, to_chat_messages
 
 CALL = {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Paris"}}
 CHAT_CALL = {
@@ -35,6 +35,14 @@ def result(content: Any, **more: Any) -> dict[str, Any]:
 
 def tool(content: str) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": "toolu_1", "content": content}
+
+
+@pytest.mark.parametrize("kind", ["base64", "url", "file"])
+def test_a_tools_pdf_is_left_out_and_the_model_is_told(kind: str) -> None:
+    pdf = {"type": "document", "source": {"type": kind, "media_type": "application/pdf", "data": "AAAA"}}
+    messages, ignored = to_chat_messages({"messages": [user([result([text("PDF file read"), pdf])])]})
+    assert messages == [tool(f"PDF file read\n{UNREADABLE}")]
+    assert ignored == ["document"]
 
 
 def test_a_later_system_message_is_marked_in_the_users_turn() -> None:

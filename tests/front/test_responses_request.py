@@ -250,6 +250,29 @@ def test_system_messages_stand_where_templates_take_them() -> None:
     ]
 
 
+def test_tools_among_the_items_are_tools() -> None:
+    """Codex CLI sends its tools so where it knows the model."""
+    given = [{"type": "function", "name": "read"}, {"type": "function", "name": "old"}]
+    more = {"type": "additional_tools", "role": "developer", "tools": [{"type": "custom", "name": "exec"}]}
+    anew = {"type": "additional_tools", "tools": [{"type": "function", "name": "old", "description": "new"}]}
+    chat = to_chat({"input": [more, USER, anew], "tools": given, "tool_choice": "auto"}, former=[anew])
+    functions = [tool["function"] for tool in chat.body["tools"]]
+    assert [function["name"] for function in functions] == ["read", "old", "exec"]
+    assert functions[1]["description"] == "new"
+    assert (chat.body["messages"], chat.body["tool_choice"], chat.ignored) == ([USER], "auto", [])
+    assert to_chat({"input": [more, USER]}).tools.by_function["exec"].is_custom
+
+
+@pytest.mark.parametrize(
+    ("item", "param"),
+    [({"tools": None}, "input.0.tools"), ({}, "input.0.tools"), ({"tools": [1]}, "input.0.tools.0")],
+)
+def test_wrong_tools_among_the_items_are_refused(item: dict[str, Any], param: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        to_chat({"input": [{"type": "additional_tools", **item}, USER]})
+    assert caught.value.param == param
+
+
 def test_a_text_after_a_call_joins_it_so_that_the_result_follows() -> None:
     items = [
         {"type": "function_call", "name": "f", "arguments": "{}", "call_id": "c"},

@@ -27,6 +27,7 @@ SERVER_BLOCKS = frozenset(
         "mcp_tool_result",
     }
 )
+UNREADABLE = "[A document was left out: no model here can read its form. Only plain text can be read.]"
 # Claude Code begins its system prompt with this line, which differs in every request: no prompt would be
 # found in an engine's cache.
 BILLING_LINE = "x-anthropic-billing-header:"
@@ -72,7 +73,7 @@ def to_chat_messages(payload: dict[str, Any]) -> tuple[list[ChatMessage], list[s
         elif role == "system":
             turns.add_system(_system_message(kept))
         else:
-            _add_user_turn(turns, kept)
+            ignored += _add_user_turn(turns, kept)
     return turns.finish(), ignored
 
 
@@ -129,29 +130,46 @@ def _call(path: str, block: dict[str, Any]) -> dict[str, Any]:
     return {"id": _string(block, "id", path), "type": "function", "function": function}
 
 
-def _add_user_turn(turns: ChatTurns, blocks: list[tuple[str, dict[str, Any]]]) -> None:
+def _add_user_turn(turns: ChatTurns, blocks: list[tuple[str, dict[str, Any]]]) -> list[str]:
     """Add the user's message: first the results of tools, then everything else.
 
     Chat wants each result as a message of its own, right after the calls, and without images: these follow
     in the user's message.
+
+    Returns:
+        Types of the blocks that were left out.
     """
     parts: list[dict[str, Any]] = []
+    ignored: list[str] = []
     for path, block in blocks:
         if block["type"] == "tool_result":
-            message, images = _tool_result(path, block)
+            message, images = _tool_result(path, block, ignored)
             turns.add(message)
             parts += images
         else:
             parts.append(_part(path, block))
     if parts:
         turns.add_user(_plain(parts))
+    return ignored
 
 
-def _tool_result(path: str, block: dict[str, Any]) -> tuple[ChatMessage, list[dict[str, Any]]]:
-    """Return (the tool's message, the images that it gave with a line that says whose they are)."""
+def _tool_result(
+    path: str, block: dict[str, Any], ignored: list[str]
+) -> tuple[ChatMessage, list[dict[str, Any]]]:
+    """Return (the tool's message, the images that it gave with a line that says whose they are).
+
+    A file that no model here can read is left out, and the model is told: the result stays in the
+    conversation, which would be refused from then on.
+    """
     call_id, content = _string(block, "tool_use_id", path), block.get("content")
     blocks = [] if content is None else _blocks(content, f"{path}.content", may_be_empty=True)
-    parts = [_part(inner, one) for inner, one in blocks]
+    parts = []
+    for inner, one in blocks:
+        if _is_unreadable(one):
+            ignored.append("document")
+            parts.append({"type": "text", "text": UNREADABLE})
+        else:
+            parts.append(_part(inner, one))
     text = "\n".join(part["text"] for part in parts if part["type"] == "text")
     if block.get("is_error"):
         text = f"Error: {text}" if text else "Error"  # chat has no field for it
@@ -192,6 +210,12 @@ def _image_url(path: str, source: Any) -> str:
     if kind == "url":
         return _string(source, "url", path)
     raise _unsupported(f"{path}.type", kind, 'use "base64" or "url"')
+
+
+def _is_unreadable(block: dict[str, Any]) -> bool:
+    """Say whether a block is a document in a form other than plain text."""
+    source = block.get("source") if block["type"] == "document" else None
+    return isinstance(source, dict) and source.get("type") in ("base64", "url", "file")
 
 
 def _document_text(path: str, block: dict[str, Any]) -> str:

@@ -36,7 +36,6 @@ SERVER_ITEMS = frozenset(
         "mcp_call",
         "tool_search_call",
         "tool_search_output",
-        "additional_tools",
         "configuration_update",
         "program",
         "program_output",
@@ -45,6 +44,7 @@ SERVER_ITEMS = frozenset(
         "ghost_snapshot",
     }
 )
+MORE_TOOLS = "additional_tools"  # Codex CLI's tools, where it knows the model
 DETAILS = frozenset({"auto", "low", "high"})
 
 
@@ -92,6 +92,22 @@ def item_list(given: Any) -> list[dict[str, Any]]:
     return [_typed(item, f"input.{number}") for number, item in enumerate(given)]
 
 
+def more_tools(items: Sequence[dict[str, Any]], where: str) -> list[tuple[str, list[Any]]]:
+    """Return the arrays of tools among the items of a conversation, with their paths.
+
+    Raises:
+        Invalid: An item's `tools` is no array.
+    """
+    found = []
+    for number, item in enumerate(items):
+        if item["type"] == MORE_TOOLS:
+            path = f"{where}.{number}.tools"
+            if not isinstance(item.get("tools"), list):
+                raise _wrong_type(path, "an array", item.get("tools"))
+            found.append((path, item["tools"]))
+    return found
+
+
 def _typed(item: Any, where: str) -> dict[str, Any]:
     """Return an item with its type: without one it is a message, or a reference where it is only an id."""
     if not isinstance(item, dict):
@@ -126,8 +142,9 @@ class _Conversation:
         2. a call of a tool: joins the assistant's message before it
         3. a call's result
         4. reasoning: goes with the assistant's message or call that follows
-        5. of a tool that runs on OpenAI's servers: left out
-        6. anything else is refused
+        5. tools: `more_tools` has found them
+        6. of a tool that runs on OpenAI's servers: left out
+        7. anything else is refused
         """
         kind = item["type"]
         if kind not in OUTPUTS:
@@ -140,9 +157,11 @@ class _Conversation:
             self._add_output(item, where)
         elif kind == "reasoning":  # 4
             self._reasoning += _reasoning_text(item)
-        elif kind in SERVER_ITEMS:  # 5
+        elif kind == MORE_TOOLS:  # 5
+            pass
+        elif kind in SERVER_ITEMS:  # 6
             self.ignored.append(f"input.{kind}")
-        else:  # 6
+        else:  # 7
             raise Invalid(
                 f"`{where}.type` {kind[:64]!r} is not supported.", param=f"{where}.type", code="not_supported"
             )

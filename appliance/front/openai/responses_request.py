@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from appliance.base.errors import Invalid
-from appliance.front.openai.responses_items import item_list, to_chat_messages
+from appliance.front.openai.responses_items import item_list, more_tools, to_chat_messages
 from appliance.front.openai.responses_tools import Tools, to_functions, to_tool_choice
 from appliance.front.pipeline.body import json_type_of
 
@@ -67,12 +67,13 @@ def to_chat(
     body: dict[str, Any] = {
         name: value for name, value in payload.items() if name in SAME_FIELDS and value is not None
     }
-    tools = to_functions(payload.get("tools") or [])
     given = item_list(payload.get("input")) if items is None else items
+    more = [*more_tools(former, "previous_response_id"), *more_tools(given, "input")]
+    tools = to_functions(payload.get("tools") or [], more)
     body["messages"], ignored = to_chat_messages(payload.get("instructions"), given, tools, former)
     if payload.get("max_output_tokens") is not None:
         body["max_tokens"] = payload["max_output_tokens"]
-    if payload.get("tools"):
+    if payload.get("tools") or more:
         body |= _tool_fields(payload, tools)
     reasoning = payload.get("reasoning")
     if isinstance(reasoning, dict) and reasoning.get("effort"):

@@ -4,7 +4,7 @@ Source: OpenAI's API reference, "Responses"; the types of its official Python SD
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +59,7 @@ class Tools:
         return joined if joined in self.by_function else name
 
 
-def to_functions(given: list[Any]) -> Tools:
+def to_functions(given: list[Any], more: Sequence[tuple[str, list[Any]]] = ()) -> Tools:
     """Return a request's tools as chat's functions.
 
     1. a function            → the same
@@ -67,14 +67,20 @@ def to_functions(given: list[Any]) -> Tools:
     3. a namespace           → its functions and custom tools; where two have one name, `NAMESPACE__NAME`
     4. any other type        → left out: no engine has it (web search, local shell, …)
 
+    Args:
+        given: The request's `tools`.
+        more: Arrays of tools in its `input`, with their paths; what they define anew replaces the former.
+
     Raises:
         Invalid: A tool is no object, or its type or name is missing or of a wrong type.
     """
     tools = Tools()
-    found = list(_flatten(given, tools))
-    counts = Counter(tool["name"] for tool, _ in found)
-    for tool, namespace in found:
-        name = tool["name"]
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for path, array in (("tools", given), *more):
+        for tool, namespace in _flatten(array, path, tools):
+            found[namespace, tool["name"]] = tool
+    counts = Counter(name for _, name in found)
+    for (namespace, name), tool in found.items():
         shown = _join(namespace, name) if namespace and counts[name] > 1 else name
         is_custom = tool["type"] == "custom"
         tools.functions.append(_custom(tool, shown) if is_custom else _function(tool, shown))
@@ -128,10 +134,10 @@ def to_arguments(text: str) -> str:
     return jsons.dumps_text({INPUT: text})
 
 
-def _flatten(given: list[Any], tools: Tools) -> Iterator[tuple[dict[str, Any], str]]:
+def _flatten(given: list[Any], array: str, tools: Tools) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield (a function or custom tool, its namespace); name the others in `tools.ignored`."""
     for number, tool in enumerate(given):
-        where = f"tools.{number}"
+        where = f"{array}.{number}"
         kind = _kind(tool, where)
         inner = [(tool, where)]
         namespace = ""
