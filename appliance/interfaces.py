@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from appliance.base.errors import ApplianceError
 from appliance.build import Services, build_kv_events
 from appliance.control.parts import ControlParts
 from appliance.downloads.request import DownloadFolders
@@ -24,6 +25,7 @@ from appliance.front.openai.handlers import OpenAIHandlers
 from appliance.front.openai.responses import ResponsesHandlers
 from appliance.front.passthrough.passthrough import Passthrough
 from appliance.front.pipeline.access import Access
+from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.front.routes import join_routes
 from appliance.front.server.server import HttpServer
 from appliance.front.sidecar import DIALECT, SidecarHandlers, sidecar_groups, sidecar_routes
@@ -53,6 +55,7 @@ def build_front(appliance: Appliance) -> HttpServer:
             measure=appliance.measure,
             engines=overview.families,
             may_see_details=may_see_details,
+            is_operator=partial(_is_operator, pipeline),
         ),
         BalanceHandlers(
             router,
@@ -79,6 +82,15 @@ def build_front(appliance: Appliance) -> HttpServer:
         ),
     )
     return HttpServer(routes, pipeline, clock=clock, passthrough=Passthrough(router, pipeline))
+
+
+def _is_operator(pipeline: RequestPipeline, headers: dict[str, str], peer: str) -> bool:
+    """Whether a caller may call operator addresses, by the keys in force."""
+    try:
+        pipeline.keys.check(Access.OPERATOR, headers, peer)
+    except ApplianceError:
+        return False
+    return True
 
 
 # ---- the sidecar's addresses

@@ -18,7 +18,7 @@ from appliance.base import jsons
 REDACTED = "[secret]"
 _LOOKS_SECRET = re.compile(
     r"(?i)(bearer\s+)[A-Za-z0-9._~+/=-]{6,}|\b(sk[-_][A-Za-z0-9_-]{6,})"
-    r"|((?:api[-_]?key|token|authorization|password|secret)[\"']?\s*[=:]\s*[\"']?(?:bearer\s+)?)"
+    r"|((?:api[-_]?key|token|authorization|password|secret)[\"']?\s*[=:]\s*[\"']?(?!bearer\s+KEY`)(?:bearer\s+)?)"
     r"(?!\[secret\])[^\s\"',;&}]{4,}"
 )
 

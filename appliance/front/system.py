@@ -32,7 +32,8 @@ class SystemHandlers:
         receipts: The latest receipts.
         measure: Updates the gauges; called before they are rendered.
         engines: Returns the metric families of the engines (engines/overview.py); None = none.
-        may_see_details: Whether a caller (headers, address) sees all of /healthz.
+        may_see_details: Whether a caller (headers, address) sees more than the short form of /healthz.
+        is_operator: Whether a caller (headers, address) may see what upstream servers said in their errors.
     """
 
     def __init__(
@@ -44,9 +45,11 @@ class SystemHandlers:
         measure: Callable[[], None],
         engines: Callable[[], Awaitable[list[MetricFamily]]] | None = None,
         may_see_details: Callable[[dict[str, str], str], bool] = lambda headers, peer: True,
+        is_operator: Callable[[dict[str, str], str], bool] = lambda headers, peer: True,
     ) -> None:
         self._status = status
         self._may_see_details = may_see_details
+        self._is_operator = is_operator
         self._metrics = metrics
         self._receipts = receipts
         self._measure = measure
@@ -69,10 +72,13 @@ class SystemHandlers:
         Returns:
             `{ok, public_model, upstream_base, aliases, novita_endpoints, …}`. The short form, where keys are
             set and none is sent: `{ok, state, version, demo, public_model, upstream_base, aliases}`.
+            Callers without operator access see how an endpoint failed last, not the sentence that it said.
         """
         status = self._status()
         if self._may_see_details(request.headers, request.peer):
             shown = {name: value for name, value in status.items() if name != "machine_id"}
+            if not self._is_operator(request.headers, request.peer):
+                shown["backends"] = [_without_sentences(backend) for backend in shown.get("backends", ())]
         else:
             shown = {name: status[name] for name in SHORT_STATUS}
         return json_response(shown, 200 if status["ok"] else 503)
@@ -101,3 +107,12 @@ class SystemHandlers:
         if receipt is None:
             raise NotFound(f"There is no receipt {request.params['id']!r}; only the last 1000 are stored.")
         return json_response(receipt.as_dict())
+
+
+def _without_sentences(backend: dict[str, Any]) -> dict[str, Any]:
+    """Return a backend with the kinds of its last errors: the sentences may quote other clients' requests."""
+    endpoints = [
+        {**endpoint, "last_error": endpoint.get("last_error", "").partition(":")[0]}
+        for endpoint in backend.get("endpoints", ())
+    ]
+    return {**backend, "endpoints": endpoints}

@@ -50,6 +50,12 @@ def test_secrets_are_redacted_everywhere(out: io.StringIO, value: object) -> Non
     assert all(json.loads(line) for line in text.splitlines())
 
 
+def test_our_own_sentence_about_keys_is_no_secret() -> None:
+    sentence = "No API key. Send it as `Authorization: Bearer KEY`."
+    assert SECRETS.redact(sentence) == sentence
+    assert SECRETS.redact("Authorization: Bearer KEY-abc123") == "Authorization: Bearer [secret]"
+
+
 def test_client_cannot_write_a_secret_into_the_access_log() -> None:
     stream = io.StringIO()
     SECRETS.learn([SECRET])

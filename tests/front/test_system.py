@@ -31,6 +31,16 @@ async def test_healthz_without_a_key_is_short() -> None:
     assert list(json_of(await group.healthz(with_key))) == [*SHORT_STATUS, "backends", "steps", "warnings"]
 
 
+async def test_what_a_server_said_last_is_for_operators() -> None:
+    row = {"url": "http://x", "last_error": "status_500: cannot read: my prompt"}
+    status = {"ok": True, "backends": [{"name": "hosted", "endpoints": (row,)}]}
+    group = handlers(status, is_operator=lambda headers, peer: "x-api-key" in headers)
+    client, operator = make_request(), make_request(headers={"x-api-key": "k"})
+    for request, said in ((client, "status_500"), (operator, row["last_error"])):
+        (shown,) = json_of(await group.healthz(request))["backends"]
+        assert shown == {"name": "hosted", "endpoints": [{**row, "last_error": said}]}
+
+
 @pytest.mark.parametrize(
     ("accept", "content_type"),
     [("", "text/plain; version=0.0.4"), ("application/openmetrics-text", "application/openmetrics-text")],
