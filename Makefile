@@ -14,7 +14,7 @@ SCRIPTS := $(shell find entrypoint.sh .ci shims tests/tools tests/image -type f 
     -exec awk 'FNR == 1 && /^\#!.*sh$$/ {print FILENAME}' {} + 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev run check quick test lint unit docs format image image-test vllm test-vllm test-gpu bench bench-peers fuzz lock proto clean
+.PHONY: help dev run check quick test lint unit docs format image image-test vllm test-vllm test-gpu bench bench-peers fuzz endurance lock proto clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ lint: $(VENV)/dev.stamp proto  ## ruff, mypy, import-linter, shellcheck, hadolin
 fuzz: $(VENV)/dev.stamp proto  ## many heads and bodies of all sorts against a recording server; FUZZ_SEED=N repeats a run
 	@seed=$${FUZZ_SEED:-$$(date +%s)}; echo "FUZZ_SEED=$$seed"; \
 	FUZZ_SEED=$$seed FUZZ_CASES=$${FUZZ_CASES:-20000} $(BIN)/python -m pytest -q tests/front/test_request_fuzz.py
+
+endurance: $(VENV)/dev.stamp proto  ## 20,000 requests with faults of all kinds, every one accounted for; ENDURANCE='--seed N --requests N'
+	$(BIN)/python -m tests.endurance $(ENDURANCE)
 
 unit: $(VENV)/dev.stamp proto
 	@tests/tools/setup-machine test
