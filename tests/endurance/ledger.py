@@ -12,6 +12,7 @@ from tests.endurance.standin import MARK, Journal
 
 # How an attempt may end whose request the server may not have read; all others it has.
 UNSURE = {"cancelled", "connect", "first_byte", "head", "lost", "total", "closed", "pool", "dns", "tls"}
+NO_ERRORS = {"ok", "refused", "passed", "cancelled", "client_left"}
 
 
 @dataclass
@@ -161,6 +162,9 @@ class Ledger:
                 f"cannot be read {dict(unlogged)}"
             )
         found.logged, found.counted = len(log), sum(counted.values())
+        timed = int(figures.total(samples, "appliance_request_duration_seconds_count"))
+        if timed != found.counted:
+            found.problems.append(f"{found.counted} requests are counted, {timed} are timed")
 
     def _compare_attempts(
         self, found: "Comparison", by_id: dict[str, dict[str, Any]], samples: Samples
@@ -180,6 +184,9 @@ class Ledger:
             labels = [attempt["outcome"] for attempt in attempts]
             outcomes.update(labels)
             by_backend.update(attempt["endpoint"] for attempt in attempts)
+            found.errors_by_endpoint.update(
+                attempt["endpoint"] for attempt in attempts if attempt["outcome"] not in NO_ERRORS
+            )
             if receipt is not None:
                 self._compare_asked(found, entry, labels)
             elif asked and (line is not None or entry.lines != "at most one"):
@@ -240,6 +247,7 @@ class Comparison:
         without_receipt: Requests at servers whose receipt was dropped before it was read.
         outcomes: Attempts by their outcome.
         by_endpoint: Attempts by address.
+        errors_by_endpoint: Those of them that count as errors of the server.
         hosted_attempts: Attempts at the hosted API by the metrics.
         unused_slots: Backends chosen for requests whose client left at that moment: no attempt was made.
         missing_receipts: Requests whose receipt was dropped before it was read.
@@ -257,6 +265,7 @@ class Comparison:
     without_receipt: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     by_endpoint: Counter[str] = field(default_factory=Counter)
+    errors_by_endpoint: Counter[str] = field(default_factory=Counter)
     hosted_attempts: int = 0
     unused_slots: int = 0
     missing_receipts: int = 0

@@ -246,6 +246,9 @@ class Endurance:
     def _environ(self) -> dict[str, str]:
         folder = self.folder
         return {
+            **{
+                name: value for name, value in os.environ.items() if name.startswith("PYTHON")
+            },  # PYTHONDEVMODE=1
             "PATH": os.environ["PATH"],
             "PROXY_PORT": str(self.port),
             "CONTROL_PORT": str(self.control_port),
@@ -501,6 +504,11 @@ class Endurance:
                 self.problems.append(
                     f"attempts at {name}: {by_receipts} in receipts, {chosen[name]} in metrics"
                 )
+        errors = figures.by_label(samples, "appliance_backend_errors_total", "backend")
+        for name in ("a", "c", "d"):
+            right = found.errors_by_endpoint[self.servers[name].url]
+            if right != errors[name]:
+                self.problems.append(f"errors of {name}: {right} in receipts, {errors[name]} in metrics")
         hosted = sum(found.by_endpoint[f"{one.url}/openai/v1"] for one in self.hosted)
         if hosted != found.hosted_attempts:
             self.problems.append(

@@ -48,7 +48,10 @@ def scene() -> tuple[Ledger, Entry, list[dict[str, Any]], figures.Samples]:
     attempt = {"outcome": "ok", "endpoint": "http://a"}
     names = ("status", "finish", "backend", "model", "error")
     ledger.receipts["e-1"] = {**{name: line[name] for name in names}, "attempts": [attempt]}
-    samples = figures.parse('appliance_requests_total{route="/v1/chat/completions",status="200"} 1.0\n')
+    samples = figures.parse(
+        'appliance_requests_total{route="/v1/chat/completions",status="200"} 1.0\n'
+        'appliance_request_duration_seconds_count{route="/v1/chat/completions"} 1.0\n'
+    )
     return ledger, entry, [line], samples
 
 
