@@ -14,7 +14,7 @@ SCRIPTS := $(shell find entrypoint.sh .ci shims tests/tools tests/image -type f 
     -exec awk 'FNR == 1 && /^\#!.*sh$$/ {print FILENAME}' {} + 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev run check quick test lint unit docs format image image-test vllm test-vllm test-gpu bench bench-peers fuzz endurance lock proto clean
+.PHONY: help dev run check quick test lint unit docs format image image-test vllm test-vllm test-gpu test-agents bench bench-peers fuzz endurance lock proto clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,7 +61,7 @@ unit: $(VENV)/dev.stamp proto
 	@tests/tools/setup-machine test
 	@PYTHON=$(BIN)/python tests/tools/llama-server >/dev/null
 	@tests/tools/node-clients >/dev/null || [ -z "$$CI" ]
-	$(BIN)/python -m pytest -n 2 -q -m "not image and not vllm and not gpu"
+	$(BIN)/python -m pytest -n 2 -q -m "not image and not vllm and not gpu and not agents"
 
 image:  ## build the container image `appliance`, bringing up a container engine where there is none
 	@$(ENGINE) up && $(ENGINE) base && eval "$$($(ENGINE) env)" && docker build -t appliance \
@@ -81,6 +81,10 @@ test-vllm: $(VENV)/dev.stamp proto vllm  ## test with a real vLLM on the CPU bes
 test-gpu: $(VENV)/dev.stamp proto  ## test the model manager with a real NVIDIA GPU; LLAMA_SERVER names a llama-server built for it
 	@PYTHON=$(BIN)/python tests/tools/llama-server >/dev/null
 	$(BIN)/python -m pytest -q -m gpu tests/journeys/test_models_gpu.py
+
+test-agents: $(VENV)/dev.stamp proto  ## run Codex CLI and Claude Code (0.8 GB, fetched with npm); AGENTS_RECORD=1 keeps their calls anew
+	@tests/tools/node-clients agents >/dev/null
+	$(BIN)/python -m pytest -q -m agents tests/journeys/test_agents.py
 
 bench: $(VENV)/dev.stamp proto  ## measure beside nginx
 	@tests/tools/setup-machine bench
