@@ -27,6 +27,8 @@ MANNERS = {
     "never_reads": 2,
     "cut_head": 8,
     "cut_body": 8,
+    "stalled_head": 3,  # sends no more in the middle, and waits for what happens
+    "stalled_body": 3,
     "bad_head": 8,
     "pipelined": 20,
     "chunked": 20,
@@ -393,6 +395,30 @@ class Client:
         connection.writer.write(head + body[: max(0, len(body) - 5)])
         await asyncio.sleep(self._rng.choice([0, 0.01]))
         entry.outcome, entry.lines = "left in the body", "at most one"
+        return False
+
+    async def _stalled_head(self, connection: ClientSocket, entry: Entry) -> bool:
+        head, _ = self._render(entry)
+        connection.writer.write(head[: self._rng.randrange(1, len(head) - 4)])
+        return await self._await_timeout(connection, entry, "head")
+
+    async def _stalled_body(self, connection: ClientSocket, entry: Entry) -> bool:
+        head, body = self._render(entry)
+        if not body:
+            return await self._cut_head(connection, entry)
+        connection.writer.write(head + body[:-5])
+        return await self._await_timeout(connection, entry, "body")
+
+    async def _await_timeout(self, connection: ClientSocket, entry: Entry, part: str) -> bool:
+        """Wait until the appliance gives up on a head (HEADER_TIMEOUT_S) or a body (BODY_TIMEOUT_S)."""
+        answer = await connection.read()
+        entry.id = answer.fields.get("x-request-id", "")
+        entry.status = answer.status
+        entry.outcome = f"stalled {part}: {answer.status or 'closed'}"
+        entry.lines = "one" if answer.status else "at most one"
+        refusals = {408} | (set(entry.kind.statuses) if part == "body" else set())
+        if answer.status and (answer.status not in refusals or not entry.id):
+            entry.fail(f"a stalled {part} got {answer.status}: {answer.body[:200]!r}")
         return False
 
     async def _bad_head(self, connection: ClientSocket, entry: Entry) -> bool:

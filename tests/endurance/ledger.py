@@ -45,7 +45,12 @@ class Entry:
     @property
     def has_receipt(self) -> bool:
         """Whether a receipt of it may be kept: of heads that cannot be read there is none."""
-        return self.kind.method == "POST" and self.manner not in {"bad_head", "cut_head"}
+        return self.kind.method == "POST" and self.manner not in {
+            "bad_head",
+            "cut_head",
+            "stalled_head",
+            "stalled_body",
+        }
 
     def fail(self, problem: str) -> None:
         self.problems.append(problem)

@@ -46,6 +46,8 @@ LIMITS = {
     "METRICS_CACHE_TTL_SECONDS": "0.3",
     "SLOW_START_S": "0.5",
     "WRITE_TIMEOUT_S": "2",
+    "HEADER_TIMEOUT_S": "2",
+    "BODY_TIMEOUT_S": "2",
     "HEARTBEAT_S": "0.4",
     "RESPONSES_KEEP_S": "5",
     "STREAM_DELAY_MS": "1",
