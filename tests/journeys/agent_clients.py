@@ -6,7 +6,7 @@ the client's: whatever is long, an id, a path, a key or a fact of a machine stan
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,6 @@ class Scenario:
         prompt: The last argument.
         replies: The engine's, one for each request of a model; after these, their last.
         ignored: What the header `x-appliance-ignored` may name.
-        environ: More variables.
         paths: The addresses that it asks, in order.
     """
 
@@ -50,7 +49,6 @@ class Scenario:
     replies: tuple[Reply, ...]
     paths: tuple[str, ...]
     ignored: frozenset[str] = frozenset()
-    environ: dict[str, str] = field(default_factory=dict)
 
 
 def _codex(
@@ -114,7 +112,6 @@ SCENARIOS = {
             Reply(calls=(("Read", {"file_path": "{folder}/d.pdf"}),)),
             SEEN,
         ),
-        environ={"ENABLE_TOOL_SEARCH": "true"},
     ),
     "claude_schema": _claude(
         (Reply(calls=(("StructuredOutput", {"answer": "hi"}),)),),

@@ -91,7 +91,6 @@ async def ask(
                 "ANTHROPIC_BASE_URL": proxy.base_url,
                 "ANTHROPIC_AUTH_TOKEN": "any",
                 "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-                **scenario.environ,
             },
         )
         try:
