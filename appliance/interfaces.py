@@ -25,11 +25,13 @@ from appliance.front.openai.handlers import OpenAIHandlers
 from appliance.front.openai.responses import ResponsesHandlers
 from appliance.front.passthrough.passthrough import Passthrough
 from appliance.front.pipeline.access import Access
+from appliance.front.pipeline.access_tickets import AccessTickets
 from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.front.routes import join_routes
 from appliance.front.server.server import HttpServer
 from appliance.front.sidecar import DIALECT, SidecarHandlers, sidecar_groups, sidecar_routes
 from appliance.front.system import SystemHandlers
+from appliance.front.tickets import TicketHandlers
 from appliance.parts import Appliance
 from appliance.reload import Reloader
 from appliance.settings import Settings
@@ -46,6 +48,10 @@ def build_front(appliance: Appliance) -> HttpServer:
     def may_see_details(headers: dict[str, str], peer: str) -> bool:
         return pipeline.keys.may_see_details(headers, peer)  # a reload makes other keys
 
+    def check(access: Access, headers: dict[str, str], peer: str) -> None:
+        pipeline.keys.check(access, headers, peer)
+
+    tickets = AccessTickets(clock=clock)
     overview = Overview(router, latencies=appliance.metrics.latencies, tasks=appliance.tasks, clock=clock)
     routes = join_routes(
         SystemHandlers(
@@ -57,6 +63,7 @@ def build_front(appliance: Appliance) -> HttpServer:
             may_see_details=may_see_details,
             is_operator=partial(_is_operator, pipeline),
         ),
+        TicketHandlers(tickets, find_access=lambda path: server.ticket_access(path), check=check),
         BalanceHandlers(
             router,
             clock=clock,
@@ -81,7 +88,9 @@ def build_front(appliance: Appliance) -> HttpServer:
             heartbeat_s=heartbeat_s,
         ),
     )
-    return HttpServer(routes, pipeline, clock=clock, passthrough=Passthrough(router, pipeline))
+    passthrough = Passthrough(router, pipeline, tickets=tickets)
+    server = HttpServer(routes, pipeline, clock=clock, passthrough=passthrough, tickets=tickets)
+    return server
 
 
 def _is_operator(pipeline: RequestPipeline, headers: dict[str, str], peer: str) -> bool:

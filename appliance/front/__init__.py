@@ -18,4 +18,5 @@ Modules:
     sidecar_metrics: the sidecar's page of an engine's metrics.
     status_listener: the port that shows the progress of the start.
     system: addresses about the appliance itself.
+    tickets: tickets for browsers.
 """

@@ -64,7 +64,9 @@ class DownloadHandlers:
             ours(("GET",), "/v1/jobs", self.jobs, is_open_while_draining=True),
             ours(("GET",), "/v1/jobs/{id}", self.job, is_open_while_draining=True),
             ours(("DELETE",), "/v1/jobs/{id}", self.cancel, is_open_while_draining=True),
-            ours(("GET",), "/v1/jobs/{id}/stream", self.stream, is_open_while_draining=True),
+            ours(
+                ("GET",), "/v1/jobs/{id}/stream", self.stream, is_open_while_draining=True, takes_ticket=True
+            ),
             ours(("POST",), "/v1/downloads/verify", self.verify),
             ours(("POST",), "/v1/downloads/repair", self.repair),
         ]

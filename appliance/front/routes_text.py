@@ -17,6 +17,7 @@ from appliance.front.routes import join_routes
 from appliance.front.sidecar import SidecarHandlers, sidecar_routes
 from appliance.front.sidecar_metrics import SidecarMetricsHandlers
 from appliance.front.system import SystemHandlers
+from appliance.front.tickets import TicketHandlers
 
 PAGE_HEAD = """\
 # HTTP API
@@ -25,7 +26,8 @@ Every address of the HTTP port, in the order in which they are tried. This page 
 tables in the code by `appliance routes --markdown`.
 
 - *Access*: `public` is open to all; `client` needs a key of `APPLIANCE_API_KEYS`, where keys are set;
-  `operator` needs a key of `OPERATOR_API_KEYS`, or a caller on this machine where no keys are set.
+  `operator` needs a key of `OPERATOR_API_KEYS`, or a caller on this machine where no keys are set;
+  `or ticket`: a browser's EventSource may send a ticket of `/v1/tickets` instead.
 - *Errors*: `openai` is `{"error": {"message", "type", "param", "code"}}`, `ollama` is `{"error": text}`,
   `anthropic` is `{"type": "error", "error": {"type", "message"}, "request_id"}`, `detail` is
   `{"detail": text}`.
@@ -35,6 +37,7 @@ tables in the code by `appliance routes --markdown`.
 """
 SECTIONS: tuple[tuple[str, tuple[type[RouteGroup], ...]], ...] = (
     ("Health, metrics, receipts", (SystemHandlers,)),
+    ("Tickets for browsers", (TicketHandlers,)),
     ("Backends and load balancing", (BalanceHandlers,)),
     ("Models of this machine", (ManagerHandlers,)),
     ("Downloads", (DownloadHandlers,)),
@@ -87,7 +90,8 @@ def _table(routes: list[Route]) -> str:
 
 
 def _cells(route: Route) -> tuple[str, str, str, str, str]:
-    return ", ".join(route.methods), route.path, route.access.value, route.dialect, route.summary
+    access = f"{route.access.value} or ticket" if route.takes_ticket else route.access.value
+    return ", ".join(route.methods), route.path, access, route.dialect, route.summary
 
 
 def _passed_on() -> str:

@@ -108,6 +108,6 @@ def sidecar_groups(
 def sidecar_routes(*groups: RouteGroup) -> list[Route]:
     """Return the sidecar's table: errors in its dialect, and only what reads is answered while draining."""
     return [
-        replace(route, dialect=DIALECT, is_open_while_draining="GET" in route.methods)
+        replace(route, dialect=DIALECT, is_open_while_draining="GET" in route.methods, takes_ticket=False)
         for route in join_routes(*groups)
     ]

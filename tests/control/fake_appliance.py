@@ -24,6 +24,7 @@ from appliance.downloads.jobs import DownloadJobs
 from appliance.downloads.request import DownloadFolders
 from appliance.engines.outcome import Outcome
 from appliance.engines.receipts import Attempt, Receipt, Receipts
+from appliance.engines.settings import EngineSettings
 from appliance.engines.stream import Stream
 from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard
 from appliance.front.pipeline.request import Request
@@ -345,7 +346,7 @@ class FakeAppliance:
 
     def parts(self) -> ControlParts:
         return ControlParts(
-            router=router_of(self.backend, clock=self.clock),
+            router=router_of(self.backend, clock=self.clock, settings=EngineSettings(model_strict=True)),
             fleet=None,
             receipts=self.receipts,
             worker=self.worker,

@@ -22,7 +22,7 @@ async def test_the_base_model_is_found(wanted: str, backend: str, base: str) -> 
     ("wanted", "backend", "error", "text", "code"),
     [
         ("", "e7", NotFound, "no backend 'e7' that can load adapters. Known: e0, e1", "no_such_backend"),
-        ("nothing", "", NoSuchModel, "The model 'nothing' does not exist", None),
+        ("nothing", "", NoSuchModel, "serves the model 'nothing'. Available: tiny, other", None),
         ("tiny", "e1", NoSuchModel, "serves the model 'tiny'. Available: other", None),
         ("", "", Conflict, "Set `base_model`: .* Available: tiny, other", "base_model_needed"),
     ],

@@ -76,7 +76,7 @@ class ManagerHandlers:
         return [
             read("/v1/models/status", self.all_status),
             read("/v1/models/status/file", self.status_file),
-            read("/v1/models/status/stream", self.status_stream),
+            read("/v1/models/status/stream", self.status_stream, takes_ticket=True),
             read("/v1/models/status/{alias:.+}", self.one_status),
             read("/v1/models/failed", self.failed),
             read("/v1/models/eject", self.only_post),
@@ -93,7 +93,7 @@ class ManagerHandlers:
             read("/vram", self.vram),
             read("/vram/summary", self.vram_summary),
             read("/vram/models/{alias:.+}", self.vram_of_model),
-            read("/metrics/stream", self.metrics_stream),
+            read("/metrics/stream", self.metrics_stream, takes_ticket=True),
             read("/metrics/report", self.metrics_report),
         ]
 

@@ -33,6 +33,7 @@ from appliance.front.passthrough.rules import (
     response_fields,
 )
 from appliance.front.pipeline.access import Access
+from appliance.front.pipeline.access_tickets import AccessTickets, split_ticket
 from appliance.front.pipeline.errors import error_event
 from appliance.front.pipeline.heads import AGENT
 from appliance.front.pipeline.pipeline import RequestPipeline
@@ -58,9 +59,12 @@ class KeptError:
 class Passthrough:
     """Serves requests at addresses that the HTTP server does not have."""
 
-    def __init__(self, router: Router, pipeline: RequestPipeline) -> None:
+    def __init__(
+        self, router: Router, pipeline: RequestPipeline, *, tickets: AccessTickets | None = None
+    ) -> None:
         self.router = router
         self._pipeline = pipeline
+        self._tickets = tickets
         self._http = HttpClient()
 
     def accepts(self, path: str) -> bool:
@@ -75,8 +79,19 @@ class Passthrough:
 
     # ---- before anything is sent
 
-    def admit(self, request: Request, target: str) -> tuple[str, RequestOptions]:
-        """Check who calls, before a body is read.
+    def access_at(self, path: str) -> Access:
+        """Return who may open a connection at `path` that switches protocols."""
+        return Access.OPERATOR if pinned(path) is not None else access_of("GET", path)
+
+    def admit(
+        self, request: Request, target: str, *, takes_ticket: bool = False
+    ) -> tuple[str, RequestOptions]:
+        """Check who calls, before a body is read. A ticket in the query is never handed on.
+
+        Args:
+            request: Its path is not decoded where it may have a ticket.
+            target: Path and query, as they were sent.
+            takes_ticket: A ticket stands for the key.
 
         Returns:
             (the target for the server; the options, with the server's name where one is chosen)
@@ -85,6 +100,9 @@ class Passthrough:
             Unauthenticated, Forbidden, Unavailable, Invalid: As `RequestPipeline.admit` does.
             NotFound: There is no such server.
         """
+        ticket, target = split_ticket(target)
+        if ticket and takes_ticket and self._tickets is not None:
+            self._tickets.admit(request, ticket, request.path)
         access, name = access_of(request.method, target.partition("?")[0]), ""
         if (found := pinned(target)) is not None:
             access, name, target = Access.OPERATOR, unquote(found[0]), found[1]

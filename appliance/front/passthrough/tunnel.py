@@ -147,7 +147,7 @@ class Tunnel:
 
     async def _tunnel(self, request: Request) -> None:
         """Find a server that can be reached, and exchange bytes with it."""
-        target, options = self._passthrough.admit(request, self._upgrade.target)
+        target, options = self._passthrough.admit(request, self._upgrade.target, takes_ticket=True)
         router = self._passthrough.router
         model = self._passthrough.model_for(request, target, options, model_of(None, target))
         tried: set[str] = set()

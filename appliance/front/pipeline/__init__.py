@@ -2,6 +2,7 @@
 
 Modules:
     access: who may call, and with which key.
+    access_tickets: a key's access to one stream, in the query.
     access_log: one line per request.
     body: a JSON body and the types of its known fields.
     chat_turns: messages of other dialects as chat templates take them.

@@ -27,6 +27,7 @@ class Route:
         access: Who may call.
         is_hot: Served by the fast connection where the request allows it (server/fast_connection.py).
         is_open_while_draining: Served also while the appliance takes no new requests.
+        takes_ticket: A browser's EventSource may open it by a ticket in the query (access_tickets.py).
     """
 
     methods: tuple[str, ...]
@@ -36,6 +37,7 @@ class Route:
     access: Access = Access.CLIENT
     is_hot: bool = False
     is_open_while_draining: bool = False
+    takes_ticket: bool = False
 
     @property
     def summary(self) -> str:

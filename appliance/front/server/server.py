@@ -19,6 +19,8 @@ from appliance.front.passthrough.rules import ROUTE as PASSTHROUGH_ROUTE
 from appliance.front.passthrough.rules import client_methods
 from appliance.front.passthrough.tunnel import Tunnel
 from appliance.front.passthrough.upload import Upload
+from appliance.front.pipeline.access import Access
+from appliance.front.pipeline.access_tickets import AccessTickets, split_ticket
 from appliance.front.pipeline.heads import AGENT, parse_upgrade
 from appliance.front.pipeline.pipeline import RequestPipeline, close_stream, too_large
 from appliance.front.pipeline.request import Request
@@ -47,12 +49,14 @@ class HttpServer:
         *,
         clock: Clock,
         passthrough: Passthrough | None = None,
+        tickets: AccessTickets | None = None,
         dialect: str = "",
     ) -> None:
         """Build the server. It listens while the context `listening` is open.
 
         Args:
             passthrough: Serves the addresses that are not in the table; None = 404.
+            tickets: Open event streams to browsers; None = nothing takes a ticket.
             dialect: How errors at unknown addresses are rendered; "" = by the address: Ollama's below
                 /api, Anthropic's below /v1/messages.
         """
@@ -60,6 +64,7 @@ class HttpServer:
         self.connections = Connections(pipeline, routes, clock=clock)
         self._routes = routes
         self._passthrough = passthrough
+        self._tickets = tickets
         self._dialect = dialect
         self._runner = web.AppRunner(self._application(), handle_signals=False, handler_cancellation=True)
         self._protocol_options: dict[str, Any] = {
@@ -199,6 +204,11 @@ class HttpServer:
         """Serve a request at an address of the table. Access is checked before its body is read."""
         pipeline = self.pipeline
         try:
+            if route.takes_ticket and self._tickets is not None:
+                ticket, rest = split_ticket(f"?{request.query}")
+                request.query = rest[1:]
+                if ticket:
+                    self._tickets.admit(request, ticket, web_request.raw_path.partition("?")[0])
             pipeline.keys.check(route.access, request.headers, request.peer)
             request.body = await self._read_body(web_request)
         except ApplianceError as error:
@@ -323,6 +333,20 @@ class HttpServer:
         if is_whole:  # 1
             request.finish = Finish.DONE
         return web_response
+
+    def ticket_access(self, path: str) -> Access | None:
+        """Return who may open an address that takes tickets; None = it takes none.
+
+        1. an address of the table   → an event stream does
+        2. an address of a backend   → a connection there that switches protocols does
+        """
+        for route in self._routes:
+            if "GET" in route.methods and route.fits(path):  # 1
+                return route.access if route.takes_ticket else None
+        passthrough = self._passthrough
+        if passthrough is None or self.methods_at(path) or not passthrough.accepts(path):
+            return None
+        return passthrough.access_at(path)  # 2
 
     # ---- addresses that are not in the table
 
