@@ -80,6 +80,7 @@ class EngineRequest:
         wanted_model: Set by the router: the name by which backends know it.
         native: Options beside `body`, since each kind of engine spells them differently; None = none.
         wait_headers: Set while the request waits for a model: gives headers that report the model's state.
+        load_s: Set by the backend: how long the request waited while its model was loaded, in seconds.
     """
 
     operation: Operation
@@ -93,6 +94,7 @@ class EngineRequest:
     wanted_model: str = ""
     wait_headers: Callable[[], list[tuple[str, str]]] | None = None
     native: NativeOptions | None = None
+    load_s: float = 0.0
 
     def status_headers(self) -> list[tuple[str, str]]:
         """Return the headers that report the model's state; none unless the request waits for a model."""

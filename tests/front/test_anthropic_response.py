@@ -125,6 +125,15 @@ def test_stop_reasons(given: dict[str, Any], reason: str, sequence: str | None) 
         ({"prompt_tokens": 3, "completion_tokens": None}, {"input_tokens": 3}),
         ({"prompt_tokens": 3, "prompt_tokens_details": None}, {"input_tokens": 3}),
         ({"prompt_tokens": "3", "completion_tokens": 2}, {"output_tokens": 2}),
+        ({"prompt_tokens": -3, "completion_tokens": True}, {}),
+        (
+            {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 2, "cache_write_tokens": 3}},
+            {"input_tokens": 4, "cache_read_input_tokens": 2, "cache_creation_input_tokens": 3},
+        ),
+        (
+            {"prompt_tokens": 9, "cache_creation_input_tokens": 3},
+            {"input_tokens": 6, "cache_creation_input_tokens": 3},
+        ),
     ],
 )
 def test_usage_that_is_missing_is_zero(usage: Any, changed: dict[str, int]) -> None:

@@ -377,6 +377,7 @@ async def test_nothing_to_embed_loads_too(api: Api) -> None:
         "model": "tiny-embed",
         "embeddings": [],
         "total_duration": LOAD_S * 1e9,
+        "load_duration": LOAD_S * 1e9,
     }
     assert await api.result("embeddings", {"model": "tiny-embed", "keep_alive": 0}) == {"embedding": []}
     assert api.manager.asked == [("load", "tiny-embed", 60.0), ("eject", "tiny-embed")]

@@ -283,6 +283,23 @@ def test_numbers_that_are_zero_are_left_out() -> None:
     assert closing_numbers({"prompt_tokens": None, "completion_tokens": 0}, total_s=0, first_s=0) == {}
 
 
+def test_loading_counts_for_neither_phase() -> None:
+    streamed = closing_numbers(USAGE, total_s=9, first_s=6, load_s=5)
+    names = ("load_duration", "prompt_eval_duration", "eval_duration")
+    assert [streamed[name] for name in names] == [5_000_000_000, 1_000_000_000, 3_000_000_000]
+    whole = closing_numbers(USAGE, total_s=9, first_s=0, load_s=5)
+    assert (whole["load_duration"], whole["eval_duration"]) == (5_000_000_000, 4_000_000_000)
+    assert whole["total_duration"] == 9_000_000_000
+
+
+@pytest.mark.parametrize("value", [None, "1", True, -1, 1e300, 2**70, [], {}])
+def test_timings_that_are_none_are_measured_here(value: Any) -> None:
+    numbers = closing_numbers(
+        USAGE, total_s=9, first_s=2, timings={"prompt_ms": value, "predicted_ms": value}
+    )
+    assert (numbers["prompt_eval_duration"], numbers["eval_duration"]) == (2_000_000_000, 7_000_000_000)
+
+
 def test_the_engines_own_measurements_are_preferred() -> None:
     numbers = closing_numbers(USAGE, total_s=9, first_s=2, timings={"prompt_ms": 100.5, "predicted_ms": 250})
     assert (numbers["prompt_eval_duration"], numbers["eval_duration"]) == (100_500_000, 250_000_000)

@@ -210,12 +210,15 @@ async def test_a_cut_off_stream_ends_with_an_error_and_response_failed() -> None
 def test_usage_has_the_names_of_the_responses_api() -> None:
     assert usage_object(USAGE) == {
         "input_tokens": 3,
-        "input_tokens_details": {"cached_tokens": 1},
+        "input_tokens_details": {"cached_tokens": 1, "cache_write_tokens": 0},
         "output_tokens": 4,
         "output_tokens_details": {"reasoning_tokens": 2},
         "total_tokens": 7,
     }
     assert usage_object({})["total_tokens"] == 0  # type: ignore[index]
+    written = usage_object({"prompt_tokens_details": {"cache_write_tokens": 2}})
+    assert written is not None
+    assert written["input_tokens_details"] == {"cached_tokens": 0, "cache_write_tokens": 2}
     assert usage_object(None) is None
 
 

@@ -246,6 +246,24 @@ async def test_nothing_of_the_wait_appears_inside_an_answer(managed: Managed, sl
     assert "heartbeat" not in text
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_ollamas_answers_say_how_long_loading_took(managed: Managed, slow: Path, stream: bool) -> None:
+    appliance = await managed("a", "embed", binary=slow)
+    for alias, path, more in (
+        ("a", "/api/chat", {}),
+        ("embed", "/api/embed", {"input": "hello"}),
+    ):
+        _, _, first = await appliance.ask(alias, path=path, stream=stream, **more)
+        _, _, again = await appliance.ask(alias, path=path, stream=stream, **more)
+        last = first if isinstance(first, dict) else json.loads(first.splitlines()[-1])
+        next_last = again if isinstance(again, dict) else json.loads(again.splitlines()[-1])
+        assert 1_000_000_000 < last["load_duration"] <= last["total_duration"]
+        rest = last.get("prompt_eval_duration", 0) + last.get("eval_duration", 0)
+        assert rest <= last["total_duration"] - last["load_duration"]
+        assert "load_duration" not in next_last
+        assert next_last["total_duration"] < 1_000_000_000
+
+
 async def test_who_only_loads_gets_spaces_too(managed: Managed, slow: Path) -> None:
     appliance = await managed("a", binary=slow, variables={"HEARTBEAT_S": "0.2"})
     status, _, text = await appliance.ask("a", path="/api/generate", messages=[], stream=True)

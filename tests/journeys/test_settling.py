@@ -11,6 +11,7 @@ import pytest
 from appliance.engines.upstream.exchange import UpstreamStream
 from tests.fakes.engine_server import EngineServer
 from tests.fakes.mirror import QUICK
+from tests.fakes.raw_server import Peer, RawServer
 from tests.journeys.running import Running, Start, until
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -182,3 +183,89 @@ async def test_an_answer_that_cannot_be_sent_ends_the_connection(
         assert await until(lambda: len(lines) >= 1)
     async with httpx.AsyncClient(base_url=running.base_url, timeout=5) as http:
         assert (await http.post(PATHS[path], content=body)).status_code == 200
+
+
+ODD_USAGES: list[Any] = [
+    5,
+    [1],
+    "many",
+    {"prompt_tokens": -3, "completion_tokens": -4, "total_tokens": -7},
+    {"prompt_tokens": "3", "completion_tokens": [], "total_tokens": {}},
+    {"prompt_tokens": True, "completion_tokens": 1.5, "total_tokens": None},
+    {"prompt_tokens": 10**15, "completion_tokens": 2**62, "total_tokens": 1e300},
+    {"prompt_tokens_details": 5, "completion_tokens_details": "x"},
+    {
+        "prompt_tokens_details": {"cached_tokens": -9, "cache_write_tokens": "x"},
+        "completion_tokens_details": {"reasoning_tokens": []},
+    },
+]
+ODD_TIMINGS: list[Any] = [
+    7,
+    {"prompt_n": "x", "predicted_n": -1, "prompt_ms": True, "predicted_ms": 1e300, "cache_n": []},
+    {"prompt_n": 2**62, "predicted_n": 2**62, "cache_n": 2**62, "prompt_ms": -5, "predicted_ms": "x"},
+]
+DIALECTS = {
+    "chat": "/v1/chat/completions",
+    "responses": "/v1/responses",
+    "anthropic": "/v1/messages",
+    "ollama": "/api/chat",
+    "generate": "/api/generate",
+}
+
+
+class OddCounters:
+    """A server whose answers have these `usage` and `timings`."""
+
+    def __init__(self, numbers: dict[str, Any]) -> None:
+        self._numbers = numbers
+
+    async def __call__(self, peer: Peer) -> None:
+        while True:
+            request = await peer.request()
+            head, _, body = request.partition(b"\r\n\r\n")
+            if not head.startswith(b"POST "):
+                found = b'{"data":[{"id":"tiny"}]}' if head.startswith(b"GET /v1/models ") else b""
+                self._say(peer, 200 if found else 404, "application/json", found)
+                continue
+            choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
+            if b'"stream":true' in body:
+                chunk = {"model": "tiny", "choices": [choice | {"delta": {"content": "hi"}}], **self._numbers}
+                text = b"data: " + json.dumps(chunk).encode() + b"\n\ndata: [DONE]\n\n"
+                self._say(peer, 200, "text/event-stream", text)
+            else:
+                message = {"role": "assistant", "content": "hi"}
+                whole = {"model": "tiny", "choices": [choice | {"message": message}], **self._numbers}
+                self._say(peer, 200, "application/json", json.dumps(whole).encode())
+
+    def _say(self, peer: Peer, status: int, kind: str, body: bytes) -> None:
+        head = f"HTTP/1.1 {status} -\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+        peer.say(head.encode() + body)
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"usage": odd} for odd in ODD_USAGES] + [{"timings": odd} for odd in ODD_TIMINGS], ids=str
+)
+async def test_counters_of_any_value_are_passed_over(start: Start, numbers: dict[str, Any]) -> None:
+    """Whole and as a stream, in each dialect, fast and on aiohttp: the text arrives, all is counted."""
+    async with RawServer(OddCounters(numbers)) as server:
+        running = await start(BACKENDS=f"e0={server.address}", **QUICK)
+        limits = httpx.Limits(max_connections=1)
+        async with httpx.AsyncClient(base_url=running.base_url, limits=limits, timeout=5) as http:
+            for path in DIALECTS.values():
+                for stream in (False, True):
+                    for query in ("", "?q=1"):
+                        body = {"model": "tiny", "messages": HELLO, "input": "hi", "prompt": "hi"}
+                        answer = await http.post(
+                            path + query, json=body | {"stream": stream, "max_tokens": 9}
+                        )
+                        assert (answer.status_code, '"hi"' in answer.text) == (200, True), answer.text
+                        assert "error" not in answer.text.replace('"error":null', ""), answer.text
+            metrics = (await http.get("/metrics")).text
+    assert await _is_settled(running)
+    assert 'appliance_requests_total{route="/v1/messages",status="200"} 4.0' in metrics
+    for receipt in running.appliance.receipts.latest(99):
+        assert receipt.finish_label == "done"
+        assert all(
+            count is None or 0 <= count < 2**53
+            for count in (receipt.prompt_tokens, receipt.completion_tokens)
+        )

@@ -77,3 +77,21 @@ def test_release_after_the_model_left_the_table() -> None:
     del one.state.models["a"]
     one.lease.release(is_ok=True)
     assert (one.runner.active, one.model.processed, len(one.state.samples)) == (0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("load_began_s", "load_s", "waited_s", "waited_for_load_s"),
+    [
+        (-30.0, 5.0, 0.0, 0.0),  # it was loaded before
+        (-30.0, 5.0, 20.0, 0.0),  # it waited for a slot alone
+        (-8.0, 5.0, 10.0, 5.0),  # it waited for memory, for the load, and for a slot
+        (-8.0, 5.0, 6.0, 3.0),  # it came in the middle of the load
+        (0.0, 0.0, 0.0, 0.0),
+    ],
+)
+def test_a_lease_knows_how_long_it_waited_for_the_load(
+    load_began_s: float, load_s: float, waited_s: float, waited_for_load_s: float
+) -> None:
+    one = Granted(waited_s=waited_s)
+    one.runner.load_started_s, one.runner.load_s = load_began_s, load_s
+    assert one.lease.load_s == waited_for_load_s

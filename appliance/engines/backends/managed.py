@@ -233,6 +233,7 @@ class ManagedBackend:
             for retries_left in range(MAX_RETRIES, -1, -1):
                 lease = await self._lease_for(request)
                 request.receipt.queue_ms += lease.waited_s * 1000
+                request.load_s += lease.load_s
                 try:
                     reply = await self._send(request, slot, lease)
                     return reply

@@ -13,6 +13,7 @@ Modules:
     response_builder: a stream joined to one whole response.
     spelling: options that each kind of engine spells in its own way.
     splice: the model's name replaced in the bytes of a JSON object.
+    token_counts: counts of tokens, of prompt caches too.
     tool_calls: tool calls put together from fragments.
     whole_reply: whole responses checked, and with texts and arguments of one type.
 """

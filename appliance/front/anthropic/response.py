@@ -15,6 +15,7 @@ from appliance.engines.upstream.reply_text import (
     read_reasoning,
     read_refusal,
 )
+from appliance.engines.upstream.token_counts import read_cache_counts, read_count
 from appliance.engines.upstream.tool_calls import parse_arguments, read_calls
 
 STOP_REASONS = {  # by chat's finish_reason; any other one is end_turn
@@ -108,16 +109,15 @@ def stop_of(finish: str | None, choice: dict[str, Any], *, has_calls: bool) -> t
 
 
 def usage_object(usage: Any) -> dict[str, int]:
-    """Return chat's usage under Anthropic's names: tokens that were read from a cache are counted apart."""
+    """Return chat's usage under Anthropic's names: tokens of a prompt cache are counted apart."""
     usage = usage if isinstance(usage, dict) else {}
-    details = usage.get("prompt_tokens_details")
-    cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
-    prompt = _count(usage.get("prompt_tokens"))
+    cached, written = read_cache_counts(usage)
+    prompt = read_count(usage.get("prompt_tokens"))
     return {
-        "input_tokens": max(0, prompt - cached),
-        "cache_creation_input_tokens": 0,
+        "input_tokens": max(0, prompt - cached - written),
+        "cache_creation_input_tokens": written,
         "cache_read_input_tokens": cached,
-        "output_tokens": _count(usage.get("completion_tokens")),
+        "output_tokens": read_count(usage.get("completion_tokens")),
     }
 
 
@@ -130,7 +130,3 @@ def _tool_use(call: dict[str, Any]) -> dict[str, Any]:
         "name": function["name"],
         "input": parse_arguments(arguments if arguments.strip() else ""),
     }
-
-
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and value > 0 else 0

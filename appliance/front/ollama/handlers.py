@@ -20,6 +20,7 @@ from appliance.base.errors import Invalid, NoSuchModel, Unsupported
 from appliance.engines.router import Router
 from appliance.engines.stream import GeneratedStream, Stream, start_stream
 from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation
+from appliance.engines.upstream.token_counts import read_count
 from appliance.front.ollama.context import pack_context
 from appliance.front.ollama.embed_input import Vectors, embed_fitting
 from appliance.front.ollama.models import LocalModels, not_found
@@ -74,12 +75,14 @@ class Exchange:
         payload: Its JSON body.
         card: The model that answers.
         conversation: What /api/generate packs into `context`, with the reply; None = no `context`.
+        load_s: How long the request waited while its model was loaded, in seconds.
     """
 
     request: Request
     payload: dict[str, Any]
     card: ModelCard
     conversation: list[dict[str, Any]] | None = None
+    load_s: float = 0.0
 
     @property
     def is_stream(self) -> bool:
@@ -266,7 +269,11 @@ class OllamaHandlers:
             )
         value = parse_reply(await self._ask(engine_request))
         last, text = from_openai_reply(
-            value, reply_format, at_s=self._clock.now_s(), elapsed_s=self._elapsed_s(request)
+            value,
+            reply_format,
+            at_s=self._clock.now_s(),
+            elapsed_s=self._elapsed_s(request),
+            load_s=engine_request.load_s,
         )
         if not is_chat:
             last["upstream_model"] = exchange.card.upstream
@@ -284,6 +291,7 @@ class OllamaHandlers:
         """Ask the engines; a failure before the first line becomes a status, not a line of the stream."""
         reply = await self._ask(engine_request)
         assert reply.events is not None
+        exchange.load_s = engine_request.load_s
         lines = GeneratedStream(self._lines(reply.events, exchange, translator), reply.events)
         pieces = await start_stream(lines)
         return replace(STREAM, headers=_ignored(engine_request, ignored), pieces=pieces)
@@ -298,7 +306,9 @@ class OllamaHandlers:
                 part = translator.translate(chunk, at_s=now_s(), elapsed_s=self._elapsed_s(request))
                 if part is not None:
                     yield json_line(part)
-        *calls, last = translator.finish(at_s=now_s(), elapsed_s=self._elapsed_s(request))
+        *calls, last = translator.finish(
+            at_s=now_s(), elapsed_s=self._elapsed_s(request), load_s=exchange.load_s
+        )
         for part in calls:
             yield json_line(part)
         yield json_line(exchange.add_context(last, translator.text))
@@ -344,7 +354,8 @@ class OllamaHandlers:
         """Compute the embeddings of one text or several, as vectors of length 1.
 
         Returns:
-            `{model, embeddings, total_duration, prompt_eval_count}`.
+            `{model, embeddings, total_duration, load_duration, prompt_eval_count}`, the last two where
+            they are not 0.
         """
         payload = _read(request)
         value = payload.get("input")
@@ -358,7 +369,11 @@ class OllamaHandlers:
             "model": exchange.card.id,
             "embeddings": [normalize(vector) for vector in vectors],
         }
-        numbers = {"total_duration": nanoseconds(self._elapsed_s(request)), "prompt_eval_count": count}
+        numbers = {
+            "total_duration": nanoseconds(self._elapsed_s(request)),
+            "load_duration": nanoseconds(exchange.load_s),
+            "prompt_eval_count": count,
+        }
         body |= {name: number for name, number in numbers.items() if number}
         return replace(json_response(body), headers=headers)
 
@@ -376,7 +391,7 @@ class OllamaHandlers:
         """Return one vector per text, and the number of tokens; a text too long is cut, or refused."""
         payload, keep_alive_s = exchange.payload, exchange.keep_alive_s
         if not inputs:
-            await self._touch(exchange.card, keep_alive_s)
+            exchange.load_s = await self._touch(exchange.card, keep_alive_s)
             return [], 0
         dimensions = payload.get("dimensions") or 0
         if dimensions < 0:
@@ -387,12 +402,13 @@ class OllamaHandlers:
             body = {"input": texts, **more}
             engine_request = _engine_request(exchange, Operation.EMBEDDING, body, is_stream=False)
             value = parse_reply(await self._ask(engine_request))
+            exchange.load_s += engine_request.load_s
             usage = value.get("usage")
-            tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+            tokens = read_count(usage.get("prompt_tokens")) if isinstance(usage, dict) else 0
             vectors = parse_vectors(value, len(texts))
             if dimensions:  # an engine may know nothing of them
                 vectors = [vector[:dimensions] for vector in vectors]
-            return vectors, tokens if isinstance(tokens, int) else 0
+            return vectors, tokens
 
         return await embed_fitting(inputs, embed, is_truncating=payload.get("truncate") is not False)
 

@@ -20,8 +20,10 @@ from appliance.engines.upstream.reply_text import (
     read_reasoning,
     read_refusal,
 )
+from appliance.engines.upstream.token_counts import read_count
 from appliance.engines.upstream.tool_calls import ToolCalls, parse_arguments, read_calls
 
+MAX_TIME_MS = 1e11  # three years; more is no time
 # By OpenAI's finish_reason; any other one is passed on unchanged.
 DONE_REASONS = {"tool_calls": "stop", "function_call": "stop"}
 
@@ -103,22 +105,28 @@ class StreamTranslator:
             at_s, text, thinking=thinking, logprobs=from_openai_logprobs(choice)
         ) | {"done": False}
 
-    def finish(self, *, at_s: float, elapsed_s: float) -> list[dict[str, Any]]:
-        """Return the last objects: the tool calls, if there are any, and the closing one with the numbers."""
+    def finish(self, *, at_s: float, elapsed_s: float, load_s: float = 0.0) -> list[dict[str, Any]]:
+        """Return the last objects: the tool calls, if there are any, and the closing one with the numbers.
+
+        Args:
+            at_s: Seconds since 1970.
+            elapsed_s: Seconds since the request arrived.
+            load_s: Seconds of them in which its model was loaded.
+        """
         calls = from_openai_calls([call.render() for call in self._calls.calls])
         parts = [self.reply_format.part(at_s, calls=calls) | {"done": False}] if calls else []
         last = self.reply_format.part(at_s) | {"done": True, "done_reason": to_done_reason(self._finish)}
         first_s = 0.0 if self._first_s is None else self._first_s
-        return [
-            *parts,
-            last | closing_numbers(self._usage, total_s=elapsed_s, first_s=first_s, timings=self._timings),
-        ]
+        numbers = closing_numbers(
+            self._usage, total_s=elapsed_s, first_s=first_s, timings=self._timings, load_s=load_s
+        )
+        return [*parts, last | numbers]
 
 
 def from_openai_reply(
-    reply: dict[str, Any], reply_format: ReplyFormat, *, at_s: float, elapsed_s: float
+    reply: dict[str, Any], reply_format: ReplyFormat, *, at_s: float, elapsed_s: float, load_s: float = 0.0
 ) -> tuple[dict[str, Any], str]:
-    """Return a whole reply as an object.
+    """Return a whole reply as an object; the times are those of `StreamTranslator.finish`.
 
     Returns:
         (the object, its text).
@@ -140,9 +148,10 @@ def from_openai_reply(
         logprobs=from_openai_logprobs(choice),
     )
     out |= {"done": True, "done_reason": to_done_reason(choice.get("finish_reason"))}
-    return out | closing_numbers(
-        reply.get("usage"), total_s=elapsed_s, first_s=0.0, timings=reply.get("timings")
-    ), text
+    numbers = closing_numbers(
+        reply.get("usage"), total_s=elapsed_s, first_s=0.0, timings=reply.get("timings"), load_s=load_s
+    )
+    return out | numbers, text
 
 
 def from_openai_calls(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -184,7 +193,9 @@ def from_openai_logprobs(choice: dict[str, Any]) -> list[Any]:
     return rows
 
 
-def closing_numbers(usage: Any, *, total_s: float, first_s: float, timings: Any = None) -> dict[str, int]:
+def closing_numbers(
+    usage: Any, *, total_s: float, first_s: float, timings: Any = None, load_s: float = 0.0
+) -> dict[str, int]:
     """Return the closing object's numbers, durations in nanoseconds; zeros are left out, as Ollama does.
 
     Args:
@@ -192,29 +203,27 @@ def closing_numbers(usage: Any, *, total_s: float, first_s: float, timings: Any 
         total_s: Seconds from the request to its end.
         first_s: Seconds to the first token; 0 = unknown (a whole reply).
         timings: llama-server's own measurements, which are more exact; None = none.
+        load_s: Seconds in which the model was loaded for the request; they count for neither phase.
     """
     usage = usage if isinstance(usage, dict) else {}
-    prompt_s, eval_s = first_s, max(0.0, total_s - first_s)
+    prompt_s, eval_s = max(0.0, first_s - load_s), max(0.0, total_s - max(first_s, load_s))
     if isinstance(timings, dict):
         prompt_s, eval_s = _ms(timings.get("prompt_ms"), prompt_s), _ms(timings.get("predicted_ms"), eval_s)
     numbers = {
         "total_duration": nanoseconds(total_s),
-        "load_duration": 0,
-        "prompt_eval_count": _count(usage.get("prompt_tokens")),
+        "load_duration": nanoseconds(load_s),
+        "prompt_eval_count": read_count(usage.get("prompt_tokens")),
         "prompt_eval_duration": nanoseconds(prompt_s),
-        "eval_count": _count(usage.get("completion_tokens")),
+        "eval_count": read_count(usage.get("completion_tokens")),
         "eval_duration": nanoseconds(eval_s),
     }
     return {name: value for name, value in numbers.items() if value}
 
 
-def _count(value: Any) -> int:
-    """Return a count of tokens; 0 where it is none."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
-
-
 def _ms(value: Any, otherwise_s: float) -> float:
-    return value / 1000 if isinstance(value, (int, float)) and value >= 0 else otherwise_s
+    """Return milliseconds that an engine measured as seconds; anything that is no duration is left out."""
+    is_time = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < MAX_TIME_MS
+    return value / 1000 if is_time else otherwise_s
 
 
 def nanoseconds(seconds: float) -> int:

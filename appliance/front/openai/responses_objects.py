@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from appliance.engines.upstream.reply_text import read_content, read_reasoning, read_refusal
+from appliance.engines.upstream.token_counts import read_cache_counts, read_count
 from appliance.engines.upstream.tool_calls import read_calls
 from appliance.front.openai.responses_tools import ClientTool, to_input
 
@@ -89,11 +90,11 @@ def usage_object(usage: Any) -> dict[str, Any] | None:
     """Return chat's usage under the names of the Responses API; None for anything else."""
     if not isinstance(usage, dict):
         return None
-    cached = _count(usage.get("prompt_tokens_details"), "cached_tokens")
+    cached, written = read_cache_counts(usage)
     reasoning = _count(usage.get("completion_tokens_details"), "reasoning_tokens")
     return {
         "input_tokens": _count(usage, "prompt_tokens"),
-        "input_tokens_details": {"cached_tokens": cached},
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": written},
         "output_tokens": _count(usage, "completion_tokens"),
         "output_tokens_details": {"reasoning_tokens": reasoning},
         "total_tokens": _count(usage, "total_tokens"),
@@ -102,8 +103,7 @@ def usage_object(usage: Any) -> dict[str, Any] | None:
 
 def _count(numbers: Any, name: str) -> int:
     """Return a count of tokens; 0 where it is none."""
-    value = numbers.get(name) if isinstance(numbers, dict) else None
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+    return read_count(numbers.get(name)) if isinstance(numbers, dict) else 0
 
 
 def message_item(

@@ -23,6 +23,13 @@ class Lease:
     is_released: bool = False
 
     @property
+    def load_s(self) -> float:
+        """How long it waited while its model was loaded, in seconds; 0 = the model was loaded before."""
+        runner = self.runner
+        began_s = max(self.granted_s - self.waited_s, runner.load_started_s)
+        return max(0.0, runner.load_started_s + runner.load_s - began_s)
+
+    @property
     def url(self) -> str:
         """The base address of the llama-server."""
         return f"http://127.0.0.1:{self.runner.port}"
