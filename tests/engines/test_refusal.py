@@ -440,3 +440,12 @@ def test_a_redirect_says_where_to_and_shows_clients_no_host(location: str, where
 
 def test_a_long_location_is_cut() -> None:
     assert len(redirect_failure(302, {"location": "/" + "x" * 9000}, "e0").note) < 900
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_hosted_apis_words_for_a_long_prompt_get_the_code(status: int) -> None:
+    sentence = "This model's maximum context length is 8192 tokens. However, you requested 9000 tokens."
+    error = caller_error(status, jsons.dumps_text({"error": {"message": sentence, "code": None}}), "The API")
+    assert (error.message, error.code, error.param) == (sentence, "context_length_exceeded", "messages")
+    assert error.details["status"] == status
+    assert error.details["error_fields"] == {"n_prompt_tokens": 9000, "n_ctx": 8192}

@@ -249,6 +249,8 @@ def parse_retry_after(headers: dict[str, str]) -> float | None:
 def caller_error(status: int, text: str, label: str) -> ApplianceError:
     """Return an upstream's 4xx as our error, with its own message, param and code.
 
+    A prompt that is too long has the code `context_length_exceeded`: agents then shorten the conversation.
+
     Args:
         status: 400 to 499; 403 is Forbidden, everything else Invalid; it stays in `details["status"]`.
         text: The response's body: OpenAI's error object, or anything.
@@ -264,11 +266,12 @@ def caller_error(status: int, text: str, label: str) -> ApplianceError:
     message = find_words(value) if isinstance(value, dict) else text
     message = message or f"{label} refused the request with status {status}."
     param, code = error.get("param"), error.get("code")
-    kind = Forbidden if status == 403 else Invalid
-    raised = kind(
-        message,
-        param=param if isinstance(param, str) else None,
-        code=code if isinstance(code, str) else None,
-    )
+    param = param if isinstance(param, str) else None
+    raised: ApplianceError
+    if status in {400, 413, 422} and (found := parse_context_error(text)) is not None:
+        raised = context_error(*found, sentence=message, param=param or "messages")
+    else:
+        kind = Forbidden if status == 403 else Invalid
+        raised = kind(message, param=param, code=code if isinstance(code, str) else None)
     raised.details["status"] = status
     return raised
