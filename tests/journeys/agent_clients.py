@@ -14,7 +14,7 @@ from tests.fakes.hosted_api import Reply
 from tests.fakes.recording_proxy import Call
 
 RECORDED = Path(__file__).with_name("agents") / "recorded"
-FOLDER = "/work/project"  # stands for the folder in which a client was run
+FOLDER = "/home/user/project"  # stands for the folder in which a client was run
 LONG = 48  # characters; what is longer is a text of the client
 KEPT_HEADERS = (
     "accept",
