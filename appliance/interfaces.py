@@ -74,7 +74,7 @@ def build_front(appliance: Appliance) -> HttpServer:
         appliance.manager_handlers,
         DownloadHandlers(appliance.jobs, folders=appliance.folders),
         LoraHandlers(appliance.lora_orders),
-        OpenAIHandlers(router, heartbeat_s=heartbeat_s, manager=manager),
+        OpenAIHandlers(router, heartbeat_s=heartbeat_s, manager=manager, library=appliance.library),
         ResponsesHandlers(
             router, clock=clock, keep_s=appliance.settings.front.responses_keep_s, heartbeat_s=heartbeat_s
         ),

@@ -135,6 +135,8 @@ class ModelCard:
         parent: Of an adapter: the model that it belongs to; "" = it is not an adapter.
         path: Of an adapter: the file that the engine loaded; "" = unknown.
         is_text: False = it is known to give only embeddings or scores.
+        capabilities: What its engine says that it can do, such as `multimodal`; () = it does not say.
+        meta: Facts about it by its engine's own names, such as `n_ctx_train`; () = none.
     """
 
     id: str
@@ -146,6 +148,8 @@ class ModelCard:
     parent: str = ""
     path: str = ""
     is_text: bool = True
+    capabilities: tuple[str, ...] = ()
+    meta: tuple[tuple[str, int | float | str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,6 +142,48 @@ async def test_facts_are_models_context_and_slots(
     assert {name: one.card.context_tokens for name, one in facts.models.items()} == names
 
 
+@pytest.mark.parametrize(
+    ("named", "given", "capabilities", "meta"),
+    [
+        ({"capabilities": ["completion", "multimodal"]}, {}, ("completion", "multimodal"), {}),
+        ({}, {"meta": None}, (), {}),  # while it loads
+        ({}, {"meta": {"n_embd": 384, "size": 3489792, "ftype": "F16", "x": 0.5}}, (), {"n_embd": 384}),
+        ({"capabilities": "completion"}, {"meta": [1]}, (), {}),
+        (
+            {"capabilities": [1, None, "a" * 65, "", "b"]},
+            {"meta": {"n": 2**60, "m": {}, "k": True}},
+            ("b",),
+            {},
+        ),
+        (
+            {"capabilities": ["a"] * 99},
+            {"meta": {"t" * 65: 1, "long": "t" * 201} | {f"k{n}": n for n in range(99)}},
+            ("a",) * 16,
+            {"k0": 0, "k29": 29},
+        ),
+    ],
+)
+async def test_what_llamacpp_says_of_a_model_is_read_within_bounds(
+    named: dict[str, Any], given: dict[str, Any], capabilities: tuple[str, ...], meta: dict[str, Any]
+) -> None:
+    client = PageClient()
+    page = models(row("tiny", "llamacpp", **given))
+    client.page("/v1/models", 200, page | {"models": [{"name": "tiny", **named}, {"name": 5}, "x"]})
+    card = (await DIALECTS["llamacpp"].read_facts(client)).models["tiny"].card
+    assert card.capabilities == capabilities
+    assert meta.items() <= dict(card.meta).items()
+    assert len(card.meta) <= 32
+    assert all(isinstance(value, (int, float, str)) for _, value in card.meta)
+
+
+@pytest.mark.parametrize("others", [None, 5, {}, [[]], ["tiny"], [{"name": ["tiny"]}]])
+async def test_an_odd_list_beside_the_models_is_passed_over(others: Any) -> None:
+    client = PageClient()
+    client.page("/v1/models", 200, models(row("tiny", "llamacpp")) | {"models": others})
+    card = (await DIALECTS["llamacpp"].read_facts(client)).models["tiny"].card
+    assert (card.capabilities, card.meta) == ((), ())
+
+
 async def test_llamacpp_lists_adapters_by_their_file_names() -> None:
     client = (
         PageClient()

@@ -56,6 +56,17 @@ async def test_models_have_openais_fields_and_what_is_known() -> None:
     }
 
 
+async def test_models_have_what_their_engine_says_of_them() -> None:
+    api = Api()
+    meta = (("n_ctx_train", 8192), ("ftype", "F16"))
+    CARDS.append(ModelCard("seeing", 5, "llamacpp", "seeing", capabilities=("multimodal",), meta=meta))
+    try:
+        row = json_of(await api.handlers.model(make_request(model="seeing")))
+    finally:
+        CARDS.pop()
+    assert (row["capabilities"], row["meta"]) == (["multimodal"], {"n_ctx_train": 8192, "ftype": "F16"})
+
+
 async def test_models_have_anthropics_fields_for_its_clients() -> None:
     version = {"anthropic-version": "2023-06-01"}
     body = json_of(await Api().handlers.models(make_request(headers=version)))

@@ -246,6 +246,21 @@ async def test_nothing_of_the_wait_appears_inside_an_answer(managed: Managed, sl
     assert "heartbeat" not in text
 
 
+async def test_models_are_listed_with_what_their_files_say(managed: Managed) -> None:
+    appliance = await managed("a", "embed")
+    _, _, listed = await appliance.ask("a", path="/v1/models", method="GET")
+    rows = {row["id"]: row for row in listed["data"]}
+    assert (rows["a"]["capabilities"], rows["embed"]["capabilities"]) == (
+        ["completion", "tools"],
+        ["embedding"],
+    )
+    facts = {name: rows["a"]["meta"][name] for name in ("n_ctx_train", "n_embd", "ftype")}
+    assert facts == {"n_ctx_train": 8192, "n_embd": 384, "ftype": "F16"}
+    assert rows["a"]["meta"]["n_params"] > 1_000_000 < rows["a"]["meta"]["size"]
+    _, _, one = await appliance.ask("a", path="/v1/models/a", method="GET")
+    assert one == rows["a"]
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 async def test_ollamas_answers_say_how_long_loading_took(managed: Managed, slow: Path, stream: bool) -> None:
     appliance = await managed("a", "embed", binary=slow)

@@ -392,6 +392,16 @@ async def test_its_own_addresses_are_reached_by_passthrough(start, llama: Llama)
     assert (await ask(running, {"x": 1}, path="/no/such"))[0] == 404
 
 
+async def test_models_are_listed_with_what_the_server_says(start, llama: Llama) -> None:
+    server = await llama()
+    running = await start(**behind(server))
+    own = server.get("/v1/models")
+    [row] = (await ask(running, path="/v1/models", method="GET"))[2]["data"]
+    assert row["capabilities"] == own["models"][0]["capabilities"] == ["completion"]
+    assert row["meta"] == own["data"][0]["meta"]
+    assert row["meta"]["n_ctx_train"] == 8192
+
+
 async def test_an_adapter_is_a_model_of_its_own(start, llama: Llama) -> None:
     running = await start(**behind(await llama(lora=True), await llama()))
     listed = {row["id"] for row in (await ask(running, path="/v1/models", method="GET"))[2]["data"]}

@@ -9,6 +9,8 @@ from appliance.engines.types import ModelCard, ServedModel
 
 HEALTH_TIMEOUT_S = 1.0
 QUERY_TIMEOUT_S = 5.0  # for pages about models, limits and adapters
+MAX_CAPABILITIES, MAX_FACTS = 16, 32  # of one model
+MAX_WORD_CHARS, MAX_FACT_CHARS, MAX_NUMBER = 64, 200, 2**53
 
 
 class UnexpectedReply(ValueError):
@@ -41,15 +43,45 @@ def read_json(reply: QueryReply, path: str) -> dict[str, Any]:
 async def list_models(client: EngineClient) -> list[dict[str, Any]]:
     """Return the rows of GET /v1/models that have an id.
 
+    A row without `capabilities` gets those of the list `models`, where llama-server has them.
+
     Raises:
         UnexpectedReply: The page has no list of models.
         WireError: The engine cannot be reached.
     """
     value = read_json(await client.get("/v1/models", QUERY_TIMEOUT_S), "/v1/models")
-    rows = value.get("data")
+    rows, others = value.get("data"), value.get("models")
     if not isinstance(rows, list):
         raise UnexpectedReply("/v1/models has no list `data`")
-    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str) and row["id"]]
+    named = [other for other in others if isinstance(other, dict)] if isinstance(others, list) else []
+    said = {
+        name: {"capabilities": row.get("capabilities")}
+        for row in named
+        if isinstance(name := row.get("name"), str)
+    }
+    return [
+        {**said.get(row["id"], {}), **row}
+        for row in rows
+        if isinstance(row, dict) and isinstance(row.get("id"), str) and row["id"]
+    ]
+
+
+def read_capabilities(value: Any) -> tuple[str, ...]:
+    """Return a list of short words; () for anything else."""
+    words = value[:MAX_CAPABILITIES] if isinstance(value, list) else []
+    return tuple(word for word in words if isinstance(word, str) and 0 < len(word) <= MAX_WORD_CHARS)
+
+
+def read_meta(value: Any) -> tuple[tuple[str, int | float | str], ...]:
+    """Return the facts of a row's `meta` that are numbers or short texts; () for anything else."""
+    facts = list(value.items())[:MAX_FACTS] if isinstance(value, dict) else []
+    return tuple((name, fact) for name, fact in facts if len(name) <= MAX_WORD_CHARS and _is_fact(fact))
+
+
+def _is_fact(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= MAX_FACT_CHARS
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
 
 
 def served_model(row: dict[str, Any], *, owner: str, context_tokens: int = 0) -> ServedModel:
@@ -70,6 +102,8 @@ def served_model(row: dict[str, Any], *, owner: str, context_tokens: int = 0) ->
         context_tokens=longest if isinstance(longest, int) and longest > 0 else context_tokens,
         parent=parent if isinstance(parent, str) else "",
         path=root if isinstance(parent, str) and isinstance(root, str) else "",
+        capabilities=read_capabilities(row.get("capabilities")),
+        meta=read_meta(row.get("meta")),
     )
     return ServedModel(card, row["id"])
 

@@ -24,7 +24,7 @@ class RelayedModels:
         return {
             **self._entry(card),
             "modified_at": format_rfc3339(card.created_s),
-            "capabilities": self._capabilities(),
+            "capabilities": self._capabilities(card),
         }
 
     def loaded(self, card: ModelCard) -> dict[str, Any]:
@@ -42,7 +42,7 @@ class RelayedModels:
             "parameters": "",
             "template": "",
             "details": _details(card),
-            "capabilities": self._capabilities(),
+            "capabilities": self._capabilities(card),
             "modified_at": format_rfc3339(card.created_s),
             **self._remote(card),
             "model_info": {
@@ -70,8 +70,13 @@ class RelayedModels:
         host = self._router.settings.novita_openai_endpoints[0]
         return {"remote_model": card.upstream, "remote_host": host}
 
-    def _capabilities(self) -> list[str]:
-        return DEMO_CAPABILITIES if self._router.is_demo else CAPABILITIES
+    def _capabilities(self, card: ModelCard) -> list[str]:
+        """Say what a model can do in Ollama's words, as far as it is known."""
+        if self._router.is_demo:
+            return DEMO_CAPABILITIES
+        if not card.is_text:
+            return ["embedding"]
+        return [*CAPABILITIES, "vision"] if "multimodal" in card.capabilities else CAPABILITIES
 
 
 def _family(card: ModelCard) -> str:

@@ -22,6 +22,8 @@ from appliance.front.pipeline.response import Response, json_response
 from appliance.front.pipeline.route import Route
 from appliance.front.pipeline.sse import HEARTBEAT, SSE_HEADERS
 from appliance.models.status.views import ModelManagerApi
+from appliance.models.table.details import ModelDetails
+from appliance.models.table.library import ModelLibrary
 
 STREAM = Response(
     content_type=SSE_CONTENT_TYPE,
@@ -37,13 +39,20 @@ class OpenAIHandlers:
     Args:
         heartbeat_s: Returns the seconds after which a waiting stream gets headers and heartbeats; 0 = never.
         manager: The models that this appliance runs itself; None = none.
+        library: The details of their files; None = unknown.
     """
 
     def __init__(
-        self, router: Router, *, heartbeat_s: Callable[[], float], manager: ModelManagerApi | None = None
+        self,
+        router: Router,
+        *,
+        heartbeat_s: Callable[[], float],
+        manager: ModelManagerApi | None = None,
+        library: ModelLibrary | None = None,
     ) -> None:
         self._router = router
         self._manager = manager
+        self._library = library
         self._heartbeat_s = heartbeat_s
 
     def routes(self) -> list[Route]:
@@ -90,7 +99,7 @@ class OpenAIHandlers:
             `{"object": "list", "data": [{"id", "object": "model", "created", "owned_by", …}]}`; Anthropic's
             list for its clients, who say so by the header `anthropic-version`.
         """
-        rows = list(self._model_rows().values())
+        rows = list((await self._model_rows()).values())
         if ANTHROPIC_VERSION in request.headers:
             return json_response(anthropic_list(rows))
         return json_response({"object": "list", "data": rows})
@@ -101,30 +110,34 @@ class OpenAIHandlers:
         Raises:
             NoSuchModel: No model has this name; MODEL_STRICT does not matter here.
         """
-        row = self._row_of(request.params["model"])
+        row = await self._row_of(request.params["model"])
         return json_response(anthropic_model(row) if ANTHROPIC_VERSION in request.headers else row)
 
-    def _row_of(self, wanted: str) -> dict[str, Any]:
+    async def _row_of(self, wanted: str) -> dict[str, Any]:
         if (card := self._router.find_card(wanted)) is not None:
-            return self._model_rows()[card.id]
+            return (await self._model_rows())[card.id]
         if self._manager is not None and wanted in self._manager.catalogue.models:
-            return self._model_rows()[wanted]
+            return (await self._model_rows())[wanted]
         raise NoSuchModel(f"The model {wanted!r} does not exist here.", param="model")
 
-    def _model_rows(self) -> dict[str, dict[str, Any]]:
+    async def _model_rows(self) -> dict[str, dict[str, Any]]:
         """Return every model by its id.
 
-        Those that run here, loaded or not, with `n_ctx`, and owned by `user`.
+        Those that run here, loaded or not, with `n_ctx` and what their files say, and owned by `user`.
         """
         rows = {card.id: _model_row(card) for card in self._router.cards()}
         if (manager := self._manager) is None:
             return rows
-        for view in manager.models():
+        views = manager.models()
+        aliases = [view.alias for view in views]
+        details = await self._library.every(aliases, needs_digests=False) if self._library else {}
+        for view in views:
             fresh = {"id": view.alias, "object": "model", "created": int(manager.server_started_at_s)}
             rows[view.alias] = {
                 **rows.get(view.alias, fresh),
                 "owned_by": "user",
                 "n_ctx": view.context_tokens,
+                **(_file_facts(details[view.alias]) if view.alias in details else {}),
             }
         return rows
 
@@ -173,7 +186,10 @@ def _check_prompt(name: str, body: dict[str, Any]) -> None:
 
 
 def _model_row(card: ModelCard) -> dict[str, Any]:
-    """Return OpenAI's fields, and where known `aliases`, `max_model_len` and `parent`, as engines do."""
+    """Return OpenAI's fields, and where known those that engines add.
+
+    They are `aliases`, `max_model_len`, `parent`, `capabilities`, `meta`.
+    """
     row: dict[str, Any] = {
         "id": card.id,
         "object": "model",
@@ -186,4 +202,21 @@ def _model_row(card: ModelCard) -> dict[str, Any]:
         row["max_model_len"] = card.context_tokens
     if card.parent:
         row["parent"] = card.parent
+    if card.capabilities:
+        row["capabilities"] = list(card.capabilities)
+    if card.meta:
+        row["meta"] = dict(card.meta)
     return row
+
+
+def _file_facts(details: ModelDetails) -> dict[str, Any]:
+    """Return `capabilities` and `meta` of a model that runs here, by llama-server's names, sizes in bytes."""
+    meta = {
+        "n_ctx_train": details.context_tokens,
+        "n_embd": details.embedding_length,
+        "n_params": details.parameters,
+        "size": details.size_bytes,
+        "ftype": details.quantization,
+    }
+    known = {name: value for name, value in meta.items() if value}
+    return {"capabilities": list(details.capabilities), "meta": known}

@@ -64,13 +64,20 @@ class ModelLibrary:
             raise _unreadable(alias, exc) from None
         return (await self._with_digests([kept]))[0]
 
-    async def every(self, aliases: Iterable[str]) -> dict[str, ModelDetails]:
-        """Return the facts of some models by alias; unknown and unreadable ones are left out."""
+    async def every(self, aliases: Iterable[str], *, needs_digests: bool = True) -> dict[str, ModelDetails]:
+        """Return the facts of some models by alias; unknown and unreadable ones are left out.
+
+        Args:
+            aliases: Their names.
+            needs_digests: Whether to compute the files' digests, and to wait a moment for them.
+        """
         table = self._models()
         found = await asyncio.to_thread(
             _look_at_each, [table[alias] for alias in aliases if alias in table], dict(self._kept)
         )
         self._kept |= found
+        if not needs_digests:
+            return {alias: kept.details for alias, kept in found.items()}
         return {one.alias: one for one in await self._with_digests(list(found.values()))}
 
     async def lists(self, alias: str) -> dict[str, list[Any]]:
