@@ -85,6 +85,44 @@ async def test_openai_health_falls_back_to_the_model_list(status: int) -> None:
 # ---- facts
 
 
+def error(code: int, message: str) -> dict[str, Any]:
+    return {"error": {"code": code, "message": message, "type": "x"}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "page", "is_text"),
+    [
+        ("llamacpp", "/v1/embeddings", (501, error(501, "This server does not support embeddings.")), True),
+        ("llamacpp", "/v1/embeddings", (400, error(400, '"input" or "content" must be provided')), False),
+        ("llamacpp", "/v1/embeddings", (400, error(400, "no")), True),  # it says nothing of it
+        ("llamacpp", "/v1/embeddings", (401, error(401, "Invalid API Key")), True),
+        ("llamacpp", "/v1/embeddings", (404, b""), True),
+        ("llamacpp", "/v1/embeddings", (500, b"input"), True),
+        ("sglang", "/get_model_info", (200, {"model_path": "m", "is_generation": True}), True),
+        ("sglang", "/get_model_info", (200, {"model_path": "m", "is_generation": False}), False),
+        ("sglang", "/model_info", (200, {"model_path": "m", "is_generation": False}), False),
+        ("sglang", "/get_model_info", (200, {"model_path": "m"}), True),
+        ("sglang", "/get_model_info", (200, b"<html>"), True),
+        ("sglang", "/get_model_info", (200, [False]), True),
+        ("sglang", "/get_model_info", (500, b""), True),
+    ],
+)
+async def test_a_server_that_gives_only_embeddings_is_known(
+    kind: str, path: str, page: tuple[int, Any], is_text: bool
+) -> None:
+    client = PageClient().page("/v1/models", 200, models(row("tiny", kind))).page(path, *page)
+    facts = await DIALECTS[kind].read_facts(client)
+    assert facts.models["tiny"].card.is_text is is_text
+
+
+async def test_a_server_of_several_models_is_not_asked_what_it_is_for() -> None:
+    listed = models(row("a", "llamacpp"), row("b", "llamacpp"))
+    client = PageClient().page("/v1/models", 200, listed).page("/v1/embeddings", 400, error(400, "input"))
+    facts = await DIALECTS["llamacpp"].read_facts(client)
+    assert [one.card.is_text for one in facts.models.values()] == [True, True]
+    assert client.commands == []
+
+
 @pytest.mark.parametrize(
     ("kind", "pages", "context_tokens", "slots", "names"),
     [

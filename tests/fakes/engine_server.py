@@ -62,6 +62,7 @@ class EngineServer:
         self.health_hangs = False
         self.metrics_page: bytes | None = None  # instead of its own
         self.metrics_status = 200
+        self.is_embedding = False  # started for embeddings alone
         self.others = 0  # requests that other clients have running here
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -110,6 +111,8 @@ class EngineServer:
         }.get(request.path)
         if page is not None:
             return await page()
+        if request.path == "/v1/embeddings" and self.kind == "llamacpp" and await request.read() == b"{}":
+            return self._without_input()
         if request.path in {"/v1/chat/completions", "/v1/completions"}:
             try:
                 return await self._complete(request)
@@ -169,10 +172,19 @@ class EngineServer:
 
     async def _information(self) -> web.Response:
         return (
-            web.json_response({"model_path": "m", "is_generation": True})
+            web.json_response({"model_path": "m", "is_generation": not self.is_embedding})
             if self.kind == "sglang"
             else web.Response(status=404)
         )
+
+    def _without_input(self) -> web.Response:
+        """Answer a request for embeddings that has nothing in it."""
+        status, text = (
+            (400, '"input" or "content" must be provided')
+            if self.is_embedding
+            else (501, "This server does not support embeddings. Start it with `--embeddings`")
+        )
+        return web.json_response({"error": {"code": status, "message": text}}, status=status)
 
     async def _adapters(self) -> web.Response:
         return web.json_response(

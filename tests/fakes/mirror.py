@@ -28,6 +28,7 @@ class Mirror(EngineServer):
             ("GET", "/props"),
             ("GET", "/metrics"),
             ("POST", "/v1/chat/completions"),
+            ("POST", "/v1/embeddings"),
         }:
             return await super()._handle(request)
         self.seen.append(f"{request.method} {request.raw_path}")

@@ -408,6 +408,27 @@ async def test_a_request_that_names_a_model_goes_to_a_server_of_it(start, mirror
         assert (response.status, (await response.json())["error"]["code"]) == (404, "model_not_found")
 
 
+@pytest.mark.parametrize("kind", ["llamacpp", "sglang"])
+async def test_without_a_model_no_server_for_embeddings_is_asked(start, mirrors, session, kind: str) -> None:
+    embedding, text = (
+        *await mirrors(1, kind, models=("a-embed",)),
+        *await mirrors(1, kind, models=("chat",)),
+    )
+    embedding.is_embedding = True
+    running = await start(**named([embedding, text]))
+    for path in ("/completion", "/tokenize", "/some/where") * 2:
+        async with session.post(running.base_url + path, data=b"{}") as response:
+            assert (await response.json())["port"] == text.port
+    async with session.post(
+        running.v1 + "/chat/completions", json={"messages": [{"role": "user", "content": "x"}]}
+    ) as response:
+        assert (response.status, (await response.json())["model"]) == (200, "chat")
+    async with session.post(running.base_url + "/tokenize", json={"model": "a-embed"}) as response:
+        assert (await response.json())["port"] == embedding.port
+    async with session.get(running.v1 + "/models") as response:
+        assert [row["id"] for row in (await response.json())["data"]][:2] == ["chat", "a-embed"]
+
+
 async def test_a_named_server_is_reached_when_full_or_drained(start, mirrors, session) -> None:
     servers = await mirrors(2, slots=1, token_s=0.5)
     running = await start(**named(servers), MAX_ALLOWED_REQUEST_QUEUE="1", QUEUE_TIMEOUT_S="0.2")

@@ -86,6 +86,27 @@ async def test_requests_are_spread_and_each_is_really_answered(start, llama: Lla
     assert {state.kind for state in running.appliance.router.states()} == {"llamacpp"}
 
 
+async def test_servers_for_embeddings_and_scores_are_no_default(start, llama: Llama) -> None:
+    """They list their models as any other; what they are for is seen by an empty request."""
+    running = await start(
+        **behind(
+            await llama(embeddings=True, alias="embed"),
+            await llama(rerank=True, alias="rerank"),
+            await llama(),
+        )
+    )
+    async with aiohttp.ClientSession(running.base_url) as session:
+        async with session.get("/v1/models") as response:
+            assert [row["id"] for row in (await response.json())["data"]] == ["tiny", "embed", "rerank"]
+        async with session.post("/v1/chat/completions", json={"messages": HELLO}) as response:
+            assert (response.status, content(await response.json())) == (200, REPLY)
+        for _ in range(4):
+            async with session.post("/completion", json={"prompt": "x", "n_predict": 1}) as response:
+                assert (response.status, backend(response.headers)) == (200, "c")
+        async with session.post("/v1/embeddings", json={"model": "embed", "input": "x"}) as response:
+            assert response.status == 200
+
+
 async def test_ollamas_options_are_taken_as_they_are_spelled_here(start, llama: Llama) -> None:
     """llama-server names in its reply to /completion what it took; of a chat it refuses what it cannot read."""
     server = await llama()

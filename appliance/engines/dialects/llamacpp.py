@@ -3,6 +3,7 @@
 Source: its README.
 """
 
+import asyncio
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from appliance.engines.dialects.queries import (
     HEALTH_TIMEOUT_S,
     QUERY_TIMEOUT_S,
     UnexpectedReply,
+    as_embeddings,
     first_owner,
     list_models,
     read_count,
@@ -56,7 +58,7 @@ class LlamaCpp:
         return EngineHealth(is_ready, False, "" if is_ready else f"/health says {str(status)[:40]!r}")
 
     async def read_facts(self, client: EngineClient) -> EngineFacts:
-        """Read models of /v1/models, context and slots of /props, adapters of /lora-adapters."""
+        """Read models of /v1/models and their use, limits of /props, adapters of /lora-adapters."""
         context_tokens, slots = await _read_limits(client)
         rows = [row for row in await list_models(client) if not _has_failed(row)]
         models = {
@@ -64,6 +66,7 @@ class LlamaCpp:
         }
         if len(rows) == 1:
             models |= await _read_adapters(client, models[rows[0]["id"]])
+            models = models if await _generates_text(client) else as_embeddings(models)
         return EngineFacts(models, context_tokens, slots)
 
     async def matches(self, client: EngineClient) -> bool:
@@ -155,6 +158,20 @@ async def _read_adapters(client: EngineClient, base: ServedModel) -> dict[str, S
         )
         served[name] = ServedModel(card, base.upstream, (("lora", [{"id": number, "scale": 1.0}]),))
     return served
+
+
+async def _generates_text(client: EngineClient) -> bool:
+    """Whether it generates text, as far as it says so; its list of models does not.
+
+    Started for embeddings or scores, it says what a request without input lacks (400). Otherwise it says that
+    it gives no embeddings (501), before it looks at the request. Seen with build 11669.
+    """
+    try:
+        async with asyncio.timeout(QUERY_TIMEOUT_S):
+            reply = await client.post("/v1/embeddings", {})
+    except TimeoutError:
+        return True
+    return not (reply.status == 400 and b"input" in reply.body)
 
 
 def _is_same_file(own: str, path: str) -> bool:

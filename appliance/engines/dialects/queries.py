@@ -119,6 +119,11 @@ def with_parent_context(models: dict[str, ServedModel]) -> dict[str, ServedModel
     return complete
 
 
+def as_embeddings(models: dict[str, ServedModel]) -> dict[str, ServedModel]:
+    """Mark the models of a server that gives only embeddings or scores."""
+    return {name: replace(one, card=replace(one.card, is_text=False)) for name, one in models.items()}
+
+
 def smallest_context(models: dict[str, ServedModel]) -> int:
     """Return the smallest context of the models in tokens (0 = unknown), which every request has."""
     return min((served.card.context_tokens for served in models.values()), default=0)

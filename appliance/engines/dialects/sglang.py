@@ -14,6 +14,7 @@ from appliance.engines.dialects.contract import (
 from appliance.engines.dialects.queries import (
     HEALTH_TIMEOUT_S,
     QUERY_TIMEOUT_S,
+    as_embeddings,
     first_owner,
     health_by_status,
     list_models,
@@ -44,11 +45,12 @@ class Sglang:
         return health_by_status(await client.get("/health", HEALTH_TIMEOUT_S))
 
     async def read_facts(self, client: EngineClient) -> EngineFacts:
-        """Read models and adapters of /v1/models."""
+        """Read models and adapters of /v1/models, and on its information page what it is for."""
         rows = await list_models(client)
         models = with_parent_context({row["id"]: served_model(row, owner="sglang") for row in rows})
         adapters = {name: one for name, one in models.items() if one.card.parent in models}
         models |= {name: _by_full_name(one) for name, one in adapters.items()}
+        models = models if await _generates_text(client) else as_embeddings(models)
         return EngineFacts(models, smallest_context(models))
 
     async def matches(self, client: EngineClient) -> bool:
@@ -92,6 +94,19 @@ class Sglang:
     async def has_adapter(self, client: EngineClient, served: ServedModel) -> bool:
         """Return True without a query: an unknown name `base:adapter` is refused."""
         return True
+
+
+async def _generates_text(client: EngineClient) -> bool:
+    """Whether it generates text; its information page has `is_generation: false` for embeddings."""
+    for path in INFORMATION_PATHS:
+        reply = await client.get(path, QUERY_TIMEOUT_S)
+        if reply.status == 200:
+            try:
+                page = jsons.loads(reply.body)
+            except jsons.InvalidJson:
+                return True
+            return not (isinstance(page, dict) and page.get("is_generation") is False)
+    return True
 
 
 def _read_reply(reply: QueryReply) -> tuple[bool, str]:
