@@ -10,6 +10,11 @@ from appliance.front.ollama.relayed import RelayedModels
 from tests.fakes.backend import ScriptedBackend, router_of
 
 
+class Backend(ScriptedBackend):
+    def cards(self) -> list[ModelCard]:
+        return []
+
+
 @pytest.mark.parametrize(
     ("known", "capabilities"),
     [
@@ -21,6 +26,6 @@ from tests.fakes.backend import ScriptedBackend, router_of
 )
 def test_capabilities_are_in_ollamas_words(known: dict[str, Any], capabilities: list[str]) -> None:
     clock = FakeClock()
-    relayed = RelayedModels(router_of(ScriptedBackend(clock), clock=clock), clock=clock)
+    relayed = RelayedModels(router_of(Backend(clock), clock=clock), clock=clock)
     card = ModelCard("m", 5, "llamacpp", "m", **known)
     assert relayed.tag(card)["capabilities"] == relayed.show(card)["capabilities"] == capabilities
