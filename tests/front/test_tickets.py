@@ -41,6 +41,10 @@ BOTH = {"appliance_api_keys": CLIENT, "operator_api_keys": OPERATOR}
         ("/feed", BOTH, "unknown-key", Unauthenticated),
         ("/feed", {}, "", None),  # without keys pages need no ticket, and may have one
         ("/jobs/1/stream", {}, "", None),  # from this machine
+        ("/feed", {}, "any-key-at-all", None),
+        ("/feed", {"operator_api_keys": OPERATOR}, "any-key-at-all", None),
+        ("/jobs/1/stream", {"operator_api_keys": OPERATOR}, "any-key-at-all", Unauthenticated),
+        ("/jobs/1/stream", {"operator_api_keys": OPERATOR}, OPERATOR, None),
     ],
 )
 async def test_a_ticket_opens_what_its_key_opens(
@@ -62,7 +66,8 @@ async def test_a_ticket_opens_what_its_key_opens(
         "expires_in_s": TTL_S,
     }
     assert ("Cache-Control", "no-store") in response.headers
-    assert api.tickets.redeem(ticket, path) == key
+    # A key that the address does not ask for is not kept.
+    assert api.tickets.redeem(ticket, path) == (key if key in {CLIENT, OPERATOR} else "")
 
 
 @pytest.mark.parametrize(
@@ -98,3 +103,12 @@ async def test_one_key_gets_only_so_many() -> None:
     with pytest.raises(Exhausted):
         await api.ask({"path": "/feed"}, CLIENT)
     await api.ask({"path": "/feed"}, OPERATOR)
+
+
+async def test_invented_keys_take_no_places_of_others() -> None:
+    api = Api(operator_api_keys=OPERATOR)
+    for number in range(MAX_PER_KEY):
+        await api.ask({"path": "/feed"}, f"invented-{number}")
+    with pytest.raises(Exhausted):
+        await api.ask({"path": "/feed"}, "invented")
+    await api.ask({"path": "/jobs/1/stream"}, OPERATOR)
