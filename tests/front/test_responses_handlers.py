@@ -331,3 +331,22 @@ async def test_input_tokens_are_counted_or_estimated() -> None:
     estimated = await api.handlers.count_tokens(request)
     assert json_of(estimated)["input_tokens"] > 0
     assert dict(estimated.headers) == {"x-appliance-estimate": "1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "read"), [('{"query":"x"}', {"query": "x"}), ("no JSON", {}), ("[1]", {})]
+)
+async def test_a_search_for_tools_comes_back_as_an_item_of_its_own(
+    arguments: str, read: dict[str, Any]
+) -> None:
+    api = Api()
+    api.backend.reply = called(("c1", "tool_search", arguments))
+    asked: dict[str, Any] = {"input": "x", "tools": [{"type": "tool_search", "execution": "client"}]}
+    events, _ = await api.stream(**asked)
+    kinds = [event["type"].removeprefix("response.") for event in events]
+    assert kinds == ["created", "in_progress", "output_item.added", "output_item.done", "completed"]
+    [whole] = (await api.turn(**asked))["output"]
+    [streamed] = events[-1]["response"]["output"]
+    assert streamed | {"id": whole["id"]} == whole
+    assert (whole["type"], whole["execution"]) == ("tool_search_call", "client")
+    assert (whole["call_id"], whole["arguments"], whole["status"]) == ("c1", read, "completed")

@@ -267,10 +267,44 @@ def test_tools_among_the_items_are_tools() -> None:
     ("item", "param"),
     [({"tools": None}, "input.0.tools"), ({}, "input.0.tools"), ({"tools": [1]}, "input.0.tools.0")],
 )
-def test_wrong_tools_among_the_items_are_refused(item: dict[str, Any], param: str) -> None:
+@pytest.mark.parametrize("kind", ["additional_tools", "tool_search_output"])
+def test_wrong_tools_among_the_items_are_refused(kind: str, item: dict[str, Any], param: str) -> None:
     with pytest.raises(Invalid) as caught:
-        to_chat({"input": [{"type": "additional_tools", **item}, USER]})
+        to_chat({"input": [{"type": kind, "execution": "client", **item}, USER]})
     assert caught.value.param == param
+
+
+SEARCH = {"type": "tool_search", "execution": "client", "parameters": {"type": "object"}}
+SEARCHED = {"type": "tool_search_call", "call_id": "s", "execution": "client", "arguments": {"query": "x"}}
+FOUND = {"type": "tool_search_output", "call_id": "s", "execution": "client"}
+
+
+def test_what_the_clients_search_finds_are_tools() -> None:
+    tools = [{"type": "namespace", "name": "n", "tools": [{"type": "function", "name": "lookup"}]}]
+    chat = to_chat({"input": [USER, SEARCHED, FOUND | {"tools": tools}], "tools": [SEARCH]})
+    assert [tool["function"]["name"] for tool in chat.body["tools"]] == ["tool_search", "lookup"]
+    assert chat.body["tools"][0]["function"]["parameters"] == {"type": "object"}
+    assert chat.tools.by_function["tool_search"].is_search
+    _, call, result = chat.body["messages"]
+    assert call["tool_calls"][0]["function"] == {"name": "tool_search", "arguments": '{"query":"x"}'}
+    assert result == {
+        "role": "tool",
+        "tool_call_id": "s",
+        "content": "These tools can be called now: lookup.",
+    }
+    assert chat.ignored == []
+
+
+def test_a_search_that_finds_nothing_says_so() -> None:
+    messages = to_chat({"input": [USER, SEARCHED, FOUND | {"tools": []}], "tools": [SEARCH]}).body["messages"]
+    assert messages[-1]["content"] == "No tool was found."
+
+
+def test_a_search_on_openais_servers_is_left_out() -> None:
+    items = [item | {"execution": "server", "tools": 1} for item in (SEARCHED, FOUND)]
+    chat = to_chat({"input": [USER, *items], "tools": [{"type": "tool_search"}]})
+    assert chat.body == {"messages": [USER]}
+    assert chat.ignored == ["tools.tool_search", "input.tool_search_call", "input.tool_search_output"]
 
 
 def test_a_text_after_a_call_joins_it_so_that_the_result_follows() -> None:

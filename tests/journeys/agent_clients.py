@@ -55,7 +55,7 @@ def _codex(
     replies: tuple[Reply, ...], *more: str, prompt: str = "What is in a.txt?", **fields: Any
 ) -> Scenario:
     arguments = ("exec", "--skip-git-repo-check", "-s", "danger-full-access", *more)
-    ignored = frozenset({"tools.web_search", "tools.tool_search"})
+    ignored = frozenset({"tools.web_search"})
     paths = fields.pop("paths", ("/v1/responses",) * len(replies))
     return Scenario("codex", arguments, prompt, replies, paths, ignored, **fields)
 
@@ -84,6 +84,20 @@ SCENARIOS = {
         (LOOK, Reply("So far: a file."), SEEN), "-c", "model_auto_compact_token_limit=10"
     ),
     "codex_image": _codex((Reply(calls=(("view_image", {"path": "{folder}/p.png"}),)), Reply("A pixel."))),
+    "codex_search": _codex(  # for a tool of an MCP server
+        (
+            Reply(calls=(("tool_search", {"query": "look up"}),)),
+            Reply(calls=(("lookup", {"q": "a"}),)),
+            Reply("Found."),
+        ),
+        "-m",
+        "gpt-5.5",
+        "--dangerously-bypass-approvals-and-sandbox",
+        "-c",
+        'mcp_servers.lib.command="python3"',
+        "-c",
+        'mcp_servers.lib.args=["{folder}/mcp_server.py"]',
+    ),
     "codex_schema": _codex((Reply('{"answer": "hi"}'),), "--output-schema", "{folder}/schema.json"),
     "codex_oss": _codex(
         (SEEN,),

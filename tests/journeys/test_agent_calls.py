@@ -66,6 +66,8 @@ def outcome(events: list[dict[str, Any]]) -> tuple[str, list[tuple[str, dict[str
             calls.append((item["name"], json.loads(item["arguments"])))
         elif item.get("type") == "custom_tool_call":
             calls.append((item["name"], {"input": item["input"]}))
+        elif item.get("type") == "tool_search_call":
+            calls.append(("tool_search", item["arguments"]))
         elif isinstance(delta, dict):
             text += delta.get("text", "")
             if "partial_json" in delta:
@@ -131,6 +133,16 @@ async def test_a_tool_that_claude_code_searched_for_is_offered(relay: Running, h
     before, after = ({tool["function"]["name"] for tool in record.body["tools"]} for record in hosted.records)
     assert after - before == {"WebFetch", "TaskStop"}
     assert "The tool WebFetch can be called now." in hosted.records[1].body["messages"][-1]["content"]
+
+
+async def test_a_tool_that_codex_searched_for_is_offered(relay: Running, hosted: HostedApi) -> None:
+    first, second = read_calls("codex_search")[:2]
+    hosted.script(Reply("Yes."), Reply("Yes."))
+    await send(relay, first)
+    await send(relay, second)
+    before, after = ({tool["function"]["name"] for tool in record.body["tools"]} for record in hosted.records)
+    assert after - before == {"lookup"}
+    assert hosted.records[1].body["messages"][-1]["content"] == "These tools can be called now: lookup."
 
 
 @pytest.mark.timeout(120)

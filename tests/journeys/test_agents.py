@@ -7,6 +7,7 @@ import asyncio
 import base64
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -37,6 +38,7 @@ PDF = """%PDF-1.4
 trailer<</Root 1 0 R>>
 %%EOF
 """
+MCP_SERVER = Path(__file__).parents[1] / "fakes" / "mcp_server.py"
 SCHEMA = {
     "type": "object",
     "properties": {"answer": {"type": "string"}},
@@ -64,6 +66,7 @@ def prepare(folder: Path) -> None:
     (folder / "a.txt").write_text("hi\n")
     (folder / "p.png").write_bytes(base64.b64decode(PIXEL))
     (folder / "d.pdf").write_text(PDF)
+    shutil.copy(MCP_SERVER, folder)
     (folder / "schema.json").write_text(json.dumps(SCHEMA))
 
 

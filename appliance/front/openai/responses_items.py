@@ -8,7 +8,7 @@ from typing import Any
 
 from appliance.base import jsons
 from appliance.base.errors import Invalid
-from appliance.front.openai.responses_tools import Tools, to_arguments
+from appliance.front.openai.responses_tools import SEARCH, Tools, to_arguments, tool_names
 from appliance.front.pipeline.body import json_type_of
 from appliance.front.pipeline.chat_turns import ChatMessage, ChatTurns
 
@@ -45,6 +45,8 @@ SERVER_ITEMS = frozenset(
     }
 )
 MORE_TOOLS = "additional_tools"  # Codex CLI's tools, where it knows the model
+FOUND = "tool_search_output"
+SEARCH_ITEMS = frozenset({"tool_search_call", FOUND})
 DETAILS = frozenset({"auto", "low", "high"})
 
 
@@ -100,7 +102,7 @@ def more_tools(items: Sequence[dict[str, Any]], where: str) -> list[tuple[str, l
     """
     found = []
     for number, item in enumerate(items):
-        if item["type"] == MORE_TOOLS:
+        if item["type"] == MORE_TOOLS or (item["type"] == FOUND and item.get("execution") == "client"):
             path = f"{where}.{number}.tools"
             if not isinstance(item.get("tools"), list):
                 raise _wrong_type(path, "an array", item.get("tools"))
@@ -143,11 +145,12 @@ class _Conversation:
         3. a call's result
         4. reasoning: goes with the assistant's message or call that follows
         5. tools: `more_tools` has found them
-        6. of a tool that runs on OpenAI's servers: left out
-        7. anything else is refused
+        6. the client's search for tools, and what it found
+        7. of a tool that runs on OpenAI's servers: left out
+        8. anything else is refused
         """
         kind = item["type"]
-        if kind not in OUTPUTS:
+        if kind not in OUTPUTS and kind != FOUND:
             self.flush_images()
         if kind == "message":  # 1
             self._add_message(item, where)
@@ -159,9 +162,11 @@ class _Conversation:
             self._reasoning += _reasoning_text(item)
         elif kind == MORE_TOOLS:  # 5
             pass
-        elif kind in SERVER_ITEMS:  # 6
+        elif kind in SEARCH_ITEMS and item.get("execution") == "client":  # 6
+            self._add_search(item)
+        elif kind in SERVER_ITEMS:  # 7
             self.ignored.append(f"input.{kind}")
-        else:  # 7
+        else:  # 8
             raise Invalid(
                 f"`{where}.type` {kind[:64]!r} is not supported.", param=f"{where}.type", code="not_supported"
             )
@@ -203,6 +208,20 @@ class _Conversation:
             "name": self._tools.function_name(name, item.get("namespace")),
             "arguments": arguments,
         }
+        call = {"id": call_id, "type": "function", "function": function}
+        self.turns.add_reply(reasoning=self._reasoning, calls=[call])
+        self._reasoning = ""
+
+    def _add_search(self, item: dict[str, Any]) -> None:
+        """Add a search for tools as a call, or what it found as a result; `more_tools` has the tools."""
+        call_id = item.get("call_id") or item.get("id")
+        if item["type"] == FOUND:
+            names = ", ".join(tool_names(item.get("tools")))
+            content = f"These tools can be called now: {names}." if names else "No tool was found."
+            self.turns.add({"role": "tool", "tool_call_id": call_id, "content": content})
+            return
+        given = item.get("arguments")
+        function = {"name": SEARCH, "arguments": jsons.dumps_text(given if isinstance(given, dict) else {})}
         call = {"id": call_id, "type": "function", "function": function}
         self.turns.add_reply(reasoning=self._reasoning, calls=[call])
         self._reasoning = ""

@@ -10,7 +10,7 @@ from typing import Any
 from appliance.engines.upstream.reply_text import read_content, read_reasoning, read_refusal
 from appliance.engines.upstream.token_counts import read_cache_counts, read_count
 from appliance.engines.upstream.tool_calls import read_calls
-from appliance.front.openai.responses_tools import ClientTool, to_input
+from appliance.front.openai.responses_tools import ClientTool, to_input, to_object
 
 NO_TOOLS: Mapping[str, ClientTool] = {}
 # By chat's finish_reason.
@@ -160,6 +160,15 @@ def call_item(
     function = call.get("function") or {}
     arguments = function.get("arguments") or ""
     is_custom = tool is not None and tool.is_custom
+    if tool is not None and tool.is_search:
+        return {
+            "type": "tool_search_call",
+            "id": item_id,
+            "call_id": call.get("id") or item_id,
+            "execution": "client",
+            "arguments": to_object(arguments),
+            "status": status,
+        }
     item = {
         "type": "custom_tool_call" if is_custom else "function_call",
         "id": item_id,

@@ -159,8 +159,10 @@ class ResponsesStream:
                     out += self._close(number)
             index = self._call_indexes[call.position] = len(self._items)
             tool = self._tools.get(call.name)
-            is_custom = tool is not None and tool.is_custom
-            out += self._start(_CustomCallItem(call, tool) if is_custom else _CallItem(call, tool))
+            kind = _CallItem
+            if tool is not None and (tool.is_custom or tool.is_search):
+                kind = _SearchItem if tool.is_search else _CustomCallItem
+            out += self._start(kind(call, tool))
         if arguments and index in self._open and not isinstance(self._items[index], _CustomCallItem):
             out += self._render_item(index, self._items[index].fill(arguments))
         return out
@@ -343,3 +345,10 @@ class _CustomCallItem(_CallItem):
         if text:
             yield "custom_tool_call_input.delta", {"delta": text}
         yield "custom_tool_call_input.done", {"input": text}
+
+
+class _SearchItem(_CustomCallItem):
+    """The client's search for tools, which has no events of its own."""
+
+    def closing(self) -> Iterator[Event]:
+        return iter(())

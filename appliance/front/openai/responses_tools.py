@@ -13,6 +13,7 @@ from appliance.base.errors import Invalid
 from appliance.front.pipeline.body import json_type_of
 
 FUNCTION_FIELDS = ("name", "description", "parameters", "strict")
+SEARCH = "tool_search"  # a type of tool, and the name of the function that it becomes
 INPUT = "input"  # the one argument of a custom tool
 CUSTOM_PARAMETERS = {
     "type": "object",
@@ -30,11 +31,13 @@ class ClientTool:
         name: Its name.
         namespace: The namespace that it is in; "" = none.
         is_custom: Its input is a text, not JSON.
+        is_search: It is the client's search for tools: its calls are items of their own.
     """
 
     name: str
     namespace: str = ""
     is_custom: bool = False
+    is_search: bool = False
 
 
 @dataclass(slots=True)
@@ -65,7 +68,8 @@ def to_functions(given: list[Any], more: Sequence[tuple[str, list[Any]]] = ()) -
     1. a function            → the same
     2. a custom tool         → a function with one text argument
     3. a namespace           → its functions and custom tools; where two have one name, `NAMESPACE__NAME`
-    4. any other type        → left out: no engine has it (web search, local shell, …)
+    4. the client's search   → a function; what it finds is in the items of the conversation
+    5. any other type        → left out: no engine has it (web search, local shell, …)
 
     Args:
         given: The request's `tools`.
@@ -84,8 +88,19 @@ def to_functions(given: list[Any], more: Sequence[tuple[str, list[Any]]] = ()) -
         shown = _join(namespace, name) if namespace and counts[name] > 1 else name
         is_custom = tool["type"] == "custom"
         tools.functions.append(_custom(tool, shown) if is_custom else _function(tool, shown))
-        tools.by_function[shown] = ClientTool(name, namespace, is_custom)
+        tools.by_function[shown] = ClientTool(name, namespace, is_custom, tool["type"] == SEARCH)
     return tools
+
+
+def tool_names(given: Any) -> list[str]:
+    """Return the names of tools, and of those in their namespaces; what is wrong is passed over."""
+    names: list[str] = []
+    for tool in given if isinstance(given, list) else []:
+        members = tool.get("tools") if isinstance(tool, dict) else None
+        for one in members if isinstance(members, list) else [tool]:
+            if isinstance(one, dict) and isinstance(one.get("name"), str):
+                names.append(one["name"])
+    return names
 
 
 def to_tool_choice(choice: Any, tools: Tools) -> Any:
@@ -129,6 +144,15 @@ def to_input(arguments: str) -> str:
     return text if isinstance(text, str) else arguments
 
 
+def to_object(arguments: str) -> dict[str, Any]:
+    """Return a call's arguments; {} where they are no object."""
+    try:
+        value = jsons.loads(arguments)
+    except jsons.InvalidJson:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def to_arguments(text: str) -> str:
     """Return the arguments of the function that a custom tool became."""
     return jsons.dumps_text({INPUT: text})
@@ -155,6 +179,8 @@ def _flatten(given: list[Any], array: str, tools: Tools) -> Iterator[tuple[dict[
             if kind in ("function", "custom"):
                 _required_name(one, path)
                 yield one, namespace
+            elif kind == SEARCH and one.get("execution") == "client":
+                yield {**one, "name": SEARCH}, namespace
             else:
                 tools.ignored.append(f"tools.{kind}")
 
