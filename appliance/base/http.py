@@ -7,15 +7,18 @@ callers handle one set of them.
 
 import asyncio
 import ipaddress
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from appliance.base.errors import Forbidden
@@ -23,6 +26,7 @@ from appliance.base.proxies import Proxies, Proxy
 from appliance.base.wire.types import BrokenResponse, Unreachable, UpstreamTimeout
 
 MAX_CONNECTIONS = 512
+UNREAD_BYTES = 65_536  # of a response, read after the connection was reset
 NO_AUTO_HEADERS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # the library would add them
 
 # An IP address → why it must not be contacted, "" = it may be.
@@ -51,6 +55,32 @@ class _GuardedResolver(AbstractResolver):
 
     async def close(self) -> None:
         await self._inner.close()
+
+
+class _ResponseReader(ResponseHandler):
+    """aiohttp's reader of responses, which also reads what a server sent before it reset the connection.
+
+    A server that answers before it has read a whole request, as with 413, and closes, resets it.
+    """
+
+    def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
+        transport = self.transport
+        if transport is not None and transport.is_closing():  # seen by the sender of the body first
+            self._read_rest(transport)
+        super().set_exception(exc, *cause)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if exc is not None and self.transport is not None:
+            self._read_rest(self.transport)
+        super().connection_lost(exc)
+
+    def _read_rest(self, transport: asyncio.Transport) -> None:
+        if transport.get_extra_info("sslcontext") is not None:
+            return
+        with suppress(OSError):
+            data = os.read(transport.get_extra_info("socket").fileno(), UNREAD_BYTES)
+            if data:
+                self.data_received(data)
 
 
 class HttpClient:
@@ -187,6 +217,8 @@ class HttpClient:
                 if is_guarded and self._refusal_reason is not None
                 else None,
             )
+            reader: Any = partial(_ResponseReader, loop=asyncio.get_running_loop())
+            connector._factory = reader  # there is no public way
             session = aiohttp.ClientSession(
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),

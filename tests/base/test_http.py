@@ -1,14 +1,17 @@
 """The streaming HTTP client over real sockets: what it sends, what it refuses, and how failures are named."""
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+import uvloop
 
 from appliance.base.errors import ApplianceError, Forbidden, UpstreamFailed
 from appliance.base.http import HttpClient, check_host, iter_body
 from appliance.base.proxies import Proxies
 from appliance.base.wire.types import BrokenResponse, Unreachable, UpstreamTimeout
+from tests.fakes.early_server import EarlyServer
 from tests.fakes.raw_server import OK, Peer, RawServer, answering, once
 
 CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello"
@@ -127,3 +130,28 @@ async def test_leaving_early_closes_the_connection() -> None:
             break
         response.close()
         await asyncio.wait_for(left.wait(), 5)
+
+
+async def _pieces() -> AsyncIterator[bytes]:
+    for _ in range(60):
+        yield bytes(100_000)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("ending", ["close", "linger", "hold"])
+@pytest.mark.parametrize("after_bytes", [0, 100_000, 3_000_000])
+def test_a_response_to_half_an_upload_is_never_lost(
+    run: Callable[[Any], None], ending: str, after_bytes: int
+) -> None:
+    async def send(url: str) -> None:
+        async with HttpClient() as client:
+            for _ in range(4):
+                options: Any = {"headers": [], "is_repeatable": False, "connect_s": 2.0}
+                response = await client.open("POST", url, body=_pieces(), first_byte_s=5.0, **options)
+                assert response.status == 413
+                assert b"".join([piece async for piece in iter_body(response, idle_s=2)]) == b"no"
+                response.close()
+
+    answer = b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno"
+    with EarlyServer(answer, after_bytes=after_bytes, ending=ending) as server:
+        run(send(server.url))

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -117,3 +118,34 @@ async def test_another_server_is_asked_where_it_may_help(
         assert (server.requests, other.requests) == (1, 1 if is_answered else 0)
     states: dict[str, Any] = {state.name: state.in_flight for state in running.appliance.router.states()}
     assert states == {"e0": 0, "e1": 0}
+
+
+async def _pieces() -> AsyncIterator[bytes]:
+    for _ in range(60):
+        yield bytes(100_000)
+
+
+@pytest.mark.parametrize("ending", ["close", "linger", "hold"])
+@pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunked"])
+async def test_an_upload_that_is_passed_on_gets_the_status(
+    start: Start, is_chunked: bool, ending: str
+) -> None:
+    """Each of six: the client is told that its connection ends, and sends the next one on another."""
+    with EarlyServer(TOO_LARGE, after_bytes=100_000, ending=ending) as server:
+        running = await start(BACKENDS=f"e0={server.url}", **QUICK)
+        async with httpx.AsyncClient(base_url=running.base_url, timeout=20) as http:
+            for _ in range(6):
+                body = _pieces() if is_chunked else bytes(6_000_000)
+                response = await http.post("/tokenize", content=body)
+                assert (response.status_code, "413 Request" in response.text) == (413, True)
+                assert response.headers["connection"] == "close"
+
+
+async def test_a_failed_upload_shows_no_address(start: Start) -> None:
+    with EarlyServer(NOTHING, after_bytes=100_000) as server:
+        running = await start(BACKENDS=f"e0={server.url}", **QUICK)
+        async with httpx.AsyncClient(base_url=running.base_url, timeout=20) as http:
+            response = await http.post("/tokenize", content=bytes(6_000_000))
+    assert response.status_code == 502
+    assert message(response).startswith("e0 did not answer: e0 sent no valid response: ")
+    assert server.url.removeprefix("http://") not in response.text

@@ -307,7 +307,8 @@ class Passthrough:
                 retry_after_s=2,
                 details=details,
             )
-        return UpstreamFailed(f"{backend} did not answer: {failure}.", details=details)  # 3
+        cause = (details["attempts"][-1].get("error") if details["attempts"] else "") or failure
+        return UpstreamFailed(f"{backend} did not answer: {cause}.", details=details)  # 3
 
     # ---- the response
 
@@ -332,6 +333,8 @@ class Passthrough:
         origin.receipt.status = upstream.status
         fields = response_fields(decode_fields(upstream.raw_headers))
         response = self._response(origin, upstream.status, upstream.reason or "", fields)
+        if not web_request.content.at_eof():
+            response.force_close()  # and say so: the connection is closed after half a request
         await response.prepare(web_request)
         self._pipeline.mark_first_byte(origin)
         sent_bytes = 0
@@ -376,6 +379,8 @@ class Passthrough:
         origin = forwarded.origin
         origin.receipt.status = kept.status
         response = self._response(origin, kept.status, kept.reason, kept.fields)
+        if not forwarded.web_request.content.at_eof():
+            response.force_close()
         await response.prepare(forwarded.web_request)
         self._pipeline.mark_first_byte(origin)
         await response.write(kept.body)
