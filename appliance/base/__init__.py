@@ -8,6 +8,7 @@ Modules:
     fair_queue: a queue with priorities, ageing and turns, in which no flow starves.
     files: files that are written completely or not at all.
     http: streaming HTTP client for requests outside the hot path; the only user of aiohttp's client.
+    inline: coroutines that run without a task, inside callbacks.
     jsons: JSON by orjson.
     log_buffer: the latest log lines, to be followed while they are written.
     logs: structured logs, with secrets replaced.

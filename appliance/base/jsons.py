@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MAX_OPEN = 1000  # brackets; orjson reads 1024 levels
 
 
 class InvalidJson(ValueError):
@@ -54,6 +55,22 @@ def loads_utf8(data: bytes) -> Any:
             raise
         except (ValueError, RecursionError):
             raise InvalidJson(str(exc)) from None
+
+
+def is_decodable(data: bytes) -> bool:
+    """Return whether JSON that was read by types alone is UTF-8 and not too deep for other readers.
+
+    msgspec looks neither at the bytes nor at the depth of what it skips.
+    """
+    if len(data) > 2 * MAX_OPEN and data.count(b"[") + data.count(b"{") > MAX_OPEN:
+        return False
+    if data.isascii():
+        return True
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _finite(digits: str) -> float:

@@ -32,7 +32,7 @@ class LogBuffer:
     """
 
     def __init__(self, max_lines: int = 2000, *, max_characters: int = 8192) -> None:
-        self._lines: deque[LogLine] = deque(maxlen=max_lines)
+        self._lines: deque[tuple[float, str, str]] = deque(maxlen=max_lines)  # LogLine, less its number
         self._next = 1
         self._max_characters = max_characters
         self._changed = asyncio.Event()
@@ -42,7 +42,7 @@ class LogBuffer:
         """Append one line."""
         if len(text) > self._max_characters:
             text = text[: self._max_characters] + "…"
-        self._lines.append(LogLine(self._next, at_s, source, text))
+        self._lines.append((at_s, source, text))
         self._next += 1
         if self._followers:
             self._changed.set()
@@ -52,7 +52,13 @@ class LogBuffer:
         """Return up to `count` of the latest lines, oldest first, whose source begins with `source`."""
         if count <= 0:
             return []
-        return [line for line in self._lines if line.source.startswith(source)][-count:]
+        return [line for line in self._numbered() if line.source.startswith(source)][-count:]
+
+    def _numbered(self, after: int = 0) -> list[LogLine]:
+        """Return the lines that are kept, from the one behind `after` on."""
+        first = self._next - len(self._lines)
+        skipped = max(0, after + 1 - first)
+        return [LogLine(first + at, *line) for at, line in enumerate(self._lines) if at >= skipped]
 
     async def follow(self, *, after: int | None = None, source: str = "") -> AsyncIterator[LogLine]:
         """Yield new lines for ever.
@@ -66,7 +72,7 @@ class LogBuffer:
         try:
             while True:
                 changed = self._changed
-                for line in [x for x in self._lines if x.number > seen]:
+                for line in self._numbered(seen):
                     seen = line.number
                     if line.source.startswith(source):
                         yield line

@@ -24,17 +24,23 @@ _LOOKS_SECRET = re.compile(
 
 
 class Secrets:
-    """The secret texts known to this process; `redact` replaces each wherever it appears."""
+    """The secret texts known to this process; `redact` replaces each wherever it appears.
+
+    Attributes:
+        generation: Changes when one is added: a text that was redacted before may have to be again.
+    """
 
     def __init__(self) -> None:
         self._known: set[str] = set()
         self._pattern: re.Pattern[str] | None = None
+        self.generation = 0
         self._redact_short = lru_cache(maxsize=2048)(self.redact)
 
     def learn(self, values: Iterable[str]) -> None:
         """Add secrets; texts shorter than 6 characters are too common to be replaced."""
         self._known |= {v for v in values if len(v) >= 6}
         self._redact_short.cache_clear()
+        self.generation += 1
         longest_first = sorted(self._known, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 

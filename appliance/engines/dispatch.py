@@ -9,6 +9,7 @@ import asyncio
 
 from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError, Kind
+from appliance.base.inline import in_task
 from appliance.base.metrics.registry import Metrics
 from appliance.base.retry_budget import RetryBudget
 from appliance.engines.backends.contract import Backend
@@ -200,6 +201,8 @@ class Dispatcher:
         """
         now_s = self._clock.monotonic_s()
         statuses = {backend.status(now_s) for backend in request.candidates()}
+        if BackendStatus.READY in statuses and (slot := self._choose(request)) is not None:
+            return slot  # a circuit's pause, or a Retry-After, has ended since the choice
         if BackendStatus.FULL in statuses or BackendStatus.STARTING in statuses:
             return await self._wait_in_queue(request, last, now_s)  # 1
         if last is not None:
@@ -225,6 +228,7 @@ class Dispatcher:
         waiter = queues.join(request, now_s=now_s, ageing_s=settings.queue_ageing_s)
         outcome = "left"
         try:
+            await in_task()
             async with asyncio.timeout(max(0.0, patience_s)):
                 slot = await waiter.slot
             outcome = "served"

@@ -445,6 +445,7 @@ def _make_wire(settings: EngineSettings) -> ConnectionPool:
                 idle_s=settings.upstream_idle_timeout_s,
             ),
             max_connections=settings.upstream_max_connections,
+            max_idle_per_origin=settings.upstream_max_connections,
         )
     )
 

@@ -1,8 +1,9 @@
 """Receipts: what was decided for one request, and why. The latest ones are kept for the operator."""
 
 import re
-from collections import OrderedDict
+from collections import deque
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -181,13 +182,17 @@ class Receipts:
 
     def __init__(self, capacity: int = KEPT_RECEIPTS) -> None:
         self._capacity = capacity
-        self._by_id: OrderedDict[str, Receipt] = OrderedDict()
+        self._by_id: dict[str, Receipt] = {}
+        self._in_order: deque[Receipt] = deque()  # an older one of the same id stays in it until its turn
 
     def add(self, receipt: Receipt) -> None:
         """Add a receipt; the oldest one is dropped if there are too many."""
         self._by_id[receipt.id] = receipt
-        if len(self._by_id) > self._capacity:
-            self._by_id.popitem(last=False)
+        self._in_order.append(receipt)
+        if len(self._in_order) > self._capacity:
+            oldest = self._in_order.popleft()
+            if self._by_id[oldest.id] is oldest:
+                del self._by_id[oldest.id]
 
     def get(self, receipt_id: str) -> Receipt | None:
         """Return a receipt; None = there is none, or it was dropped."""
@@ -195,7 +200,8 @@ class Receipts:
 
     def latest(self, count: int) -> list[Receipt]:
         """Return up to `count` receipts, newest first."""
-        return list(reversed(self._by_id.values()))[:count]
+        by_id = self._by_id
+        return list(islice((one for one in reversed(self._in_order) if by_id[one.id] is one), count))
 
     def __len__(self) -> int:
         return len(self._by_id)

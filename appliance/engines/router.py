@@ -11,6 +11,7 @@ from appliance.base import jsons
 from appliance.base.balancing import STRATEGIES
 from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError, Invalid, NotFound
+from appliance.base.inline import in_task
 from appliance.base.metrics.registry import Metrics
 from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.base.watch import Watched
@@ -279,6 +280,7 @@ class Router:
                 seen = (
                     self.changed.version
                 )  # no await since it was found absent: nothing has changed in between
+                await in_task()
                 try:
                     async with asyncio.timeout(left_s):
                         await self.changed.newer(seen)

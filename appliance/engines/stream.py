@@ -6,7 +6,7 @@ does not: one that was never started runs no `finally`, so the upstream request 
 client has disconnected.)
 """
 
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Protocol, Self
 
 from appliance.engines.outcome import Outcome
@@ -27,6 +27,20 @@ class Stream:
     async def aclose(self) -> None:
         """Close the response and everything below it."""
         raise NotImplementedError
+
+    async def pass_pieces(self, write: Callable[[bytes], bool]) -> bool:
+        """Give each piece to `write` as soon as it is there, while `write` returns True.
+
+        Returns:
+            Whether the stream has ended; False: `write` has returned False.
+
+        Raises:
+            Exception: As `__anext__`, and what `write` raises.
+        """
+        async for piece in self:
+            if not write(piece):
+                return False
+        return True
 
     @property
     def events(self) -> int:
@@ -92,6 +106,14 @@ class StartedStream(Stream):
             first, self._first = self._first, None
             return first
         return await self._rest.__anext__()
+
+    async def pass_pieces(self, write: Callable[[bytes], bool]) -> bool:
+        """Give each piece to `write` as soon as it is there (see Stream)."""
+        if self._first is not None:
+            first, self._first = self._first, None
+            if not write(first):
+                return False
+        return await self._rest.pass_pieces(write)
 
     async def aclose(self) -> None:
         """Close the source, and drop the first piece if it was not read."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from appliance.base import jsons
 from appliance.engines.receipts import Receipt
 from appliance.engines.stream import Stream
 
@@ -70,7 +71,8 @@ class EngineRequest:
 
     Attributes:
         operation: The operation.
-        body: Every field that the client sent, parsed; unknown fields stay in.
+        parsed: Every field that the client sent, parsed; unknown fields stay in. None = `raw` holds them, and
+            they are right: `body` parses them at its first use.
         raw: The client's own bytes if its dialect is OpenAI's: forwarded, with `model` replaced; else None.
         model: The name that the client sent; "" = the default.
         stream: The client wants a stream.
@@ -81,10 +83,11 @@ class EngineRequest:
         native: Options beside `body`, since each kind of engine spells them differently; None = none.
         wait_headers: Set while the request waits for a model: gives headers that report the model's state.
         load_s: Set by the backend: how long the request waited while its model was loaded, in seconds.
+        choices: How many choices were asked for; 0 = `body` says it.
     """
 
     operation: Operation
-    body: dict[str, Any]
+    parsed: dict[str, Any] | None
     raw: bytes | None
     model: str
     stream: bool
@@ -95,6 +98,14 @@ class EngineRequest:
     wait_headers: Callable[[], list[tuple[str, str]]] | None = None
     native: NativeOptions | None = None
     load_s: float = 0.0
+    choices: int = 0
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """Every field that the client sent, parsed."""
+        if self.parsed is None:
+            self.parsed = jsons.loads_utf8(self.raw or b"")
+        return self.parsed
 
     def status_headers(self) -> list[tuple[str, str]]:
         """Return the headers that report the model's state; none unless the request waits for a model."""

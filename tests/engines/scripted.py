@@ -162,7 +162,7 @@ def engine_request(
         **(
             {
                 "operation": Operation.CHAT,
-                "body": body if body is not None else {"messages": []},
+                "parsed": body if body is not None else {"messages": []},
                 "raw": None,
                 "model": "m",
                 "stream": False,

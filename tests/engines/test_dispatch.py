@@ -554,3 +554,19 @@ async def test_a_pinned_backend_that_had_the_request_is_not_asked_again() -> Non
     it = Dispatching(pool_of(backend("a", status=DOWN)))
     with pytest.raises(Unavailable, match="a is down"):
         await it.take(options=RequestOptions(pin="a"), tried={"a"})
+
+
+class ReadyJustNow(TableBackend):
+    """A backend whose circuit closes between two looks at it."""
+
+    looks = 0
+
+    def status(self, now_s: float) -> BackendStatus:
+        self.looks += 1
+        return BackendStatus.CIRCUIT_OPEN if self.looks == 1 else BackendStatus.READY
+
+
+async def test_a_backend_that_is_ready_just_now_is_chosen() -> None:
+    scene = Dispatching(pool_of(ReadyJustNow("a")))
+    slot = await scene.dispatcher.take_slot(scene.request())
+    assert slot.backend.name == "a"

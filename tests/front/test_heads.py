@@ -80,17 +80,23 @@ def test_any_other_request_is_not_an_upgrade(head: bytes) -> None:
         (
             Response(),
             True,
-            b"HTTP/1.1 200 OK\r\nDate: d\r\nContent-Length: 0\r\nContent-Type: application/json\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nDate: d\r\nContent-Length: 0\r\nContent-Type: application/json\r\nx-request-id: r\r\n\r\n",
         ),
         (
             Response(299, content_type="text/plain", headers=[("X-A", "caf\xe9 \u20ac")]),
             False,
-            b"HTTP/1.1 299 Status\r\nDate: d\r\nContent-Length: 0\r\nContent-Type: text/plain\r\nX-A: caf\xe9 ?\r\nConnection: close\r\n\r\n",
+            b"HTTP/1.1 299 Status\r\nDate: d\r\nContent-Length: 0\r\nContent-Type: text/plain\r\nX-A: caf\xe9 ?\r\nx-request-id: r\r\nConnection: close\r\n\r\n",
         ),
     ],
 )
 def test_a_response_head_is_rendered(response: Response, may_stay: bool, written: bytes) -> None:
     assert (
-        render_response_head(response, b"Content-Length: 0\r\n", date_line=b"Date: d\r\n", may_stay=may_stay)
+        render_response_head(
+            response,
+            "Content-Length: 0\r\n",
+            "x-request-id: r\r\n",
+            date_line="Date: d\r\n",
+            may_stay=may_stay,
+        )
         == written
     )

@@ -43,9 +43,18 @@ async def given(response: Response) -> Response:
 
 
 async def late(responding: "asyncio.Future[Response]", **how: Any) -> Response:
-    response = await respond_or_heartbeat(responding, FORM, heartbeat_s=SOON_S, **how)
+    response = await respond_or_heartbeat(result_of(responding), FORM, heartbeat_s=SOON_S, **how)
     assert isinstance(response.pieces, LateStream)
     return response
+
+
+async def result_of(waiting: "asyncio.Future[Response]") -> Response:
+    return await waiting
+
+
+async def turns() -> None:
+    for _ in range(3):
+        await asyncio.sleep(0)
 
 
 def future() -> "asyncio.Future[Response]":
@@ -116,8 +125,10 @@ async def test_a_late_error_reply_is_an_error_with_the_engines_message(
 
 async def test_leaving_before_the_first_heartbeat_cancels_the_request() -> None:
     waiting = future()
-    task = asyncio.get_running_loop().create_task(respond_or_heartbeat(waiting, FORM, heartbeat_s=NEVER_S))
-    await asyncio.sleep(0)
+    task = asyncio.get_running_loop().create_task(
+        respond_or_heartbeat(result_of(waiting), FORM, heartbeat_s=NEVER_S)
+    )
+    await turns()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -136,6 +147,7 @@ async def test_leaving_as_the_response_arrives_closes_it() -> None:
     waiting, source = future(), Source()
     pieces: Any = (await late(waiting)).pieces
     waiting.set_result(Response(pieces=GeneratedStream(two(), source)))
+    await turns()
     await pieces.aclose()
     assert source.is_closed
 

@@ -6,11 +6,13 @@ A response that has arrived completely returns its connection to the pool at onc
 import asyncio
 import os
 import select
+from collections.abc import Callable
 from math import inf
 from typing import Any, Protocol
 
 import httptools
 
+from appliance.base.inline import Signal
 from appliance.base.wire.types import BrokenResponse, PoolKey, StaleConnection, UpstreamTimeout, WireError
 
 UNREAD_BYTES = 256 * 1024  # with more than this waiting for the reader, the socket is paused
@@ -34,33 +36,95 @@ class ConnectionOwner(Protocol):
         """Stop counting a connection that is closed."""
 
 
+class _FieldReader:
+    """Collects the fields of a response's head from httptools; those of interim responses are dropped."""
+
+    __slots__ = ("fields", "is_complete", "parser")
+
+    def __init__(self, head: list[bytes]) -> None:
+        self.fields: list[tuple[bytes, bytes]] = []
+        self.is_complete = False
+        self.parser: Any = httptools.HttpResponseParser(self)
+        try:
+            self.parser.feed_data(b"".join(head))
+        except (httptools.HttpParserUpgrade, httptools.HttpParserError):
+            pass  # the connection has seen it, too, and decides what it means
+        self.parser = None  # they refer to each other
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.is_complete:  # later ones are trailers, not headers
+            self.fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        if self.is_complete:
+            return
+        if self.parser.get_status_code() < 200:
+            self.fields.clear()
+        else:
+            self.is_complete = True
+
+
 class PendingResponse:
-    """What has arrived of one response so far; outlives its time on the connection, and is never reused."""
+    """What has arrived of one response so far; outlives its time on the connection, and is never reused.
+
+    Attributes:
+        connection: None: it has ended, in one way or another.
+        max_body_bytes: Of the body, where it is read whole.
+        status: 0: the head is not complete.
+        head: The packets with its head; they may hold more.
+        chunks: Not read yet, together `unread_bytes`.
+        wants_whole: The reader wants the whole body, not chunks.
+        signal: What the reader waits for; None = it does not wait.
+        on_event: Called instead, where the reader takes chunks as they arrive; None = it does not.
+    """
 
     __slots__ = (
+        "_fields",
         "chunks",
         "connection",
         "error",
-        "fields",
+        "head",
         "is_complete",
         "max_body_bytes",
+        "on_event",
+        "signal",
         "status",
         "unread_bytes",
-        "waiter",
         "wants_whole",
     )
 
     def __init__(self, connection: "Connection", max_body_bytes: int) -> None:
-        self.connection: Connection | None = connection  # None: it has ended, in one way or another
-        self.max_body_bytes = max_body_bytes  # of the body, where it is read whole
-        self.status = 0  # 0: the head is not complete
-        self.fields: list[tuple[bytes, bytes]] = []
-        self.chunks: list[bytes] = []  # unread
-        self.unread_bytes = 0  # bytes in `chunks`
+        self.connection: Connection | None = connection
+        self.max_body_bytes = max_body_bytes
+        self.status = 0
+        self.head: list[bytes] = []
+        self.chunks: list[bytes] = []
+        self.unread_bytes = 0
         self.is_complete = False
-        self.wants_whole = False  # the reader wants the whole body, not chunks
+        self.wants_whole = False
         self.error: WireError | None = None
-        self.waiter: asyncio.Future[None] | None = None
+        self.signal: Signal | None = None
+        self.on_event: Callable[[], None] | None = None
+        self._fields: list[tuple[bytes, bytes]] | None = None
+
+    @property
+    def fields(self) -> list[tuple[bytes, bytes]]:
+        """The header fields in order; parsed at the first use, since most responses need none."""
+        if self._fields is None:
+            fields = _FieldReader(self.head).fields
+            if not self.status:
+                return fields
+            self._fields = fields
+            self.head.clear()
+        return self._fields
+
+    def take_chunk(self) -> bytes:
+        """Return the unread chunks as one."""
+        chunks = self.chunks
+        chunk = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        self.unread_bytes = 0
+        return chunk
 
     def too_large(self) -> BrokenResponse:
         """Return the error of a body that is too long to be read whole."""
@@ -69,12 +133,14 @@ class PendingResponse:
         )
 
     def wake(self) -> None:
-        """Wake the reader, if one waits."""
-        waiter = self.waiter
-        if waiter is not None:
-            self.waiter = None
-            if not waiter.done():
-                waiter.set_result(None)
+        """Wake the reader, if one waits: it may run in this very call, and use the connection again."""
+        if self.on_event is not None:
+            self.on_event()
+            return
+        signal = self.signal
+        if signal is not None:
+            self.signal = None
+            signal.set()
 
     def is_framed(self) -> bool:
         """Whether the head says where the body ends; if not, it ends with the connection."""
@@ -117,6 +183,8 @@ class Connection(asyncio.Protocol):
         "_owner",
         "_parser",
         "_phase",
+        "_pieces",
+        "_pieces_of_body",
         "_refusal",
         "_response",
         "_transport",
@@ -125,6 +193,7 @@ class Connection(asyncio.Protocol):
         "is_fresh",
         "is_member",
         "key",
+        "on_body",
     )
 
     def __init__(
@@ -149,6 +218,9 @@ class Connection(asyncio.Protocol):
         self._fd = -1
         self._response: PendingResponse | None = None
         self._parser: Any = None
+        self._pieces: list[bytes] = []  # of bodies, as the parser found them in what has just arrived
+        self._pieces_of_body = -1  # how many of them belong to the response; -1 = all
+        self.on_body = self._pieces.append  # called by the parser
         self._is_lost = self._is_paused = self._is_full = self._is_last = self._is_uploading = False
         self._is_large = False  # the request under way was uploaded
 
@@ -191,7 +263,9 @@ class Connection(asyncio.Protocol):
         self._other_bytes = 0
         self._refusal = ""
         self._is_large = False
-        self._parser = httptools.HttpResponseParser(self)
+        self._pieces_of_body = -1
+        if self._parser is None:
+            self._parser = httptools.HttpResponseParser(self)
         self._transport.write(message)
         return response
 
@@ -210,20 +284,20 @@ class Connection(asyncio.Protocol):
         else:
             self._is_uploading = False
 
-    def wait(self, response: PendingResponse, phase: str, limit_s: float) -> asyncio.Future[None]:
-        """Set the deadline of the next event and return a future for it.
+    def wait(self, response: PendingResponse, phase: str, limit_s: float) -> Signal:
+        """Set the deadline of the next event and return a signal for it.
 
         Args:
             response: The response that is waited for.
             phase: `first_byte`, `idle` or `upload`, for the error's text.
             limit_s: Seconds from now; inf = no limit.
         """
-        assert response.waiter is None, "a response can have one reader only"
+        assert response.signal is None, "a response can have one reader only"
         self._phase = phase
         deadline_s = self._loop.time() + limit_s
         self.deadline_s = deadline_s if deadline_s < self._ends_s else self._ends_s
-        response.waiter = waiter = self._loop.create_future()
-        return waiter
+        response.signal = signal = Signal()
+        return signal
 
     def time_out(self) -> None:
         """Fail the request that took too long; called by the ticker."""
@@ -244,14 +318,19 @@ class Connection(asyncio.Protocol):
         if self._is_lost:
             return
         self._is_lost = True
-        self._detach(error or BrokenResponse("the response was abandoned before its end", phase="closed"))
+        response = self._detach(
+            error or BrokenResponse("the response was abandoned before its end", phase="closed")
+        )
+        self._parser = None  # they refer to each other
         self._owner.forget(self)
         self._transport.abort()
+        if response is not None:
+            response.wake()
 
     # ---- for the reader
 
-    def next_event(self, response: PendingResponse) -> asyncio.Future[None]:
-        """Return a future for the next chunk, the end, or an error."""
+    def next_event(self, response: PendingResponse) -> Signal:
+        """Return a signal for the next chunk, the end, or an error."""
         return self.wait(response, "idle", self._idle_s)
 
     def want_whole(self, response: PendingResponse) -> None:
@@ -285,15 +364,14 @@ class Connection(asyncio.Protocol):
             self.abort(None)  # unsolicited bytes: this connection cannot be trusted
             return
         had_head, size = response.status, response.unread_bytes
+        if not had_head:
+            response.head.append(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refusal = "the server tried to switch protocols"
-        except httptools.HttpParserError as exc:
-            if response.is_complete:
-                self._is_last = True  # only what follows the response is invalid: drop the connection with it
-            else:
-                self._refusal = f"the response is not valid HTTP: {exc}"
+        except (httptools.HttpParserUpgrade, httptools.HttpParserError) as exc:
+            self._note_unreadable(response, exc)
+        if self._pieces:
+            self._take_pieces(response)
         if not had_head or response.unread_bytes == size:
             self._other_bytes += len(data)
             if self._other_bytes > self._max_head_bytes:
@@ -305,11 +383,20 @@ class Connection(asyncio.Protocol):
         elif response.is_complete:
             self._finish(response)
         elif response.status and (response.unread_bytes != size or not had_head):
-            if response.wants_whole:  # a body that keeps arriving is not idle
+            if response.wants_whole or response.on_event is not None:  # its reader waits on: it is not idle
                 self.deadline_s = min(self._loop.time() + self._idle_s, self._ends_s)
             else:
                 self.deadline_s = self._ends_s  # no reader waits any more: only the total time-out applies
+            if not response.wants_whole:
                 response.wake()
+
+    def _note_unreadable(self, response: PendingResponse, error: Exception) -> None:
+        if isinstance(error, httptools.HttpParserUpgrade):
+            self._refusal = "the server tried to switch protocols"
+        elif response.is_complete:
+            self._is_last = True  # only what follows the response is invalid: drop the connection with it
+        else:
+            self._refusal = f"the response is not valid HTTP: {error}"
 
     def pause_writing(self) -> None:
         """Note that the socket's write buffer is full."""
@@ -335,26 +422,26 @@ class Connection(asyncio.Protocol):
         self._is_lost = True
         response = self._response
         if response is not None:
+            error: WireError | None = None
             if response.status and exc is None and not response.is_framed():  # 1
                 response.is_complete = True
-                self._detach(None)
             elif response.status or self._other_bytes:  # 2
-                self._detach(
-                    BrokenResponse(
-                        "the server closed the connection in the middle of the response",
-                        phase="broken" if response.status else "head",
-                    )
+                error = BrokenResponse(
+                    "the server closed the connection in the middle of the response",
+                    phase="broken" if response.status else "head",
                 )
             else:  # 3
                 # A broken pipe was there before we wrote: the server cannot have read the whole request.
-                self._detach(
-                    StaleConnection(
-                        "the server closed the connection without a response",
-                        phase="first_byte",
-                        was_sent=not isinstance(exc, BrokenPipeError),
-                    )
+                error = StaleConnection(
+                    "the server closed the connection without a response",
+                    phase="first_byte",
+                    was_sent=not isinstance(exc, BrokenPipeError),
                 )
+            self._detach(error)
+        self._parser = None
         self._owner.forget(self)
+        if response is not None:
+            response.wake()
 
     # ---- called by the parser
 
@@ -363,12 +450,6 @@ class Connection(asyncio.Protocol):
         if self._response is None or self._response.is_complete:
             self._is_last = True  # an unsolicited second response: not read, the connection is closed
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header field."""
-        response = self._response
-        if response is not None and not response.status:  # later ones are trailers, not headers
-            response.fields.append((name, value))
-
     def on_headers_complete(self) -> None:
         """Take the status; interim responses (1xx) are skipped."""
         response = self._response
@@ -376,21 +457,26 @@ class Connection(asyncio.Protocol):
             return
         status = self._parser.get_status_code()
         if status < 200:  # 100 Continue, 103 Early Hints: the response follows
-            response.fields.clear()
             if status == 101 or status < 100:
                 self._refusal = f"the server responded with status {status}"
             return
         response.status = status
         if self._is_head:  # its head describes a body that is not sent
             response.is_complete = True
+            self._pieces_of_body = len(self._pieces)
             self._is_last = self._is_last or not self._parser.should_keep_alive()
 
-    def on_body(self, data: bytes) -> None:
-        """Buffer a piece of the body; pause the socket when the reader is too slow."""
-        response = self._response
-        if response is None or response.is_complete:
-            self._is_last = True
+    def _take_pieces(self, response: PendingResponse) -> None:
+        """Buffer what has arrived of the body; pause the socket when the reader is too slow."""
+        pieces, count = self._pieces, self._pieces_of_body
+        if 0 <= count < len(pieces):
+            self._is_last = True  # of an unsolicited second response
+            del pieces[count:]
+        if not pieces or not response.status:
+            pieces.clear()
             return
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
         response.chunks.append(data)
         response.unread_bytes += len(data)
         if response.unread_bytes > self._limit:
@@ -406,6 +492,7 @@ class Connection(asyncio.Protocol):
         if response is None or not response.status or response.is_complete:
             return  # the end of a 1xx, or of an unsolicited response
         response.is_complete = True
+        self._pieces_of_body = len(self._pieces)
         if not self._parser.should_keep_alive():
             self._is_last = True
 
@@ -423,26 +510,28 @@ class Connection(asyncio.Protocol):
             self.data_received(data)
 
     def _finish(self, response: PendingResponse) -> None:
-        """Return the connection to the pool, or close it if no other request may follow."""
+        """Return the connection to the pool, or close it if no other request may follow; wake the reader."""
+        self._detach(None)
         # After an error the server may never read the rest of a large body: the next request would wait.
         if self._is_last or self._is_uploading or (self._is_large and response.status >= 400):
-            self._detach(None)
             self.abort(None)
-            return
-        self._detach(None)
-        self.read_on()
-        self._owner.release(self)
+        else:
+            if self._is_head:
+                self._parser = None  # it waits for the body that the head describes
+            self.read_on()
+            self._owner.release(self)
+        response.wake()  # last: its next request may use this connection at once
 
-    def _detach(self, error: WireError | None) -> None:
-        """Detach the response under way, and wake its reader."""
-        response, self._response, self._parser = self._response, None, None
+    def _detach(self, error: WireError | None) -> PendingResponse | None:
+        """Detach the response under way, and return it; its reader is to be woken."""
+        response, self._response = self._response, None
         self.deadline_s = inf
         if response is not None:
             response.connection = None
             response.error = error
             if error is not None:
                 error.has_begun = response.status != 0
-            response.wake()
+        return response
 
     def _check_head_size(self, response: PendingResponse, had_head: int) -> None:
         """Refuse a head or trailers that are too large; body bytes that arrived with them do not count."""

@@ -10,6 +10,7 @@ import ssl
 from collections import deque
 from math import inf
 
+from appliance.base.inline import in_task
 from appliance.base.wire.connection import SLICE_BYTES, Connection
 from appliance.base.wire.dial import Dialer, Resolve
 from appliance.base.wire.response import UpstreamResponse
@@ -267,6 +268,7 @@ class ConnectionPool:
 
     async def _connect(self, key: PoolKey, connect_s: float | None, ends_s: float) -> Connection:
         """Open a connection, or take the one that becomes free while queueing for a slot."""
+        await in_task()
         if key[2] and key[3] is None and not self._dialer.has_tls:
             await self._dialer.load_tls()  # here, for the connect time-out must not pay for it
         is_next = False
@@ -411,7 +413,8 @@ class ConnectionPool:
         """Fail what waited too long, close what was idle too long; stop when no connection is open."""
         now = self._loop.time()
         for connection in [c for c in self._in_use if now >= c.deadline_s]:
-            connection.time_out()
+            if now >= connection.deadline_s:  # still: the end of one request may begin another
+                connection.time_out()
         oldest = now - self.limits.keepalive_s
         for key, connections in list(self._idle.items()):
             while connections and connections[0].idle_since_s < oldest:

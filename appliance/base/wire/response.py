@@ -1,9 +1,33 @@
 """A response as callers of the pool see it: to be read whole, in chunks, or dropped."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
+from appliance.base.inline import Signal
 from appliance.base.wire.connection import PendingResponse
 from appliance.base.wire.types import BrokenResponse
+
+
+class _Passing:
+    """Gives a response's chunks to a reader as they arrive; sets its signal when that is over."""
+
+    __slots__ = ("error", "is_wanted", "pending", "signal", "take")
+
+    def __init__(self, pending: PendingResponse, take: Callable[[bytes], bool], signal: Signal) -> None:
+        self.pending, self.take, self.signal = pending, take, signal
+        self.is_wanted = True
+        self.error: Exception | None = None
+
+    def on_event(self) -> None:
+        """Pass on what has arrived."""
+        pending = self.pending
+        if pending.chunks:
+            try:
+                self.is_wanted = self.take(pending.take_chunk())
+            except Exception as error:  # it must not reach the transport, which would close the connection
+                self.error = error
+        if pending.connection is None or not self.is_wanted or self.error is not None:
+            pending.on_event = None
+            self.signal.set()
 
 
 class UpstreamResponse:
@@ -50,23 +74,27 @@ class UpstreamResponse:
         if connection is not None:
             connection.want_whole(pending)
             if pending.connection is not None:
-                waiter = connection.next_event(pending)
                 try:
-                    await waiter
+                    await connection.next_event(pending)
                 except BaseException:
                     self.close()
                     raise
+        return self.take_whole()
+
+    def take_whole(self) -> bytes:
+        """Return the body of a response that has ended, or what of it `next_chunk` has not returned yet.
+
+        Raises:
+            UpstreamTimeout, BrokenResponse: As `read`.
+        """
+        pending = self._pending
         if pending.error is None and pending.unread_bytes > pending.max_body_bytes:
             pending.error = pending.too_large()
         if pending.error is not None:
             pending.chunks.clear()  # the error refers to this frame, which would keep them
             pending.unread_bytes = 0
             raise pending.error
-        chunks = pending.chunks
-        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        chunks.clear()
-        pending.unread_bytes = 0
-        return body
+        return pending.take_chunk()
 
     async def next_chunk(self) -> bytes | None:
         """Return what has arrived since the last call, or wait for more; None at the end.
@@ -84,19 +112,51 @@ class UpstreamResponse:
             connection = pending.connection
             if connection is None:
                 return None
-            waiter = connection.next_event(pending)
             try:
-                await waiter
+                await connection.next_event(pending)
             except BaseException:
                 self.close()
                 raise
-        chunks = pending.chunks
-        chunk = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        chunks.clear()
-        pending.unread_bytes = 0
+        chunk = pending.take_chunk()
         if pending.connection is not None:
             pending.connection.read_on()
         return chunk
+
+    async def pass_chunks(self, take: Callable[[bytes], bool]) -> bool:
+        """Give each chunk to `take` as it arrives, in the callback that brings it, while `take` returns True.
+
+        Cancelling closes the connection.
+
+        Returns:
+            Whether the response has ended; False: `take` has returned False.
+
+        Raises:
+            UpstreamTimeout, BrokenResponse: As `next_chunk`.
+            Exception: What `take` raises.
+        """
+        pending = self._pending
+        while pending.chunks:
+            if not take(pending.take_chunk()):
+                return False
+        connection = pending.connection
+        if connection is not None:
+            connection.read_on()
+            passing = _Passing(pending, take, connection.next_event(pending))
+            pending.signal, pending.on_event = None, passing.on_event
+            try:
+                await passing.signal
+            except BaseException:
+                self.close()
+                raise
+            finally:
+                pending.on_event = None
+            if passing.error is not None:
+                raise passing.error
+            if not passing.is_wanted:
+                return False
+        if pending.error is not None:
+            raise pending.error
+        return True
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Iterate over the chunks as they arrive; leaving early closes the response."""

@@ -55,7 +55,7 @@ class PoolLimits:
     timeouts: Timeouts = _DEFAULT_TIMEOUTS
     pool_s: float | None = 30.0
     max_connections: int = 1024
-    max_idle_per_origin: int = 256
+    max_idle_per_origin: int = 1024
     keepalive_s: float = 60.0
     max_body_bytes: int = 64 * 1024 * 1024
     max_head_bytes: int = 65_536

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError
+from appliance.base.inline import in_task
 from appliance.base.logs import SECRETS, get_logger
 from appliance.base.metrics.registry import Metrics
 from appliance.base.wire.pool import ConnectionPool
@@ -282,6 +283,7 @@ class EngineServer:
         dialect, served = self.state.dialect, self.models.find(model)
         if not isinstance(dialect, TokenCountingDialect):
             return None
+        await in_task()
         named = {**body, "model": served.upstream if served is not None else model}
         try:
             async with asyncio.timeout(COUNT_TIMEOUT_S):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from appliance.base import jsons
 from appliance.base.errors import UpstreamFailed
+from appliance.base.inline import in_task
 from appliance.base.logs import SECRETS
 from appliance.base.sse import SSE_CONTENT_TYPE, Mark, SseReader, parse_event
 from appliance.base.wire.pool import ConnectionPool
@@ -22,10 +23,11 @@ from appliance.engines.stream import Stream
 from appliance.engines.types import EngineReply, EngineRequest
 from appliance.engines.upstream.attempt import NOTE_CHARACTERS, AttemptFailed
 from appliance.engines.upstream.error_event import ErrorEvent, as_error_text, find_error, is_empty
+from appliance.engines.upstream.plain_reply import read_plain_reply
 from appliance.engines.upstream.refusal import find_caller_fault
 from appliance.engines.upstream.relay import BrokenStream, CutOffStream, StreamRelay
 from appliance.engines.upstream.response_builder import ResponseBuilder
-from appliance.engines.upstream.splice import with_model
+from appliance.engines.upstream.splice import replace_model, with_model
 from appliance.engines.upstream.whole_reply import find_reply_error, repair_reply
 
 MAX_ERROR_BYTES = 65_536
@@ -153,7 +155,8 @@ async def exchange(
                 reply = await _read_reply(response, peer, call, request, observer)
                 return reply
             else:  # most requests: a whole response, whatever its type says
-                reply = await _read_whole(await response.read(), peer, call, request, observer)
+                body = response.take_whole() if response.is_complete else await response.read()
+                reply = await _read_whole(body, peer, call, request, observer)
                 return reply
         finally:
             if reply is None or reply.events is None:
@@ -246,6 +249,14 @@ class ReadResponse:
         head, self._head = self._head, b""
         return head + await self._response.read() if self._response is not None else head
 
+    async def pass_chunks(self, take: Callable[[bytes], bool]) -> bool:
+        """Give what was read to `take`, then the rest in chunks (see UpstreamResponse)."""
+        if self._head:
+            head, self._head = self._head, b""
+            if not take(head):
+                return False
+        return await self._response.pass_chunks(take) if self._response is not None else True
+
     async def next_chunk(self) -> bytes | None:
         """Return what was read, then the rest in chunks; None at the end."""
         if self._head:
@@ -273,6 +284,17 @@ async def _read_whole(
     2. it reports an error with a status      → what the status means
     3. another error, or no completion        → invalid
     """
+    plain = read_plain_reply(body)
+    if plain is not None and plain.model:
+        spliced = replace_model(body, call.public_model)
+        if spliced is not None:
+            if (usage := plain.usage) is not None:
+                receipt = request.receipt
+                receipt.prompt_tokens, receipt.completion_tokens = (
+                    usage.prompt_tokens,
+                    usage.completion_tokens,
+                )
+            return EngineReply(body=spliced)
     try:
         value = jsons.loads(body)
     except jsons.InvalidJson:
@@ -359,7 +381,7 @@ async def _start_stream(
         AttemptFailed: Another server may try.
         BrokenStream: It cannot be read.
     """
-    relay = StreamRelay(call.public_model, choices=count_choices(request.body))
+    relay = StreamRelay(call.public_model, choices=request.choices or count_choices(request.body))
     first = b""
     while True:
         data = await response.next_chunk()
@@ -403,6 +425,7 @@ async def _await_last_chunk(response: UpstreamResponse | ReadResponse) -> bytes:
     Returns:
         What still came.
     """
+    await in_task()
     try:
         # Python 3.11's wait_for may swallow the cancellation when the client leaves meanwhile.
         async with asyncio.timeout(LAST_CHUNK_TIMEOUT_S):
@@ -487,6 +510,34 @@ class UpstreamStream(Stream):
                 return out
         await self.aclose()
         raise StopAsyncIteration
+
+    async def pass_pieces(self, write: Callable[[bytes], bool]) -> bool:
+        """Give each piece to `write` as soon as it is there (see Stream)."""
+        relay = self._relay
+        if self._first is not None:
+            first, self._first = self._first, None
+            if not write(first):
+                return False
+
+        def take(data: bytes) -> bool:
+            out = relay.feed(data)
+            is_wanted = write(out) if out else True
+            return is_wanted and not (relay.is_done or relay.error is not None or relay.broken is not None)
+
+        while not self._is_closed and not relay.is_done:
+            if relay.error is not None or relay.broken is not None:
+                raise self._fail()
+            try:
+                has_ended = await self._response.pass_chunks(take)
+                out = relay.end() if has_ended else b""
+            except (WireError, BrokenStream) as error:
+                raise self._cut_off(f"{self._label} broke off its response: {error}") from error
+            if out and not write(out):
+                return False
+            if not has_ended and relay.error is None and relay.broken is None and not relay.is_done:
+                return False
+        await self.aclose()
+        return True
 
     def _fail(self) -> UpstreamFailed:
         """Return the error of a stream whose events up to it have been passed on."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from appliance.base import jsons
 from appliance.engines.types import EngineRequest
-from appliance.engines.upstream.splice import with_model
+from appliance.engines.upstream.splice import replace_model, with_model
 
 
 def render_body(
@@ -29,6 +29,11 @@ def render_body(
         extra: Fields to add; the client's own value of such a field wins.
         is_gathered: The stream will be joined to one response.
     """
+    is_plain = request.parsed is None and request.stream == wants_events
+    if request.raw is not None and is_plain and request.model and not extra and not is_gathered:
+        spliced = replace_model(request.raw, upstream_model)  # 1
+        if spliced is not None:
+            return spliced
     body = request.body
     is_unchanged = bool(body.get("stream")) == wants_events and not extra and not is_gathered
     if request.raw is not None and is_unchanged:

@@ -10,7 +10,8 @@ from typing import Any
 
 from appliance.base import jsons
 
-_MODEL = re.compile(rb'"model"\s*:\s*"[^"\\]*(?:\\.[^"\\]*)*"')
+_VALUE = re.compile(rb'\s*:\s*"[^"\\]*(?:\\.[^"\\]*)*"')  # of the field, behind its name
+QUOTE = 0x22
 _ESCAPE = rb"\u006"  # how the letters of "model" begin where they are escaped, as no usual client does
 
 
@@ -35,16 +36,23 @@ def with_model(raw: bytes, body: dict[str, Any], model: str) -> bytes:
         rest = raw.lstrip()[1:]
         comma = b"" if not body else b","
         return b'{"model":' + jsons.dumps(model) + comma + rest
-    at = raw.find(b'"model"')
-    if (
-        at >= 0
-        and raw.find(b'"model"', at + 7) < 0
-        and not _may_escape(raw)
-        and (found := _MODEL.match(raw, at))
-    ):  # 2
-        return raw[:at] + _model_field(model) + raw[found.end() :]
-    return jsons.dumps({**body, "model": model})  # 3
+    spliced = replace_model(raw, model)  # 2
+    return spliced if spliced is not None else jsons.dumps({**body, "model": model})  # 3
 
 
-def _may_escape(raw: bytes) -> bool:
-    return b"\\" in raw and _ESCAPE in raw  # a search for one byte takes a fraction of the time
+def replace_model(raw: bytes, model: str) -> bytes | None:
+    """Return the bytes of a JSON object that has a top-level `model`, with its value replaced.
+
+    Returns:
+        None = `"model"` is in them more than once, or one of its letters may be escaped.
+    """
+    before, name, after = raw.partition(b'"model"')
+    if not name or b'"model"' in after or (b"\\" in raw and _ESCAPE in raw):
+        return None
+    if after[:2] == b':"' or after[:3] == b': "':  # as clients write it: no pattern is needed
+        begin = 2 if after[1] == QUOTE else 3
+        end = after.find(b'"', begin)
+        if b"\\" not in after[begin:end]:
+            return before + _model_field(model) + after[end + 1 :]
+    found = _VALUE.match(after)
+    return before + _model_field(model) + after[found.end() :] if found is not None else None

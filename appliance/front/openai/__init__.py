@@ -3,6 +3,7 @@
 Modules:
     anthropic_models: the list of models for Anthropic's clients.
     handlers: models, chat, completions, embeddings.
+    plain_chat: chats whose fields are right, recognised in one pass.
     responses: the Responses API, on top of chat completions.
     responses_items: its input items as chat messages.
     responses_objects: its objects: a response and its items.

@@ -14,6 +14,7 @@ from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.engines.router import Router
 from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation
 from appliance.front.openai.anthropic_models import ANTHROPIC_VERSION, anthropic_list, anthropic_model
+from appliance.front.openai.plain_chat import read_plain_chat
 from appliance.front.pipeline.body import OPENAI_TYPES, check_messages, check_types, read_object
 from appliance.front.pipeline.errors import error_event
 from appliance.front.pipeline.late import respond_or_heartbeat
@@ -67,6 +68,20 @@ class OpenAIHandlers:
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation, whole or as a stream of events."""
+        plain = read_plain_chat(request.body)
+        if plain is not None:
+            is_stream, choices = bool(plain.stream), max(1, plain.n or 1)
+            engine_request = EngineRequest(
+                Operation.CHAT,
+                None,
+                request.body,
+                plain.model or "",
+                is_stream,
+                request.receipt,
+                request.options,
+                choices=choices,
+            )
+            return await self._send(engine_request)
         body = read_object(request.body)
         check_types(body, OPENAI_TYPES)
         check_messages(body.get("messages"))
@@ -152,7 +167,10 @@ class OpenAIHandlers:
             request.receipt,
             request.options,
         )
-        if not is_stream:
+        return await self._send(engine_request)
+
+    async def _send(self, engine_request: EngineRequest) -> Response:
+        if not engine_request.stream:
             reply = await self._router.answer(engine_request)
             return Response(reply.status, reply.body or b"", reply.content_type)
         return await respond_or_heartbeat(

@@ -6,6 +6,7 @@ rest of the line.
 
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TextIO
 
 from appliance.base import jsons
@@ -13,7 +14,31 @@ from appliance.base.clock import Clock, format_rfc3339
 from appliance.base.logs import SECRETS
 from appliance.engines.receipts import Receipt
 
-MAX_BUFFERED_LINES = 256  # then they are written without waiting for `flush`
+MAX_BUFFERED_LINES = 64  # then they are written without waiting for `flush`, which would take long
+MAX_KEPT_CHARACTERS = 256  # of a path or a model; longer ones are rendered each time
+EMPTY = '""'
+
+
+def _render_call(method: str, path: str, status: int, finish: str, generation: int) -> str:
+    """Render some fields of a line; the path may hold a secret. `generation`: of the known secrets."""
+    fields = {"method": method, "path": SECRETS.redact(path), "status": status, "finish": finish}
+    return jsons.dumps_text(fields)[1:-1]
+
+
+def _render_route(model: str, served_model: str, backend: str, endpoint: str, generation: int) -> str:
+    """Render some fields of a line; the model may hold a secret. `generation`: of the known secrets."""
+    fields = {
+        "model": SECRETS.redact(model),
+        "served_model": SECRETS.redact(served_model),
+        "backend": backend,
+        "endpoint": endpoint,
+    }
+    return jsons.dumps_text(fields)[1:-1]
+
+
+# Most lines are like the ones before in these fields.
+_render_call_once = lru_cache(maxsize=512)(_render_call)
+_render_route_once = lru_cache(maxsize=512)(_render_route)
 
 
 class AccessLog:
@@ -56,45 +81,51 @@ class AccessLog:
             sent_bytes: Of the response's body.
         """
         now_s = self._clock.now_s()
-        # A client may have put a secret into either.
-        path, model = SECRETS.redact_name(path), SECRETS.redact_name(receipt.model)
-        error = SECRETS.redact(receipt.error) if receipt.error else ""
         if self._is_console:
-            line = (
-                f"{format_rfc3339(now_s, fraction_digits=3)} {peer} {method} {path} {receipt.status}"
-                f" {receipt.total_ms:.1f}ms model={model or '-'} backend={receipt.backend or '-'} {error}"
-            ).rstrip()
+            line = self._render_for_people(now_s, receipt, method=method, path=path, peer=peer)
         else:
-            line = jsons.dumps_text(
-                {
-                    "event": "request",
-                    "level": "info",
-                    "ts": self._second(now_s),
-                    "id": receipt.id,
-                    "peer": peer,
-                    "method": method,
-                    "path": path,
-                    "status": receipt.status,
-                    "finish": receipt.finish_label,
-                    "ms": round(receipt.total_ms, 2),
-                    "bytes": sent_bytes,
-                    "stream": receipt.streamed,
-                    "model": model,
-                    "served_model": receipt.served_model,
-                    "backend": receipt.backend,
-                    "endpoint": receipt.endpoint,
-                    "attempts": len(receipt.attempts),
-                    "upstream_ms": round(receipt.upstream_ms, 2),
-                    "prompt_tokens": receipt.prompt_tokens,
-                    "completion_tokens": receipt.completion_tokens,
-                    "error": error,
-                }
+            line = self._render_json(
+                now_s, receipt, method=method, path=path, peer=peer, sent_bytes=sent_bytes
             )
         self._lines.append(line)
         if self._on_line is not None:
             self._on_line(now_s, line)
         if len(self._lines) >= MAX_BUFFERED_LINES:
             self.flush()
+
+    def _render_for_people(self, now_s: float, receipt: Receipt, *, method: str, path: str, peer: str) -> str:
+        path, model = SECRETS.redact_name(path), SECRETS.redact_name(receipt.model)
+        error = SECRETS.redact(receipt.error) if receipt.error else ""
+        return (
+            f"{format_rfc3339(now_s, fraction_digits=3)} {peer} {method} {path} {receipt.status}"
+            f" {receipt.total_ms:.1f}ms model={model or '-'} backend={receipt.backend or '-'} {error}"
+        ).rstrip()
+
+    def _render_json(
+        self, now_s: float, receipt: Receipt, *, method: str, path: str, peer: str, sent_bytes: int
+    ) -> str:
+        """Render a line from parts: those that are alike in most lines are rendered once."""
+        generation = SECRETS.generation
+        is_short = len(path) + len(receipt.model) + len(receipt.served_model) <= MAX_KEPT_CHARACTERS
+        render_call, render_route = (
+            (_render_call_once, _render_route_once) if is_short else (_render_call, _render_route)
+        )
+        call = render_call(method, path, receipt.status, receipt.finish_label, generation)
+        route = render_route(
+            receipt.model, receipt.served_model, receipt.backend, receipt.endpoint, generation
+        )
+        prompt, completion = receipt.prompt_tokens, receipt.completion_tokens
+        error = SECRETS.redact(receipt.error) if receipt.error else ""
+        return (
+            f'{{"event":"request","level":"info","ts":"{self._second(now_s)}","id":"{receipt.id}",'
+            f'"peer":"{peer}",{call},'
+            f'"ms":{receipt.total_ms:.2f},"bytes":{sent_bytes},'
+            f'"stream":{"true" if receipt.streamed else "false"},'
+            f'{route},"attempts":{len(receipt.attempts)},"upstream_ms":{receipt.upstream_ms:.2f},'
+            f'"prompt_tokens":{"null" if prompt is None else prompt},'
+            f'"completion_tokens":{"null" if completion is None else completion},'
+            f'"error":{jsons.dumps_text(error) if error else EMPTY}}}'
+        )
 
     def _second(self, now_s: float) -> str:
         """Render the time with milliseconds; the date is rendered once a second, not once a line."""

@@ -1,32 +1,41 @@
 """HTTP heads on a client's connection: parse those of requests, render those of responses. No I/O."""
 
+import re
 from dataclasses import dataclass
 
 import httptools
 
-from appliance.front.pipeline.response import Response
+from appliance.front.pipeline.request import KnownCaller
+from appliance.front.pipeline.response import Response, render_fields
+from appliance.front.pipeline.route import Route
 
 AGENT = "inference-appliance"  # the name in `Server` and `Via`
 REASONS = {
-    200: b"OK",
-    400: b"Bad Request",
-    401: b"Unauthorized",
-    403: b"Forbidden",
-    404: b"Not Found",
-    408: b"Request Timeout",
-    409: b"Conflict",
-    413: b"Content Too Large",
-    415: b"Unsupported Media Type",
-    422: b"Unprocessable Content",
-    429: b"Too Many Requests",
-    431: b"Request Header Fields Too Large",
-    499: b"Client Closed Request",
-    500: b"Internal Server Error",
-    501: b"Not Implemented",
-    502: b"Bad Gateway",
-    503: b"Service Unavailable",
-    504: b"Gateway Timeout",
+    200: "OK",
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    408: "Request Timeout",
+    409: "Conflict",
+    413: "Content Too Large",
+    415: "Unsupported Media Type",
+    422: "Unprocessable Content",
+    429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
+    499: "Client Closed Request",
+    500: "Internal Server Error",
+    501: "Not Implemented",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
 }
+
+
+_LENGTH = re.compile(rb"\r\nContent-Length: *(\d{1,15})(?=\r\n)", re.IGNORECASE)
+MAX_LENGTH_DIGITS = 15
+OK_LINE = "HTTP/1.1 200 OK\r\n"
+END, LAST = "\r\n", "Connection: close\r\n\r\n"
 
 
 class BadHead(ValueError):
@@ -84,6 +93,56 @@ def parse_request_head(head: bytes) -> tuple[dict[str, str], bool]:
     return found.headers, parser.should_keep_alive() and not is_closed
 
 
+class KnownHead:
+    """The head of a connection's latest request: most clients send the same one again and again.
+
+    Only the length of the body may differ. A head that is known needs no parsing, and no second look at the
+    caller's key.
+
+    Attributes:
+        route: The address.
+        headers: Its fields by lower-case name.
+        may_stay: The connection may be kept after the response.
+        known_caller: What was decided about the caller.
+    """
+
+    __slots__ = ("_after", "_before", "headers", "known_caller", "may_stay", "route")
+
+    def __init__(
+        self, before: bytes, after: bytes, route: Route, headers: dict[str, str], *, may_stay: bool
+    ) -> None:
+        self._before, self._after = before, after
+        self.route, self.headers, self.may_stay = route, headers, may_stay
+        self.known_caller = KnownCaller()
+
+    @classmethod
+    def of(cls, head: bytes, route: Route, headers: dict[str, str], *, may_stay: bool) -> "KnownHead | None":
+        """Return a parsed head for comparing others with it; None = its length is not a plain number."""
+        found = _LENGTH.search(head)
+        if found is None or headers.get("content-length") != found.group(1).decode():
+            return None
+        return cls(head[: found.start(1)], head[found.end(1) :], route, headers, may_stay=may_stay)
+
+    def compare(self, buffer: bytes, begin: int) -> tuple[int, int] | None:
+        """Compare the head that begins in a buffer; the length in `headers` is then the new one.
+
+        Returns:
+            (size of the body, where it begins); None = it is another head, or not complete.
+        """
+        before, after = self._before, self._after
+        if not buffer.startswith(before, begin):
+            return None
+        at = begin + len(before)
+        end = buffer.find(b"\r", at, at + MAX_LENGTH_DIGITS + 1)
+        if end < 0 or not buffer.startswith(after, end):
+            return None
+        digits = buffer[at:end]
+        if not digits.isdigit():
+            return None
+        self.headers["content-length"] = digits.decode()
+        return int(digits), end + len(after)
+
+
 @dataclass(frozen=True, slots=True)
 class Upgrade:
     """A request to switch protocols.
@@ -129,22 +188,25 @@ def parse_upgrade(head: bytes) -> Upgrade | None:
     return Upgrade(target, found.fields, found.headers)
 
 
-def render_response_head(response: Response, framing: bytes, *, date_line: bytes, may_stay: bool) -> bytes:
+def render_response_head(
+    response: Response, framing: str, own_lines: str, *, date_line: str, may_stay: bool
+) -> bytes:
     """Render a response's head, its blank line included.
 
     Args:
+        response: Its status and headers.
         framing: The Content-Length or Transfer-Encoding line.
+        own_lines: Lines that every response gets (see RequestPipeline.header_lines).
         date_line: The Date header, with its line break.
         may_stay: The connection is kept after the response.
     """
-    fields = f"Content-Type: {response.content_type}\r\n" + "".join(
-        [f"{name}: {value}\r\n" for name, value in response.headers]
-    )
-    return b"HTTP/1.1 %d %b\r\n%b%b%b%b" % (
-        response.status,
-        REASONS.get(response.status, b"Status"),
-        date_line,
-        framing,
-        fields.encode("latin-1", "replace"),
-        b"\r\n" if may_stay else b"Connection: close\r\n\r\n",
-    )
+    status, headers = response.status, response.headers
+    return (
+        f"{OK_LINE if status == 200 else _status_line(status)}{date_line}{framing}"
+        f"Content-Type: {response.content_type}\r\n{render_fields(headers) if headers else ''}{own_lines}"
+        f"{END if may_stay else LAST}"
+    ).encode("latin-1", "replace")
+
+
+def _status_line(status: int) -> str:
+    return f"HTTP/1.1 {status} {REASONS.get(status, 'Status')}\r\n"

@@ -11,9 +11,11 @@ parser skips.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import replace
+from typing import Any
 
+from appliance.base.inline import InlineRunner, Signal
 from appliance.engines.outcome import Outcome
 from appliance.engines.stream import GeneratedStream, Stream
 from appliance.front.pipeline.replies import parse_error_reply
@@ -23,7 +25,7 @@ Headers = list[tuple[str, str]]
 
 
 async def respond_or_heartbeat(
-    responding: Awaitable[Response],
+    responding: Coroutine[Any, Any, Response],
     form: Response,
     *,
     heartbeat_s: float,
@@ -42,22 +44,67 @@ async def respond_or_heartbeat(
     """
     if not heartbeat_s:
         return await responding
-    pending = asyncio.ensure_future(responding)  # noqa: TID251 - awaited, or cancelled below
+    pending = LateResponse(responding)
     try:
-        done, _ = await asyncio.wait({pending}, timeout=heartbeat_s)
+        await pending.wait(heartbeat_s)
     except asyncio.CancelledError:
-        await _cancel_or_close(pending)
+        await pending.close()
         raise
-    if done:  # 1
+    if pending.is_done:  # 1
         return pending.result()
     late = LateStream(pending, form.heartbeat, heartbeat_s)  # 2
     return replace(form, headers=[*form.headers, *late_headers()], pieces=late)
 
 
+class LateResponse:
+    """A response that is being made while something else is done. Close it, unless its result was taken."""
+
+    def __init__(self, responding: Coroutine[Any, Any, Response]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._changed: Signal | None = None
+        self._runner = InlineRunner(responding, self._on_done, self._loop)
+        self._runner.start()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it was made, or failed."""
+        return self._runner.is_done
+
+    def result(self) -> Response:
+        """Return the response, or raise what making it raised."""
+        return self._runner.result()
+
+    def _on_done(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+
+    async def wait(self, timeout_s: float | None = None) -> None:
+        """Wait until it is done, for `timeout_s` seconds at most; None = for ever."""
+        if self._runner.is_done:
+            return
+        self._changed = changed = Signal()
+        timer = self._loop.call_later(timeout_s, changed.set) if timeout_s is not None else None
+        try:
+            await changed
+        finally:
+            self._changed = None
+            if timer is not None:
+                timer.cancel()
+
+    async def close(self) -> None:
+        """Cancel it; close the stream of one that has arrived."""
+        runner = self._runner
+        if not runner.is_done:
+            runner.cancel()
+            await self.wait()
+        if runner.error is None and (pieces := runner.result().pieces) is not None:
+            await pieces.aclose()
+
+
 class LateStream(Stream):
     """Heartbeats until the response has arrived, then its pieces. Closing it cancels a pending response."""
 
-    def __init__(self, pending: "asyncio.Future[Response]", heartbeat: bytes, heartbeat_s: float) -> None:
+    def __init__(self, pending: LateResponse, heartbeat: bytes, heartbeat_s: float) -> None:
         self._pending = pending
         self._heartbeat, self._heartbeat_s = heartbeat, heartbeat_s
         self._pieces: Stream | None = None
@@ -78,8 +125,8 @@ class LateStream(Stream):
             self._is_first = False
             return self._heartbeat
         if self._pieces is None:
-            done, _ = await asyncio.wait({self._pending}, timeout=self._heartbeat_s)
-            if not done:
+            await self._pending.wait(self._heartbeat_s)
+            if not self._pending.is_done:
                 return self._heartbeat
             response = self._pending.result()
             if response.status >= 400:
@@ -89,20 +136,8 @@ class LateStream(Stream):
 
     async def aclose(self) -> None:
         """Cancel a pending response, or close its stream."""
-        await _cancel_or_close(self._pending)
+        await self._pending.close()
 
 
 async def _one(body: bytes) -> AsyncGenerator[bytes, None]:
     yield body
-
-
-async def _cancel_or_close(pending: "asyncio.Future[Response]") -> None:
-    """Cancel a pending response; close the stream of one that has arrived."""
-    if not pending.done():
-        pending.cancel()
-        await asyncio.wait({pending})
-    if pending.cancelled() or pending.exception() is not None:
-        return
-    pieces = pending.result().pieces
-    if pieces is not None:
-        await pieces.aclose()

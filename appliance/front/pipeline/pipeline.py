@@ -26,8 +26,8 @@ from appliance.front.pipeline.access_log import AccessLog
 from appliance.front.pipeline.encoding import decode_body
 from appliance.front.pipeline.errors import error_body, error_headers, status_of
 from appliance.front.pipeline.options import parse_options
-from appliance.front.pipeline.request import Request
-from appliance.front.pipeline.response import Response
+from appliance.front.pipeline.request import KnownCaller, Request
+from appliance.front.pipeline.response import Response, render_fields
 from appliance.front.pipeline.route import Route
 from appliance.front.settings import FrontSettings
 
@@ -89,6 +89,7 @@ class RequestPipeline:
         peer: str,
         query: str = "",
         params: dict[str, str] | None = None,
+        known_caller: KnownCaller | None = None,
     ) -> Request:
         """Make a request, with its id and receipt. Entering it counts it as in flight, leaving it settles it.
 
@@ -97,6 +98,7 @@ class RequestPipeline:
             headers: By lower-case name; an `x-request-id` of 1-128 letters, digits, `.`, `_`, `-` is kept.
             query: The raw query string.
             params: Parts of the path by name; None = none.
+            known_caller: Of the caller; None = it is to be decided (see `admit`).
         """
         receipt = self._new_receipt(route, headers.get("x-request-id", ""))
         return Request(
@@ -112,6 +114,7 @@ class RequestPipeline:
             params or {},
             self.now_s(),
             lifecycle=self,
+            known_caller=known_caller,
         )
 
     def guarded_request(self, route: str) -> Request:
@@ -137,6 +140,8 @@ class RequestPipeline:
         4. hold      what the request may spend
         5. options   how it is routed; only operators may choose a backend
 
+        Where the connection has sent the same head before, 2 and 5 are known: keys and options are in it.
+
         Raises:
             Unauthenticated: No key, or one that is not known.
             Forbidden: The caller's key does not open this address.
@@ -144,14 +149,22 @@ class RequestPipeline:
             TooLarge: The body is larger than MAX_BODY_BYTES.
             Invalid: A header has a value that is not allowed.
         """
+        keys, known_caller = self.keys, request.known_caller
+        is_known = known_caller is not None and known_caller.keys is keys
         self.identify(request)  # 1
-        self.keys.check(access, request.headers, request.peer)  # 2
+        if not is_known:
+            keys.check(access, request.headers, request.peer)  # 2
         self.check_limits(request, is_open_while_draining=is_open_while_draining)  # 3
         self.hold(request)  # 4
-        must_stay = self.keys.must_stay_local(request.headers)  # 5
+        if is_known and known_caller is not None:  # 5
+            request.options = known_caller.options
+            return
+        must_stay = keys.must_stay_local(request.headers)
         request.options = parse_options(request.headers, request.peer, must_stay_local=must_stay)
         if request.options.pin:
-            self.keys.check(Access.OPERATOR, request.headers, request.peer)
+            keys.check(Access.OPERATOR, request.headers, request.peer)
+        if known_caller is not None:
+            known_caller.keys, known_caller.options = keys, request.options
 
     def admit_guarded(self, request: Request) -> None:
         """Admit a request whose interface has checked access: actor, limits and hold, as in `admit`."""
@@ -184,6 +197,8 @@ class RequestPipeline:
     async def respond(self, route: Route, request: Request) -> Response:
         """Admit a request and call its handler; every failure becomes a response in the route's dialect.
 
+        The headers that every response carries are not in it yet: see `response_headers`, `header_lines`.
+
         Raises:
             CancelledError: The client left, or the server stops.
         """
@@ -200,14 +215,16 @@ class RequestPipeline:
             )
             forget_frames(error)
         request.receipt.status = response.status
+        return response
+
+    async def add_headers(self, response: Response, request: Request) -> None:
+        """Add the headers that every response carries; if that fails, its stream is closed."""
         try:
-            own = self.response_headers(request)
+            response.headers = [*response.headers, *self.response_headers(request)]
         except Exception:
             if response.pieces is not None:
                 await close_stream(response.pieces, request)
             raise
-        response.headers = [*response.headers, *own] if response.headers else own
-        return response
 
     def to_appliance_error(self, error: Exception, request: Request) -> ApplianceError:
         """Return an error that may be shown: an unexpected exception is logged, and its text is not shown."""
@@ -246,6 +263,16 @@ class RequestPipeline:
         if origin is not None:
             headers += self.cors_headers(origin)
         return headers
+
+    def header_lines(self, request: Request) -> str:
+        """Return the same headers as lines."""
+        receipt = request.receipt
+        if not receipt.backend or "origin" in request.headers:
+            return render_fields(self.response_headers(request))
+        return (
+            f"x-request-id: {receipt.id}\r\nx-appliance-receipt: {_clean(receipt.render_header())}\r\n"
+            f"Server-Timing: {receipt.render_server_timing()}\r\n"
+        )
 
     def cors_headers(self, origin: str) -> list[tuple[str, str]]:
         """Return the CORS headers for a page of `origin`; at most `Vary` where it may not call."""

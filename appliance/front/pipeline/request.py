@@ -17,6 +17,21 @@ class RequestLifecycle(Protocol):
         """Account for a request that has ended; it is no longer in flight."""
 
 
+class KnownCaller:
+    """What was decided about a caller, for its next requests with the same head on the same connection.
+
+    Attributes:
+        keys: The keys in force when it was decided; None = nothing was decided yet.
+        options: How its requests are routed.
+    """
+
+    __slots__ = ("keys", "options")
+
+    def __init__(self) -> None:
+        self.keys: object = None
+        self.options = NO_OPTIONS
+
+
 @dataclass(slots=True)
 class Request:
     """One request with its whole body.
@@ -38,6 +53,7 @@ class Request:
         options: How it is routed; set by `RequestPipeline.admit`.
         has_log_line: Whether the pipeline writes its line of the access log; False: its interface logs it.
         lifecycle: Counts and settles it; None = it is not accounted (tests).
+        known_caller: Of the caller, where the connection has sent this head before; None = it has not.
         finish: How it ended, for the receipt: done, client_left, cut_off or error. Set by the server.
         sent_bytes: Of the response's body. Set by the server.
         events: Events of an engine that were streamed. Set by the server.
@@ -58,6 +74,7 @@ class Request:
     options: RequestOptions = NO_OPTIONS
     has_log_line: bool = True
     lifecycle: RequestLifecycle | None = None
+    known_caller: KnownCaller | None = None
     finish: Finish = Finish.CLIENT_LEFT
     sent_bytes: int = 0
     events: int = 0

@@ -37,3 +37,8 @@ class Response:
 def json_response(value: Any, status: int = 200) -> Response:
     """Return one JSON value as a response."""
     return Response(status, jsons.dumps(value))
+
+
+def render_fields(fields: list[tuple[str, str]]) -> str:
+    """Render fields of a head as lines."""
+    return "".join([f"{name}: {value}\r\n" for name, value in fields])

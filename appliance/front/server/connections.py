@@ -86,7 +86,7 @@ class Connections:
         self.loop = asyncio.get_running_loop()
         self.is_stopping = False
         self.tick_s = 0.0
-        self.date_line = b""
+        self.date_line = ""
         self.notices = Notices(clock.monotonic_s)
         self._clock = clock
         self._all: set[ClientConnection] = set()
@@ -113,7 +113,7 @@ class Connections:
     def tick(self) -> None:
         """Update the time and the Date header, and tick every connection."""
         self.tick_s = self.now_s()
-        self.date_line = f"Date: {formatdate(self._clock.now_s(), usegmt=True)}\r\n".encode()
+        self.date_line = f"Date: {formatdate(self._clock.now_s(), usegmt=True)}\r\n"
         for connection in list(self._all):
             connection.tick(self.tick_s)
 

@@ -14,15 +14,24 @@ from collections.abc import Callable
 from typing import Any
 
 from appliance.base.errors import ApplianceError, Internal, Invalid, TimedOut
+from appliance.base.inline import InlineRunner, Signal
+from appliance.base.logs import get_logger
 from appliance.engines.outcome import Finish
 from appliance.front.passthrough.upload import LEAST_BODY_BYTES_S
-from appliance.front.pipeline.heads import BadHead, parse_request_head, render_response_head
+from appliance.front.pipeline.heads import (
+    BadHead,
+    KnownHead,
+    parse_request_head,
+    render_response_head,
+)
 from appliance.front.pipeline.pipeline import close_stream, too_large
-from appliance.front.pipeline.request import Request
+from appliance.front.pipeline.request import KnownCaller, Request
 from appliance.front.pipeline.response import Response
 from appliance.front.pipeline.route import Route
 from appliance.front.server.connections import LINGER_S, Connections, InnerProtocol
 
+log = get_logger("front")
+REQUESTS_IN_TURN = 16  # answered in a row on one connection, before others get their turn
 TLS_HANDSHAKE = 0x16  # the first byte of a TLS client; no method begins with it
 PIPELINED_BYTES = 64 * 1024  # of the next requests; more is not read before they are answered
 
@@ -46,17 +55,20 @@ class FastConnection(asyncio.Protocol):
         "_has_served",
         "_heartbeat",
         "_inner",
+        "_is_answered",
+        "_is_beginning",
         "_is_closing",
         "_is_head_begun",
         "_is_paused",
         "_is_unread",
         "_keep_alive",
+        "_known",
         "_next",
+        "_running",
         "_shared",
         "_since_s",
         "_stalled_s",
         "_take_over",
-        "_task",
         "_transport",
         "_unsent_bytes",
         "_wrote_s",
@@ -84,11 +96,14 @@ class FastConnection(asyncio.Protocol):
         self._body_left = 0
         self._body_size = 0
         self._body_began_s = 0.0
-        self._next: tuple[Route, dict[str, str]] | None = None  # a head whose body is not complete
-        self._task: asyncio.Task[None] | None = None
+        # A head whose body is not complete, and what is known of its caller.
+        self._next: tuple[Route, dict[str, str], KnownCaller | None] | None = None
+        self._known: KnownHead | None = None  # of the latest request
+        self._running: InlineRunner[None] | None = None  # the request that is being answered
+        self._is_beginning = self._is_answered = False  # see _begin
         self._inner: InnerProtocol | None = None
         self._is_head_begun = False  # of the inner protocol: bytes have arrived since its last response
-        self._drained: asyncio.Future[None] | None = None
+        self._drained: Signal | None = None
         self._is_paused = False  # the client does not read, so nothing is written
         self._stalled_s = 0.0  # when the client stopped reading; 0 = it reads
         self._unsent_bytes = 0  # unread by the client at the last tick
@@ -139,10 +154,10 @@ class FastConnection(asyncio.Protocol):
             self._buffer = self._buffer[self._at :] + data if self._at else self._buffer + data
         else:
             self._buffer = data
-            if self._task is None:
+            if not self.busy:
                 self._since_s = self._shared.now_s()
         self._at = 0
-        if self._task is None:  # 4
+        if not self.busy:  # 4
             self._begin()
         elif len(self._buffer) > PIPELINED_BYTES and not self._is_unread:  # 5
             self._is_unread = True
@@ -160,10 +175,8 @@ class FastConnection(asyncio.Protocol):
         self._shared.forget(self)
         if self._inner is not None:
             self._inner.connection_lost(exc)
-        if self._task is not None:
-            self._task.cancel()
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
+        if self._running is not None:
+            self._running.cancel()
 
     def pause_writing(self) -> None:
         """Stop writing: the client does not read."""
@@ -177,21 +190,49 @@ class FastConnection(asyncio.Protocol):
         self._stalled_s = 0.0
         if self._inner is not None:
             self._inner.resume_writing()
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
+        if self._drained is not None:
+            self._drained.set()
 
     # ---- reading
 
     def _begin(self) -> None:
-        """Parse the request that begins in the buffer.
+        """Answer the requests that are buffered, until one has to wait for something.
+
+        After some of them other connections get their turn: a client may send many that are refused at once.
+        """
+        self._is_beginning = True
+        for _ in range(REQUESTS_IN_TURN):
+            self._is_answered = False
+            self._read_request()
+            if not (self._is_answered and self._buffer):
+                break
+        else:
+            self.busy = 1
+            self._shared.loop.call_soon(self._begin_again)
+        self._is_beginning = False
+
+    def _begin_again(self) -> None:
+        self.busy = 0
+        if not self._is_closing and self._buffer:
+            self._begin()
+
+    def _read_request(self) -> None:
+        """Read the request that begins in the buffer: with the head of the one before, or another one."""
+        known = self._known
+        if known is not None and (found := known.compare(self._buffer, self._at)) is not None:
+            self._keep_alive = known.may_stay
+            self._take_head(known.route, known.headers, known.known_caller, *found)
+        else:
+            self._parse_head()
+
+    def _parse_head(self) -> None:
+        """Parse the head that begins in the buffer.
 
         1. the head is incomplete                      → wait
         2. the head is too large                       → 431 and close
         3. not a hot address, or not a plain POST      → hand over to another protocol
         4. the head is invalid                         → 400 and close
-        5. the body is too large                       → 413 and close
-        6. the body is complete                        → answer it
-        7. the body is incomplete                      → wait for the rest
+        5. anything else                               → take its body
         """
         buffer, begin, settings = self._buffer, self._at, self._shared.pipeline.settings
         end = buffer.find(b"\r\n\r\n", begin)
@@ -226,16 +267,34 @@ class FastConnection(asyncio.Protocol):
             self._hand_over()  # 3
             return
         self._keep_alive = may_stay
-        size, at = int(length), end + 4
-        if size > settings.max_body_bytes:  # 5
-            self._refuse(413, too_large(settings.max_body_bytes), route, headers)
+        self._known = known = KnownHead.of(buffer[begin : end + 4], route, headers, may_stay=may_stay)
+        self._take_head(
+            route, headers, known.known_caller if known is not None else None, int(length), end + 4
+        )  # 5
+
+    def _take_head(
+        self, route: Route, headers: dict[str, str], known_caller: KnownCaller | None, size: int, at: int
+    ) -> None:
+        """Take the body of a request whose head is read.
+
+        1. it is too large   → 413 and close
+        2. it is complete    → answer the request
+        3. it is incomplete  → wait for the rest
+
+        Args:
+            size: Of the body.
+            at: Where it begins in the buffer.
+        """
+        buffer, limit = self._buffer, self._shared.pipeline.settings.max_body_bytes
+        if size > limit:  # 1
+            self._refuse(413, too_large(limit), route, headers)
             return
         have = len(buffer) - at
-        if have >= size:  # 6
+        if have >= size:  # 2
             self._use(at + size)
-            self._start(route, headers, buffer[at : at + size])
-        else:  # 7
-            self._next = (route, headers)
+            self._start(route, headers, known_caller, buffer[at : at + size])
+        else:  # 3
+            self._next = (route, headers, known_caller)
             self._body = [buffer[at:]] if have else []
             self._body_left, self._body_size = size - have, size
             self._buffer, self._at = b"", 0
@@ -264,9 +323,9 @@ class FastConnection(asyncio.Protocol):
             return
         self._body.append(data[: self._body_left])
         self._buffer, self._at = data[self._body_left :], 0
-        route, headers = self._next
+        route, headers, known_caller = self._next
         body, self._body, self._next = b"".join(self._body), [], None
-        self._start(route, headers, body)
+        self._start(route, headers, known_caller, body)
 
     def _hand_over(self) -> None:
         """Hand the connection over to another protocol, with the bytes that were read and not used."""
@@ -284,7 +343,7 @@ class FastConnection(asyncio.Protocol):
     def write_last(self, response: Response) -> int:
         """Write a response after which the connection is closed; return the size of its body."""
         self._keep_alive = False
-        return self._write_whole(response)
+        return self._write_whole(response, "")
 
     def finish_response(self) -> None:
         """Record that a response has ended: the next byte begins a new head."""
@@ -294,22 +353,32 @@ class FastConnection(asyncio.Protocol):
 
     # ---- answering
 
-    def _start(self, route: Route, headers: dict[str, str], body: bytes) -> None:
+    def _start(
+        self, route: Route, headers: dict[str, str], known_caller: KnownCaller | None, body: bytes
+    ) -> None:
+        path = route.path
         request = self._shared.pipeline.request(
-            route.path, method="POST", path=route.path, headers=headers, body=body, peer=self.peer
+            path,
+            method="POST",
+            path=path,
+            headers=headers,
+            body=body,
+            peer=self.peer,
+            known_caller=known_caller,
         )
         self.busy = 1
-        self._task = self._shared.loop.create_task(self._answer(route, request))
+        self._running = runner = InlineRunner(self._answer(route, request), self._end, self._shared.loop)
+        runner.start()
 
     async def _answer(self, route: Route, request: Request) -> None:
-        """Answer one request, then begin the next one if it is buffered."""
+        """Answer one request. It runs inline, unless it has to wait for more than its upstream server."""
         pipeline, response = self._shared.pipeline, None
         with request:
             try:
                 response = await pipeline.respond(route, request)
                 if response.pieces is None:
                     pipeline.mark_first_byte(request)
-                    request.sent_bytes = self._write_whole(response)
+                    request.sent_bytes = self._write_whole(response, pipeline.header_lines(request))
                     request.finish = Finish.DONE
                 else:
                     await self._write_stream(response, request)
@@ -328,24 +397,34 @@ class FastConnection(asyncio.Protocol):
                 if response is not None and response.pieces is not None:
                     await close_stream(response.pieces, request)
             finally:
-                self.busy = 0
                 self._heartbeat = b""
-                self._task = None
-        # After an error event the body is complete, so the connection can be used again.
-        if not self._keep_alive or self._shared.is_stopping:
+
+    def _end(self) -> None:
+        """Go on after a response: with the next request if it is buffered.
+
+        After an error event the body is complete, so the connection can be used again.
+        """
+        running, self._running = self._running, None
+        self.busy = 0
+        if running is not None and running.error is not None:  # `_answer` raises nothing: a fault of ours
+            log.error("unhandled", peer=self.peer, error=repr(running.error), exc_info=running.error)
+            self._is_closing = True
+            self._transport.abort()
+        elif not self._keep_alive or self._shared.is_stopping:
             self._is_closing = True
             self._transport.close()
         elif not self._is_closing:
             self._since_s = self._shared.now_s()
             self._has_served = True
-            if self._buffer:  # the next request has begun
-                self._begin()
-            else:
+            self._is_answered = True
+            if not self._buffer:
                 self._read_on()
+            elif not self._is_beginning:  # else `_begin` is below this call, and goes on
+                self._begin()
 
-    def _write_whole(self, response: Response) -> int:
+    def _write_whole(self, response: Response, own_lines: str) -> int:
         body = response.body
-        head = self._head(response, b"Content-Length: %d\r\n" % len(body))
+        head = self._head(response, f"Content-Length: {len(body)}\r\n", own_lines)
         self._transport.write(head + body)
         return len(body)
 
@@ -361,20 +440,25 @@ class FastConnection(asyncio.Protocol):
         pipeline, pieces = self._shared.pipeline, response.pieces
         assert pieces is not None
         write = self._transport.write
-        head = self._head(response, b"Transfer-Encoding: chunked\r\n")
+        head = self._head(response, "Transfer-Encoding: chunked\r\n", pipeline.header_lines(request))
         # 0 = nothing was written yet: no heartbeat before the head.
         self._heartbeat, self._wrote_s = response.heartbeat, 0.0
         sent = 0
+
+        def write_piece(piece: bytes) -> bool:
+            nonlocal head, sent
+            if head:
+                pipeline.mark_first_byte(request)
+                write(b"%b%x\r\n%b\r\n" % (head, len(piece), piece))
+                head = b""
+            else:
+                write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            sent += len(piece)
+            self._wrote_s = self._shared.tick_s
+            return not self._is_paused
+
         try:
-            async for piece in pieces:
-                if head:
-                    pipeline.mark_first_byte(request)
-                    write(b"%b%x\r\n%b\r\n" % (head, len(piece), piece))
-                    head = b""
-                else:
-                    write(b"%x\r\n%b\r\n" % (len(piece), piece))
-                sent += len(piece)
-                self._wrote_s = self._shared.tick_s
+            while not await pieces.pass_pieces(write_piece):
                 if self._is_paused and not await self._wait_until_read():
                     return  # 2
             request.finish = Finish.DONE  # 1
@@ -396,17 +480,18 @@ class FastConnection(asyncio.Protocol):
         """Wait until the client reads again; False when it has left. `tick` aborts one that does not."""
         if self._is_closing:
             return False
-        self._drained = self._shared.loop.create_future()
+        self._drained = Signal()
         try:
             await self._drained
         finally:
             self._drained = None
         return not self._is_closing
 
-    def _head(self, response: Response, framing: bytes) -> bytes:
+    def _head(self, response: Response, framing: str, own_lines: str) -> bytes:
         return render_response_head(
             response,
             framing,
+            own_lines,
             date_line=self._shared.date_line,
             may_stay=self._keep_alive and not self._shared.is_stopping,
         )
@@ -468,7 +553,7 @@ class FastConnection(asyncio.Protocol):
         if self._next is not None:  # 4
             if waited_s > settings.body_timeout_s or self._is_body_slow(now_s, settings.body_timeout_s):
                 error = TimedOut("The request body did not arrive in time (BODY_TIMEOUT_S).")
-                self._refuse(408, error, *self._next)
+                self._refuse(408, error, *self._next[:2])
         elif self._buffer:  # 5
             if waited_s > settings.header_timeout_s:
                 error = TimedOut("The request head did not arrive in time (HEADER_TIMEOUT_S).")
@@ -508,7 +593,7 @@ class FastConnection(asyncio.Protocol):
 
     def cut(self) -> None:
         """Close at once: the grace period is over."""
-        if self._task is not None:
-            self._task.cancel()
+        if self._running is not None:
+            self._running.cancel()
         else:
             self._transport.abort()

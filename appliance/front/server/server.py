@@ -214,6 +214,7 @@ class HttpServer:
         except ApplianceError as error:
             return await self._refuse(web_request, request, self._bare_error(error, route.dialect, request))
         response = await pipeline.respond(route, request)
+        await pipeline.add_headers(response, request)
         if response.pieces is not None and request.method == "HEAD":
             return await self._send_head(web_request, response, request)
         if response.pieces is not None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from appliance.base.fair_queue import FairQueueFull
+from appliance.base.inline import in_task
 from appliance.models.manager.errors import ModelFailed, QueueFull, QueueTimeout, ShuttingDown
 from appliance.models.manager.events import ManagerEvents
 from appliance.models.manager.leases import Leases
@@ -140,6 +141,7 @@ class Admission:
         self._state.notify(model)
         self._reschedule()
         try:
+            await in_task()
             async with asyncio.timeout(timeout_s):
                 return await future
         except TimeoutError:
