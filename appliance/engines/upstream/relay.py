@@ -19,7 +19,7 @@ __all__ = ["MAX_EVENT_BYTES", "BrokenStream", "CutOffStream", "StreamRelay"]
 _MODEL_FIELD = re.compile(rb'"model"\s*:\s*"[^"\\]*+(?:\\.[^"\\]*+)*+"')
 _TEXT_FIELD = re.compile(rb'"(?:content|reasoning_content|reasoning|text)"\s*:\s*"([^"\\]*+)"')
 _TEXT = re.compile(rb'(?:[^"\\\x00-\x1f]|\\["\\/bfnrt])*+')  # of JSON, without \u
-MARK_BYTES = 99  # CPython searches for longer bytes by another method, three times slower here
+MARK_BYTES = 6  # `data: `; CPython finds eight bytes four times faster than all that is between two texts
 MIN_FORMS = 8  # how many forms are learnt before most events must be alike
 _PLAIN = re.compile(rb"[ !#-\[\]-\x7f]*+")
 SHORT_TEXT = 96
@@ -94,7 +94,7 @@ class StreamRelay:
         self._before: bytes | None = None  # what precedes the text of a plain event
         self._before_out = self._after = self._after_line = self._after_out = b""
         self._between_out = b""  # `_after_out` and `_before_out` of the next event
-        self._mark = self._behind_mark = b""  # the two parts of `_after` and `_before` of the next event
+        self._mark = self._behind_mark = b""  # what parts two events, and what of `_before` is not in it
         self._learnt = 0  # how often a form was learnt: not again and again where each event has another
         self.events = 0
         self.usage: dict[str, Any] | None = None
@@ -121,8 +121,8 @@ class StreamRelay:
             after = self._after
             if data.startswith(before) and data.endswith(after):
                 text = data[len(before) : -len(after)]
-                if not _is_plain(text):
-                    out = self._pass_alike(text)
+                if b'"' in text or not _is_plain(text):
+                    out = self._pass_alike(data)
                     if out is not None:
                         return out
                 elif len(before) + len(after) <= len(data):
@@ -134,20 +134,22 @@ class StreamRelay:
             raise BrokenStream(str(exc)) from None
         return self._pass_each(whole) if whole else b""
 
-    def _pass_alike(self, middle: bytes) -> bytes | None:
+    def _pass_alike(self, block: bytes) -> bytes | None:
         """Pass events on that differ in their text alone; None = at least one differs in more.
 
         Where no text has a quotation mark of its own, nothing but texts can lie between the learnt bytes.
+
+        Args:
+            block: Begins with `_before` and ends with `_after`.
         """
-        texts = middle.split(self._mark)
-        if len(texts) > 1 and (rest := self._behind_mark):
-            size = len(rest)
-            for at in range(1, len(texts)):
-                text = texts[at]
-                if not text.startswith(rest):
-                    return None
-                texts[at] = text[size:]
+        mark, behind, after = self._mark, self._behind_mark, self._after_line
+        events = block[MARK_BYTES:-2].split(mark)
+        begin, end = len(behind), -len(after)
+        texts = [event[begin:end] for event in events if event.startswith(behind) and event.endswith(after)]
         joined = b"".join(texts)
+        around = len(texts) * (begin - end) + (len(texts) - 1) * len(mark)
+        if len(texts) != len(events) or len(joined) + around != len(block) - MARK_BYTES - 2:
+            return None
         if not _is_plain(joined) and (
             _TEXT.fullmatch(joined) is None or any(text.endswith(b"\\") for text in texts)
         ):
@@ -223,11 +225,14 @@ class StreamRelay:
             return at
         begin = at + len(before)
         last = whole.rfind(self._after, begin)
-        passed = self._pass_alike(whole[begin:last]) if last >= 0 else None
+        if last < 0:
+            return at
+        end = last + len(self._after)
+        passed = self._pass_alike(whole[at:end])
         if passed is None:
             return at
         out.append(passed)
-        return last + len(self._after)
+        return end
 
     def _pass_one(self, event: bytes) -> bytes:
         """Return one event for the client; b"" = it is not for it.
@@ -288,8 +293,8 @@ class StreamRelay:
         before, after = event[: found.start(1)], event[found.end(1) :]
         self._before, self._after, self._after_line = before, after, after[:-2]
         self._before_out, self._after_out = before.replace(old, new), after.replace(old, new)
-        between, self._between_out = after + before, self._after_out + self._before_out
-        self._mark, self._behind_mark = between[:MARK_BYTES], between[MARK_BYTES:]
+        self._between_out = self._after_out + self._before_out
+        self._mark, self._behind_mark = b"\n\n" + before[:MARK_BYTES], before[MARK_BYTES:]
 
     def _note(self, value: dict[str, Any]) -> None:
         """Note what a chunk says of numbers and the end."""
