@@ -161,6 +161,24 @@ async def test_a_failure_of_all_endpoints_lists_the_attempts(open_hosted: Open) 
     assert [row["outcome"] for row in error.details["attempts"]] == ["status_500", "status_503"]
 
 
+@pytest.mark.parametrize(
+    ("last", "text"),
+    [
+        (
+            Status(308, location="https://elsewhere.example/v1/chat?key=s3"),
+            "(2 tried, the last: status_308, redirects to 'https://elsewhere.example/v1/chat', not followed).",
+        ),
+        (Refuse(), "(2 tried, the last: first_byte, the server closed the connection without a response)."),
+        (Status(502), "(2 tried, the last: status_502)."),
+    ],
+)
+async def test_a_failure_of_all_says_what_the_last_one_did(open_hosted: Open, last: Any, text: str) -> None:
+    scene = await open_hosted()
+    scene.apis[0].script(Status(500))
+    scene.apis[1].script(last)
+    assert (await scene.fail()).message.endswith(text)
+
+
 async def test_open_circuits_say_when_they_are_retried(open_hosted: Open) -> None:
     scene = await open_hosted(breaker_failures=1, breaker_rest_s=20)
     for api in scene.apis:

@@ -30,6 +30,7 @@ class Status:
     status: int
     retry_after_s: float | None = None
     body: str = ""
+    location: str = ""
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,8 @@ class HostedApi:
             raise ConnectionResetError
         if isinstance(how, Status):
             headers = {"retry-after": f"{how.retry_after_s:g}"} if how.retry_after_s is not None else {}
+            if how.location:
+                headers["location"] = how.location
             if how.body:
                 return web.Response(status=how.status, text=how.body, headers=headers)
             return _error(how.status, f"stand-in answers {how.status}", "stand_in", headers)

@@ -10,7 +10,7 @@ import pytest
 
 from appliance.engines.upstream.exchange import UpstreamStream
 from tests.fakes.engine_server import EngineServer
-from tests.fakes.mirror import QUICK
+from tests.fakes.mirror import QUICK, Mirror
 from tests.fakes.raw_server import Peer, RawServer
 from tests.journeys.running import Running, Start, until
 
@@ -85,6 +85,12 @@ STEPS = [
     latencies,
     circuit,
 ]
+CHATS = {
+    "chat": "/v1/chat/completions",
+    "responses": "/v1/responses",
+    "anthropic": "/v1/messages",
+    "ollama": "/api/chat",
+}
 PATHS = {"fast": "/v1/chat/completions", "aiohttp": "/v1/chat/completions?q=1"}  # a query goes to aiohttp
 
 
@@ -150,6 +156,38 @@ async def test_a_client_that_leaves_is_settled_all_the_same(
     assert again.status_code == 200
 
 
+@pytest.mark.parametrize("query", ["", "?q=1"], ids=["fast", "aiohttp"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_all_steps_may_break_in_every_dialect(
+    one: Any, monkeypatch: pytest.MonkeyPatch, stream: bool, query: str
+) -> None:
+    running, _, _ = one
+    for step in STEPS:
+        if step is not closing_the_stream:
+            step(running, monkeypatch)
+    body = {"model": "tiny", "messages": HELLO, "input": "hi", "stream": stream, "max_tokens": 9}
+    limits = httpx.Limits(max_connections=1)
+    async with httpx.AsyncClient(base_url=running.base_url, limits=limits, timeout=5) as http:
+        for path in (*CHATS.values(), *CHATS.values()):
+            answer = await http.post(path + query, json=body)
+            assert (answer.status_code, "Stand" in answer.text) == (200, True), answer.text
+    assert await _is_settled(running)
+
+
+async def test_what_is_passed_on_is_settled_too(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Mirror() as engine:
+        running = await start(BACKENDS=f"e0={engine.url}", **QUICK)
+        for step in STEPS:
+            if step is not closing_the_stream:
+                step(running, monkeypatch)
+        limits = httpx.Limits(max_connections=1)
+        async with httpx.AsyncClient(base_url=running.base_url, limits=limits, timeout=5) as http:
+            for method in ("POST", "GET", "POST"):
+                answer = await http.request(method, "/v1/rerank" if method == "POST" else "/props")
+                assert answer.status_code == 200, answer.text
+        assert await _is_settled(running)
+
+
 def headers(patch: pytest.MonkeyPatch, running: Running) -> None:
     patch.setattr(running.appliance.pipeline, "response_headers", boom)
 
@@ -204,13 +242,7 @@ ODD_TIMINGS: list[Any] = [
     {"prompt_n": "x", "predicted_n": -1, "prompt_ms": True, "predicted_ms": 1e300, "cache_n": []},
     {"prompt_n": 2**62, "predicted_n": 2**62, "cache_n": 2**62, "prompt_ms": -5, "predicted_ms": "x"},
 ]
-DIALECTS = {
-    "chat": "/v1/chat/completions",
-    "responses": "/v1/responses",
-    "anthropic": "/v1/messages",
-    "ollama": "/api/chat",
-    "generate": "/api/generate",
-}
+DIALECTS = CHATS | {"generate": "/api/generate"}
 
 
 class OddCounters:
