@@ -378,7 +378,11 @@ async def test_heads_wrong_methods_and_unknown_addresses(anyone: Running) -> Non
         assert (await http.get("/")).text == "Ollama is running"
         assert (await http.get("/api/version")).json()["version"].count(".") == 2
         wrong = await http.get("/api/chat")
-        assert (wrong.status_code, wrong.headers["allow"], list(wrong.json())) == (405, "POST", ["error"])
+        assert (wrong.status_code, wrong.headers["allow"], list(wrong.json())) == (
+            405,
+            "OPTIONS, POST",
+            ["error"],
+        )
         unknown = await http.get("/api/nowhere")
         assert (unknown.status_code, isinstance(unknown.json()["error"], str)) == (404, True)
         blob = await http.post("/api/blobs/sha256:" + "0" * 64, content=b"x")
