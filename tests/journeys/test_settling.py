@@ -190,6 +190,7 @@ async def test_what_is_passed_on_is_settled_too(start: Start, monkeypatch: pytes
 
 def headers(patch: pytest.MonkeyPatch, running: Running) -> None:
     patch.setattr(running.appliance.pipeline, "response_headers", boom)
+    patch.setattr(running.appliance.pipeline, "header_lines", boom)
 
 
 def heads(patch: pytest.MonkeyPatch, running: Running) -> None:
