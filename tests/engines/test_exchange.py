@@ -59,6 +59,7 @@ class Response:
 
     def __init__(self, status: int, content_type: str, *script: Any, **headers: str) -> None:
         self.status, self.headers = status, {"content-type": content_type, **headers}
+        self.content_type = content_type.lower()
         self.script = list(script)
         self.closed = 0
 

@@ -1,10 +1,14 @@
 """A response as callers of the pool see it: to be read whole, in chunks, or dropped."""
 
+import re
 from collections.abc import AsyncIterator, Callable
 
 from appliance.base.inline import Signal
 from appliance.base.wire.connection import PendingResponse
 from appliance.base.wire.types import BrokenResponse
+
+INTERIM = b"HTTP/1.1 1"  # the beginning of a status line 1xx: another head follows
+_CONTENT_TYPE = re.compile(rb"\r\nContent-Type:[ \t]*([^\r\n]*?)[ \t]*\r\n", re.IGNORECASE)
 
 
 class _Passing:
@@ -54,6 +58,15 @@ class UpstreamResponse:
                 key, text = name.decode("latin-1").lower(), value.decode("latin-1")
                 self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
         return self._headers
+
+    @property
+    def content_type(self) -> str:
+        """The field Content-Type in lower case; "" = there is none."""
+        head = self._pending.head
+        if self._headers is None and len(head) == 1 and not head[0].startswith(INTERIM):  # almost always
+            found = _CONTENT_TYPE.search(head[0], 0, head[0].find(b"\r\n\r\n") + 2)
+            return found.group(1).decode("latin-1").lower() if found is not None else ""
+        return self.headers.get("content-type", "").lower()
 
     @property
     def is_complete(self) -> bool:

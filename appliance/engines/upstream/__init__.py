@@ -6,6 +6,7 @@ Modules:
     error_texts: what the sentences of engines' errors mean, a table.
     exchange: one request to a server, and its response, whole or as a stream.
     pacing: a whole response cut into a stream.
+    plain_chunk: chunks of a stream that need no repair, recognised in one pass.
     plain_reply: whole responses that need no repair, recognised in one pass.
     refusal: what an engine's error response means.
     relay: a stream of events passed on to the client.

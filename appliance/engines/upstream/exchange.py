@@ -13,7 +13,7 @@ from appliance.base import jsons
 from appliance.base.errors import UpstreamFailed
 from appliance.base.inline import in_task
 from appliance.base.logs import SECRETS
-from appliance.base.sse import SSE_CONTENT_TYPE, Mark, SseReader, parse_event
+from appliance.base.sse import SSE_CONTENT_TYPE, SseReader
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.response import UpstreamResponse
 from appliance.base.wire.types import Target, Timeouts, WireError
@@ -22,7 +22,7 @@ from appliance.engines.receipts import Attempt, Receipt
 from appliance.engines.stream import Stream
 from appliance.engines.types import EngineReply, EngineRequest
 from appliance.engines.upstream.attempt import NOTE_CHARACTERS, AttemptFailed
-from appliance.engines.upstream.error_event import ErrorEvent, as_error_text, find_error, is_empty
+from appliance.engines.upstream.error_event import ErrorEvent, as_error_text, find_error
 from appliance.engines.upstream.plain_reply import read_plain_reply
 from appliance.engines.upstream.refusal import find_caller_fault
 from appliance.engines.upstream.relay import BrokenStream, CutOffStream, StreamRelay
@@ -181,7 +181,7 @@ async def _read_reply(
     if (encoded := _find_encoding(peer, response)) is not None:
         raise encoded
     source: UpstreamResponse | ReadResponse = response
-    has_events = "event-stream" in response.headers.get("content-type", "").lower()
+    has_events = "event-stream" in response.content_type
     if not has_events:
         source = await ReadResponse.begin(response)
         has_events = source.has_events
@@ -387,7 +387,7 @@ async def _start_stream(
         data = await response.next_chunk()
         out = relay.feed(data) if data is not None else relay.end()
         first += out
-        if out and (_has_content(out) or len(first) > MAX_HELD_BYTES):
+        if out and (relay.has_content or len(first) > MAX_HELD_BYTES):
             break  # 1
         if relay.error is not None:
             raise _interpret_error_event(peer, relay.error)  # 2
@@ -401,15 +401,6 @@ async def _start_stream(
     observer.on_first_event()
     stream = UpstreamStream(peer.label, first, response, relay, request.receipt, observer)
     return EngineReply(events=stream, content_type=SSE_CONTENT_TYPE)
-
-
-def _has_content(events: bytes) -> bool:
-    """Return whether one of the relay's events holds content: not only a role, a comment, the end."""
-    for event in events.split(b"\n\n"):
-        value = parse_event(event)  # valid: the relay has read it
-        if not isinstance(value, Mark) and not is_empty(value):
-            return True
-    return False
 
 
 def count_choices(body: dict[str, Any]) -> int:

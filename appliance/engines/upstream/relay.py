@@ -11,7 +11,8 @@ from typing import Any
 from appliance.base import jsons
 from appliance.base.errors import UpstreamFailed
 from appliance.base.sse import MAX_EVENT_BYTES, EventBuffer, InvalidEvent, Mark, parse_event, repair_utf8
-from appliance.engines.upstream.error_event import ErrorEvent, find_error
+from appliance.engines.upstream.error_event import ErrorEvent, find_error, is_empty
+from appliance.engines.upstream.plain_chunk import PlainChunk, read_plain_chunk
 from appliance.engines.upstream.whole_reply import repair_chunk
 
 __all__ = ["MAX_EVENT_BYTES", "BrokenStream", "CutOffStream", "StreamRelay"]
@@ -53,6 +54,7 @@ class StreamRelay:
 
     Attributes:
         events: Events that were passed on.
+        has_content: One of them holds content: not only a role, a comment, the end.
         usage: The last usage object; None = there was none.
         timings: llama-server's last `timings`; None = there were none.
         is_done: `[DONE]` has arrived.
@@ -79,6 +81,7 @@ class StreamRelay:
         "broken",
         "error",
         "events",
+        "has_content",
         "is_done",
         "timings",
         "usage",
@@ -97,6 +100,7 @@ class StreamRelay:
         self._mark = self._behind_mark = b""  # what parts two events, and what of `_before` is not in it
         self._learnt = 0  # how often a form was learnt: not again and again where each event has another
         self.events = 0
+        self.has_content = False
         self.usage: dict[str, Any] | None = None
         self.timings: dict[str, Any] | None = None
         self.is_done = False
@@ -243,6 +247,9 @@ class StreamRelay:
         4. usage without `choices`        → with empty ones
         5. a chunk                        → its bytes with the public name, on one line, without id and name
         """
+        is_line = event.startswith(b"data: ") and b"\n" not in event
+        if is_line and (chunk := read_plain_chunk(event[6:])) is not None:
+            return self._pass_plain(event, chunk)
         value = parse_event(event)
         if value is Mark.DONE:
             self.is_done, self._before = True, None
@@ -262,30 +269,49 @@ class StreamRelay:
             repaired = repair_chunk(value)
         self._note(value)
         self.events += 1
+        self.has_content = self.has_content or not is_empty(repaired)
         if repaired is not value:
             event = b"data: " + jsons.dumps(repaired)
         elif not event.startswith(b"data:") or b"\n" in event:
             lines = [line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:")]
             event = b"data: " + b" ".join(lines)
-        return self._publish(event + b"\n\n", value)  # 5
+        return self._publish(event + b"\n\n", is_text=False)  # 5
 
-    def _publish(self, event: bytes, value: dict[str, Any]) -> bytes:
-        """Return a chunk with the public model name, and learn its form where others can be like it."""
+    def _pass_plain(self, event: bytes, chunk: PlainChunk) -> bytes:
+        """Return a chunk that needs no repair: its bytes with the public name."""
+        if chunk.usage is not None:
+            self.usage = chunk.usage
+        if chunk.timings is not None:
+            self.timings = chunk.timings
+        for choice in chunk.choices:
+            if choice.finish_reason:
+                self._note_finished(choice.index)
+        self.events += 1
+        self.has_content = self.has_content or chunk.has_content
+        return self._publish(event + b"\n\n", is_text=chunk.is_text)
+
+    def _publish(self, event: bytes, *, is_text: bool) -> bytes:
+        """Return a chunk with the public model name, and learn its form where others can be like it.
+
+        Args:
+            event: With its blank line.
+            is_text: It holds nothing but text, without numbers and a finish_reason.
+        """
         old = self._old
         if old is None or old not in event:
             found = _MODEL_FIELD.search(event)
             if found is None:
                 return event
             self._old = old = found.group()
-        if self._learnt < MIN_FORMS + self.events // MIN_FORMS and event.count(b'"model"') == 1:
-            self._learn_form(event, value)
+        # Not before there is content: until then each event is looked at, since another server may answer.
+        is_learnt = is_text and self.has_content and self._learnt < MIN_FORMS + self.events // MIN_FORMS
+        if is_learnt and event.count(b'"model"') == 1:
+            self._learn_form(event)
         return event.replace(old, self._new, 1)
 
-    def _learn_form(self, event: bytes, value: dict[str, Any]) -> None:
-        """Learn what precedes and follows the text of a chunk that has no numbers and no finish_reason."""
-        choices, old, new = value["choices"], self._old, self._new
-        if len(choices) != 1 or choices[0].get("finish_reason") or value.get("usage") or "timings" in value:
-            return
+    def _learn_form(self, event: bytes) -> None:
+        """Learn what precedes and follows the text of a chunk."""
+        old, new = self._old, self._new
         found = _TEXT_FIELD.search(event)
         if found is None or old is None:
             return
@@ -304,9 +330,13 @@ class StreamRelay:
             self.timings = value["timings"]
         for choice in value["choices"]:
             if choice.get("finish_reason"):
-                if self._choices > 1:
-                    self._finished.add(str(choice.get("index")))
-                self._has_finished = len(self._finished) >= self._choices if self._choices > 1 else True
+                self._note_finished(choice.get("index"))
+
+    def _note_finished(self, index: Any) -> None:
+        """Note that a choice has its finish_reason."""
+        if self._choices > 1:
+            self._finished.add(str(index))
+        self._has_finished = len(self._finished) >= self._choices if self._choices > 1 else True
 
     def _note_late(self, whole: bytes) -> None:
         """Read the usage of events that come after `[DONE]`."""
