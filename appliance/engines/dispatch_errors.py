@@ -129,7 +129,7 @@ def all_failed(request: DispatchRequest, failure: Failure, retry_after_s: float)
             retry_after_s=failure.retry_after_s or retry_after_s,
             details=details,
         )
-    if failure.outcome is Outcome.ENGINE_ERROR:  # 4
+    if failure.sentence and failure.outcome in {Outcome.ENGINE_ERROR, Outcome.ERROR_EVENT}:  # 4
         return UpstreamFailed(failure.sentence, code="upstream_error", details=details)
     tried = f"{len(attempts)} tried, the last: {failure.label}"
     if failure.outcome in TIMEOUTS and failure.is_timeout:  # 5

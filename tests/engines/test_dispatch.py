@@ -346,6 +346,18 @@ async def test_a_failed_attempt_overflows_into_the_next_pool() -> None:
             "upstream_error",
             "No backend could answer (1 tried, the last: status_502).",
         ),
+        (
+            failed(Outcome.ERROR_EVENT, sentence="quota spent"),
+            Kind.UPSTREAM,
+            "upstream_error",
+            "quota spent",
+        ),
+        (
+            failed(Outcome.ERROR_EVENT),
+            Kind.UPSTREAM,
+            "upstream_error",
+            "No backend could answer (1 tried, the last: error_event, why).",
+        ),
         (Unavailable("said by itself", code="own"), Kind.UNAVAILABLE, "own", "said by itself"),
     ],
 )

@@ -544,8 +544,12 @@ async def test_a_whole_response_to_a_stream_is_read_as_what_it_is(size: int) -> 
 @pytest.mark.parametrize(
     ("value", "label"),
     [
-        ({"error": {"message": "boom"}}, "invalid_response"),
-        ({"detail": "boom"}, "invalid_response"),
+        ({"error": {"message": "boom"}}, "error_event"),
+        ({"error": "boom"}, "error_event"),
+        ({"detail": "boom"}, "error_event"),
+        ({"object": "error", "message": "boom"}, "error_event"),
+        ({"choices": [{"finish_reason": "error", "error": {"message": "boom"}}]}, "error_event"),
+        ({"error": {"reason": 7, "boom": 1}}, "error_event"),
         ({"error": {"message": "boom", "code": 503}}, "status_503"),
         ({"choices": None}, "invalid_response"),
         ({"choices": [{"message": {"content": 5}}]}, "invalid_response"),
@@ -558,6 +562,13 @@ async def test_an_error_or_wrong_type_in_a_whole_response_fails_over(value: Any,
         await it.send()
     assert caught.value.label == label
     assert "boom" in caught.value.note or label == "invalid_response"
+
+
+async def test_the_callers_fault_in_a_whole_response_is_the_callers() -> None:
+    value = {"error": {"message": "failed to parse tools: oops"}}
+    it = Attempting(Response(200, JSON, jsons.dumps(value)), wants_events=False)
+    with pytest.raises(Invalid, match="failed to parse tools: oops"):
+        await it.send()
 
 
 async def test_content_in_parts_reaches_the_client_as_text() -> None:

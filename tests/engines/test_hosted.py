@@ -30,7 +30,17 @@ from appliance.engines.slots import AnySlot
 from appliance.engines.types import BackendStatus, EngineReply
 from appliance.engines.upstream.exchange import AttemptFailed
 from tests.engines.servers import chat
-from tests.fakes.hosted_api import KEY, CutStream, Hang, HostedApi, InvalidResponse, Refuse, Stall, Status
+from tests.fakes.hosted_api import (
+    KEY,
+    CutStream,
+    ErrorObject,
+    Hang,
+    HostedApi,
+    InvalidResponse,
+    Refuse,
+    Stall,
+    Status,
+)
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -170,6 +180,7 @@ async def test_a_failure_of_all_endpoints_lists_the_attempts(open_hosted: Open) 
         ),
         (Refuse(), "(2 tried, the last: first_byte, the server closed the connection without a response)."),
         (Status(502), "(2 tried, the last: status_502)."),
+        (ErrorObject(), "(2 tried, the last: error_event, quota spent)."),
     ],
 )
 async def test_a_failure_of_all_says_what_the_last_one_did(open_hosted: Open, last: Any, text: str) -> None:

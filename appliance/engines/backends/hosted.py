@@ -309,8 +309,9 @@ class HostedBackend:
                 retry_after_s=min(waits, default=None),
                 details={"attempts": attempts},
             )
-        is_own_text = (own[-1].status or 300) // 100 == 3  # no response came, or a redirect
-        cause = f", {own[-1].note}" if is_own_text and own[-1].note else ""
+        last = own[-1]  # its note is said where no response came, of a redirect, and of an error in a 200
+        is_said = (last.status or 300) // 100 == 3 or last.outcome is Outcome.ERROR_EVENT
+        cause = f", {last.note}" if is_said and last.note else ""
         return UpstreamFailed(
             f"novita_upstream_error: no endpoint of the hosted API could answer "
             f"({len(attempts)} tried, the last: {attempts[-1]['outcome']}{cause}).",

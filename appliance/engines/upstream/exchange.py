@@ -281,8 +281,8 @@ async def _read_whole(
     """Check a whole response, set the public model name, record the usage.
 
     1. it is a stream of events all the same  → joined
-    2. it reports an error with a status      → what the status means
-    3. another error, or no completion        → invalid
+    2. it reports an error                    → what the same error means as an event of a stream
+    3. no completion                          → invalid
     """
     plain = read_plain_reply(body)
     if plain is not None and plain.model:
@@ -303,9 +303,9 @@ async def _read_whole(
             raise
         return await _gather(read, peer, call, request, observer)  # 1
     error = find_reply_error(value) if isinstance(value, dict) else None
-    if error is not None and error.status is not None:
+    if error is not None:
         raise _interpret_error_event(peer, error)  # 2
-    if error is not None or not isinstance(value, dict) or not ("choices" in value or "data" in value):
+    if not isinstance(value, dict) or not ("choices" in value or "data" in value):
         note = SECRETS.redact(body[:NOTE_CHARACTERS].decode("utf-8", "replace"))
         raise AttemptFailed(Outcome.INVALID_RESPONSE, note)  # 3
     try:
@@ -360,7 +360,7 @@ def _interpret_error_event(peer: Peer, error: ErrorEvent) -> Exception:
     if (fault := find_caller_fault(500, text)) is not None:
         return fault
     sentence = SECRETS.redact(error.message)
-    return AttemptFailed(Outcome.ERROR_EVENT, sentence[:NOTE_CHARACTERS], sentence=sentence)
+    return AttemptFailed(Outcome.ERROR_EVENT, (sentence or text)[:NOTE_CHARACTERS], sentence=sentence)
 
 
 async def _start_stream(
