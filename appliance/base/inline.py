@@ -42,8 +42,11 @@ class Signal:
 
     def __await__(self) -> Generator[Any, None, None]:
         if _inline.runner is not None:
-            while not self.is_set:
-                yield self  # its runner sets `_waiter`
+            try:
+                while not self.is_set:
+                    yield self  # its runner sets `_waiter`
+            finally:
+                self._waiter = None  # it refers to the coroutine, whose frames may refer to the signal
         elif not self.is_set:
             future = asyncio.get_running_loop().create_future()
             self._waiter = lambda: None if future.done() else future.set_result(None)
@@ -64,7 +67,8 @@ class _Inline:
 
 
 _inline = _Inline()
-_NEEDS_TASK = object()
+_NEEDS_TASK, _BEGINS = object(), object()
+_OWN_GLOBALS = globals()
 
 
 @contextmanager
@@ -101,6 +105,7 @@ class InlineRunner(Generic[T]):
         "_coroutine",
         "_is_adopted",
         "_is_cancelled",
+        "_is_due",
         "_is_stepping",
         "_loop",
         "_on_done",
@@ -117,7 +122,7 @@ class InlineRunner(Generic[T]):
         self._on_done: Callable[[], None] | None = on_done
         self._loop = loop
         self._task: asyncio.Task[None] | None = None
-        self._is_stepping = self._is_cancelled = self._is_adopted = False
+        self._is_stepping = self._is_cancelled = self._is_adopted = self._is_due = False
         self._result: T | None = None
         self.is_done = False
         self.error: BaseException | None = None
@@ -131,22 +136,39 @@ class InlineRunner(Generic[T]):
     def start(self) -> None:
         """Begin: now, or in the next turn of the loop where a task calls."""
         if _inline.is_off:
-            self._task = self._loop.create_task(self._go_on(_NEEDS_TASK))
+            self._task = self._loop.create_task(self._go_on(_BEGINS))
+        elif asyncio.current_task(self._loop) is None:
+            self._step()
         else:
-            self._resume()
+            self._is_due = True
+            self._loop.call_soon(self._begin)
 
     def cancel(self) -> None:
-        """Raise CancelledError in the coroutine, unless it has ended."""
+        """Raise CancelledError in the coroutine where it waits, unless it has ended.
+
+        Unlike a task's, it begins in any case: who has started it can rely on its own accounts.
+        """
         if self.is_done:
             return
         if self._is_adopted and self._task is not None:
             self._task.cancel()
-        elif self._is_stepping or self._task is not None:  # a task cancelled before it begins runs nothing
-            self._is_cancelled = True
+        elif self._is_stepping or self._is_due or self._task is not None:
+            self._is_cancelled = True  # a task that is cancelled before its first step runs nothing
         elif asyncio.current_task(self._loop) is None:
             self._step(asyncio.CancelledError())
-        else:
-            self._loop.call_soon(self.cancel)
+        elif not self._is_cancelled:  # as with a task, two calls before it runs again cancel it once
+            self._is_cancelled = True
+            self._loop.call_soon(self._cancel_now)
+
+    def _cancel_now(self) -> None:
+        """Raise the CancelledError that `cancel` has promised, unless the coroutine has met it already."""
+        if self._is_cancelled and self._task is None:
+            self._is_cancelled = False
+            self._step(asyncio.CancelledError())
+
+    def _begin(self) -> None:
+        self._is_due = False
+        self._step()
 
     def _resume(self) -> None:
         # Inside another task, what asks for its task would get that one.
@@ -168,7 +190,7 @@ class InlineRunner(Generic[T]):
             waits_for = None
             self.is_done = True
         except BaseException as exc:
-            self.error = exc
+            self.error = _without_own_frames(exc)
             waits_for = None
             self.is_done = True
         finally:
@@ -187,11 +209,15 @@ class InlineRunner(Generic[T]):
     async def _go_on(self, waits_for: Any) -> None:
         """Run the rest of the coroutine in this task."""
         self._is_adopted = True
-        error = asyncio.CancelledError() if self._is_cancelled else None
+        error = None
+        if self._is_cancelled and waits_for is _NEEDS_TASK:
+            error = asyncio.CancelledError()
+        elif self._is_cancelled and self._task is not None:  # what it waits for is cancelled, too
+            self._task.cancel()
         try:
             self._result = await _adopt(self._coroutine, waits_for, error)
         except BaseException as exc:
-            self.error = exc
+            self.error = _without_own_frames(exc)
         self.is_done = True
         self._finish()
 
@@ -199,6 +225,14 @@ class InlineRunner(Generic[T]):
         on_done, self._on_done = self._on_done, None  # who is called usually refers to this runner
         if on_done is not None:
             on_done()
+
+
+def _without_own_frames(error: BaseException) -> BaseException:
+    """Drop the frames of this module from a traceback's beginning: they hold the runner that keeps it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals is _OWN_GLOBALS:
+        trace = trace.tb_next
+    return error.with_traceback(trace)
 
 
 @types.coroutine
@@ -209,7 +243,7 @@ def _adopt(
     try:
         if error is not None:
             waits_for = coroutine.throw(error)
-        elif waits_for is _NEEDS_TASK:
+        elif waits_for is _NEEDS_TASK or waits_for is _BEGINS:
             waits_for = coroutine.send(None)
         while True:
             try:

@@ -445,6 +445,46 @@ async def test_only_the_total_time_runs_without_a_reader() -> None:
     assert exchange.connection.deadline_s == inf
 
 
+async def test_only_the_total_time_runs_once_chunks_are_not_wanted() -> None:
+    """A client that does not read makes no silence of the server."""
+    exchange = Exchange(idle_s=10, ends_s=1100).feed(CHUNKED_HEAD)
+    taken: list[bytes] = []
+
+    def take(chunk: bytes) -> bool:
+        taken.append(chunk)
+        return len(taken) < 2
+
+    passing = asyncio.ensure_future(exchange.response.pass_chunks(take))
+    await asyncio.sleep(0)
+    assert exchange.connection.deadline_s == 1010
+    exchange.loop.at_s = 1005
+    exchange.feed(b"1\r\nx\r\n")
+    assert exchange.connection.deadline_s == 1015
+    exchange.feed(b"1\r\ny\r\n")
+    assert (taken, exchange.connection.deadline_s) == ([b"x", b"y"], 1100)
+    assert await passing is False
+
+
+async def test_socket_is_not_paused_while_chunks_are_taken_as_they_arrive() -> None:
+    """A packet can be larger than what may wait for a reader: TLS decrypts several at once."""
+    exchange = Exchange().feed(HEAD + b"Content-Length: 1000000\r\n\r\n")
+    sizes: list[int] = []
+
+    def take(chunk: bytes) -> bool:
+        sizes.append(len(chunk))
+        return len(sizes) < 2
+
+    passing = asyncio.ensure_future(exchange.response.pass_chunks(take))
+    await asyncio.sleep(0)
+    exchange.feed(b"x" * (UNREAD_BYTES + 1))
+    assert (sizes, exchange.transport.is_reading) == ([UNREAD_BYTES + 1], True)
+    exchange.feed(b"x" * (UNREAD_BYTES + 1))
+    assert await passing is False
+    assert exchange.transport.is_reading
+    exchange.feed(b"x" * (UNREAD_BYTES + 1))  # now none is taken
+    assert not exchange.transport.is_reading
+
+
 async def test_late_reader_does_not_touch_the_next_request() -> None:
     exchange = Exchange(idle_s=10).feed(CHUNKED_HEAD)
     reading = asyncio.ensure_future(exchange.response.next_chunk())

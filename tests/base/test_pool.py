@@ -12,6 +12,7 @@ import pytest
 import trustme
 import uvloop
 
+from appliance.base.inline import InlineRunner
 from appliance.base.wire.dial import Dialer, interleave
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.response import UpstreamResponse
@@ -843,6 +844,33 @@ async def test_fail_waiting_fails_requests_to_a_dead_server() -> None:
         assert not elsewhere.done()
         elsewhere.cancel()
         await failure(elsewhere)
+
+
+async def test_fail_waiting_leaves_no_connection_to_what_a_failure_starts() -> None:
+    """A request that fails is answered in that very call, and its client's next request begins in it."""
+
+    async def script(peer: Peer) -> None:
+        while (await peer.request()).endswith(b"i"):
+            peer.say(OK)
+        await peer.gone()
+
+    async def twice(wire: ConnectionPool, target: Target) -> None:
+        with pytest.raises(BrokenResponse):
+            await wire.send(target, body=b"w")
+        await wire.send(target, body=b"w")
+
+    async with RawServer(script) as server, ConnectionPool(LIMITS) as wire:
+        target, loop = Target.parse(server.address), asyncio.get_running_loop()
+        await asyncio.gather(*(wire.send(target, body=b"i") for _ in range(2)))
+        runner = InlineRunner(twice(wire, target), lambda: None, loop)
+        loop.call_soon(runner.start)
+        assert await until(lambda: len(server.requests) == 3)
+        assert counts(wire) == (2, 1, 1, 0)
+        loop.call_soon(wire.fail_waiting, target.origin, "the server is dead")
+        assert await until(lambda: len(server.requests) == 4)
+        assert (server.connections, wire.reused_total) == (3, 1)
+        runner.cancel()
+        assert await until(lambda: runner.is_done)
 
 
 # ---- targets

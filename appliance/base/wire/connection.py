@@ -333,6 +333,10 @@ class Connection(asyncio.Protocol):
         """Return a signal for the next chunk, the end, or an error."""
         return self.wait(response, "idle", self._idle_s)
 
+    def end_wait(self) -> None:
+        """Note that no reader waits any more: only the total time-out applies."""
+        self.deadline_s = self._ends_s
+
     def want_whole(self, response: PendingResponse) -> None:
         """Wake the reader at the end only, and buffer up to the pool's limit for it."""
         response.wants_whole = True
@@ -482,7 +486,7 @@ class Connection(asyncio.Protocol):
         if response.unread_bytes > self._limit:
             if response.wants_whole:
                 self._refusal = response.too_large().message
-            elif not self._is_paused:
+            elif not self._is_paused and response.on_event is None:
                 self._is_paused = True
                 self._transport.pause_reading()
 

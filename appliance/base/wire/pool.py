@@ -178,11 +178,12 @@ class ConnectionPool:
                 self._lost[timeout] = message
                 timeout.reschedule(self._loop.time())
                 count += 1
+        for idle in [c for key, connections in self._idle.items() if key[:3] == origin for c in connections]:
+            idle.abort(None)
+        # Last: a request that fails is answered in this call, and the next one must not find a connection.
         for connection in [c for c in self._in_use if c.key[:3] == origin and c.awaits_head]:
             connection.abort(BrokenResponse(message, phase="lost"))
             count += 1
-        for idle in [c for key, connections in self._idle.items() if key[:3] == origin for c in connections]:
-            idle.abort(None)
         return count
 
     async def close(self) -> None:

@@ -31,6 +31,8 @@ class _Passing:
                 self.error = error
         if pending.connection is None or not self.is_wanted or self.error is not None:
             pending.on_event = None
+            if pending.connection is not None:
+                pending.connection.end_wait()
             self.signal.set()
 
 

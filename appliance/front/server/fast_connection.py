@@ -24,7 +24,7 @@ from appliance.front.pipeline.heads import (
     parse_request_head,
     render_response_head,
 )
-from appliance.front.pipeline.pipeline import close_stream, too_large
+from appliance.front.pipeline.pipeline import close_stream, forget_frames, too_large
 from appliance.front.pipeline.request import KnownCaller, Request
 from appliance.front.pipeline.response import Response
 from appliance.front.pipeline.route import Route
@@ -190,8 +190,8 @@ class FastConnection(asyncio.Protocol):
         self._stalled_s = 0.0
         if self._inner is not None:
             self._inner.resume_writing()
-        if self._drained is not None:
-            self._drained.set()
+        if self._drained is not None:  # not in this call: asyncio's transport must not be closed in it
+            self._shared.loop.call_soon(self._drained.set)
 
     # ---- reading
 
@@ -213,7 +213,9 @@ class FastConnection(asyncio.Protocol):
 
     def _begin_again(self) -> None:
         self.busy = 0
-        if not self._is_closing and self._buffer:
+        if self._shared.is_stopping:
+            self.stop()
+        elif not self._is_closing and self._buffer:
             self._begin()
 
     def _read_request(self) -> None:
@@ -374,6 +376,8 @@ class FastConnection(asyncio.Protocol):
         """Answer one request. It runs inline, unless it has to wait for more than its upstream server."""
         pipeline, response = self._shared.pipeline, None
         with request:
+            if self._is_closing:  # the client left between two requests that it had sent together
+                return
             try:
                 response = await pipeline.respond(route, request)
                 if response.pieces is None:
@@ -464,6 +468,7 @@ class FastConnection(asyncio.Protocol):
             request.finish = Finish.DONE  # 1
         except Exception as error:  # 3
             last = response.render_failure(pipeline.fail_stream(error, request))
+            forget_frames(error)
             if last:
                 write(b"%b%x\r\n%b\r\n" % (head, len(last), last))
                 head = b""
