@@ -23,4 +23,5 @@ Modules:
     tasks: background tasks that cannot die unnoticed.
     watch: one value with any number of followers.
     wire: the pool of upstream connections of the hot path.
+    write_batch: writes to sockets, made together at the end of a turn of the loop.
 """

@@ -11,6 +11,7 @@ import pytest
 from appliance.base.wire.connection import UNREAD_BYTES, Connection
 from appliance.base.wire.response import UpstreamResponse
 from appliance.base.wire.types import BrokenResponse, StaleConnection, UpstreamTimeout, WireError
+from appliance.base.write_batch import WriteBatch
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -63,6 +64,16 @@ class StoppedLoop:
         return asyncio.get_running_loop().create_future()
 
 
+class AtOnce(WriteBatch):
+    """Writes without waiting for the end of the turn."""
+
+    def __init__(self) -> None:
+        """Need no loop."""
+
+    def write(self, transport: Any, data: bytes) -> None:
+        transport.write(data)
+
+
 class Exchange:
     """A connection with a request under way; `feed` plays the server."""
 
@@ -81,8 +92,9 @@ class Exchange:
         self.connection = Connection(
             self,
             ("server", 80, False, None),
-            self.loop,
-            max_body_bytes=max_body_bytes,  # type: ignore[arg-type]
+            self.loop,  # type: ignore[arg-type]
+            writes=AtOnce(),
+            max_body_bytes=max_body_bytes,
             max_head_bytes=max_head_bytes,
         )
         self.connection.connection_made(self.transport)  # type: ignore[arg-type]
@@ -544,8 +556,13 @@ async def test_close_known_to_the_kernel_only_is_seen_on_look() -> None:
     ours, theirs = socket.socketpair()
     exchange = Exchange()
     connection = Connection(
-        exchange, ("server", 80, False, None), exchange.loop, max_body_bytes=1, max_head_bytes=1
-    )  # type: ignore[arg-type]
+        exchange,
+        ("server", 80, False, None),
+        exchange.loop,  # type: ignore[arg-type]
+        writes=AtOnce(),
+        max_body_bytes=1,
+        max_head_bytes=1,
+    )
     connection.connection_made(FakeTransport(ours))  # type: ignore[arg-type]
     assert connection.is_usable(look=True)
     theirs.close()

@@ -14,6 +14,7 @@ import httptools
 
 from appliance.base.inline import Signal
 from appliance.base.wire.types import BrokenResponse, PoolKey, StaleConnection, UpstreamTimeout, WireError
+from appliance.base.write_batch import WriteBatch
 
 UNREAD_BYTES = 256 * 1024  # with more than this waiting for the reader, the socket is paused
 SLICE_BYTES = 128 * 1024  # a larger request is written in slices, as the server takes them
@@ -160,6 +161,7 @@ class Connection(asyncio.Protocol):
         owner: The pool.
         key: What it was opened for.
         loop: The running loop.
+        writes: Writes the requests.
         max_head_bytes: Longest response head.
         max_body_bytes: Longest body of a response that is read whole.
     """
@@ -188,6 +190,7 @@ class Connection(asyncio.Protocol):
         "_refusal",
         "_response",
         "_transport",
+        "_writes",
         "deadline_s",
         "idle_since_s",
         "is_fresh",
@@ -202,11 +205,13 @@ class Connection(asyncio.Protocol):
         key: PoolKey,
         loop: asyncio.AbstractEventLoop,
         *,
+        writes: WriteBatch,
         max_head_bytes: int,
         max_body_bytes: int,
     ) -> None:
         self._owner = owner
         self._loop = loop
+        self._writes = writes
         self.key = key
         self.idle_since_s = 0.0
         self.is_fresh = True  # it has carried no request yet
@@ -245,7 +250,15 @@ class Connection(asyncio.Protocol):
             return not poll.poll(0)  # nothing may arrive while no request is under way
         return True
 
-    def start(self, message: bytes, *, is_head: bool, idle_s: float | None, ends_s: float) -> PendingResponse:
+    def start(
+        self,
+        message: bytes,
+        *,
+        is_head: bool,
+        idle_s: float | None,
+        ends_s: float,
+        is_begun: bool = False,
+    ) -> PendingResponse:
         """Write a request, or the first part of one, and return its pending response.
 
         Args:
@@ -253,6 +266,7 @@ class Connection(asyncio.Protocol):
             is_head: The method is HEAD: the response has no body, whatever its head says.
             idle_s: Longest silence in seconds; None = no limit.
             ends_s: When the whole request is out of time, in the loop's time.
+            is_begun: It is the first part of a request, and `upload` follows.
         """
         self._response = response = PendingResponse(self, self._max_body_bytes)
         self.is_fresh = False
@@ -266,7 +280,10 @@ class Connection(asyncio.Protocol):
         self._pieces_of_body = -1
         if self._parser is None:
             self._parser = httptools.HttpResponseParser(self)
-        self._transport.write(message)
+        if is_begun:
+            self._transport.write(message)
+        else:
+            self._writes.write(self._transport, message)
         return response
 
     async def upload(self, response: PendingResponse, body: bytes) -> None:

@@ -27,6 +27,7 @@ from appliance.base.wire.types import (
     UpstreamTimeout,
     WireError,
 )
+from appliance.base.write_batch import WriteBatch
 
 TICK_S = 0.25
 IDEMPOTENT = frozenset({b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"})
@@ -51,6 +52,7 @@ class ConnectionPool:
     ) -> None:
         self.limits = limits
         self._loop = asyncio.get_running_loop()
+        self._writes = WriteBatch()
         self._dialer = Dialer(ssl_context=ssl_context, resolve=resolve)
         self._idle: dict[PoolKey, deque[Connection]] = {}
         self._in_use: set[Connection] = set()
@@ -134,7 +136,9 @@ class ConnectionPool:
             is_fresh = connection.is_fresh
             if not is_fresh:
                 self.reused_total += 1
-            response = connection.start(message, is_head=method == b"HEAD", idle_s=idle_s, ends_s=ends_s)
+            response = connection.start(
+                message, is_head=method == b"HEAD", idle_s=idle_s, ends_s=ends_s, is_begun=is_large
+            )
             try:
                 if is_large:
                     await connection.upload(response, body)
@@ -311,6 +315,7 @@ class ConnectionPool:
                         self,
                         key,
                         self._loop,
+                        writes=self._writes,
                         max_head_bytes=self.limits.max_head_bytes,
                         max_body_bytes=self.limits.max_body_bytes,
                     ),

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from appliance.base.clock import Clock
 from appliance.base.logs import get_logger
+from appliance.base.write_batch import WriteBatch
 from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.front.pipeline.route import Route
 
@@ -74,6 +75,7 @@ class Connections:
     Attributes:
         hot: Routes that fast connections serve, by their request line.
         notices: Logs what clients do wrong.
+        writes: Writes what fast connections answer.
         is_stopping: New connections are refused, and open ones close after their response.
         tick_s: The monotonic time of the last tick.
         date_line: The `Date` header of a response, with its line break; renewed with each tick.
@@ -84,6 +86,7 @@ class Connections:
         self.hot = {f"POST {route.path} HTTP/1.1".encode(): route for route in routes if route.is_hot}
         self.now_s = clock.monotonic_s
         self.loop = asyncio.get_running_loop()
+        self.writes = WriteBatch()
         self.is_stopping = False
         self.tick_s = 0.0
         self.date_line = ""
@@ -120,10 +123,12 @@ class Connections:
     def stop(self) -> None:
         """Refuse new connections; close idle ones now, and the others after their response."""
         self.is_stopping = True
+        self.writes.flush()
         for connection in list(self._all):
             connection.stop()
 
     def cut(self) -> None:
         """Close all connections at once."""
+        self.writes.flush()
         for connection in list(self._all):
             connection.cut()

@@ -11,6 +11,7 @@ client that does not read.
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from appliance.base.errors import ApplianceError, Internal, Invalid, TimedOut
@@ -332,6 +333,7 @@ class FastConnection(asyncio.Protocol):
     def _hand_over(self) -> None:
         """Hand the connection over to another protocol, with the bytes that were read and not used."""
         self._read_on()
+        self._shared.writes.flush()
         inner, unread = self._take_over(self, self._buffer[self._at :])
         self._inner, self._buffer, self._at = inner, b"", 0
         inner.connection_made(self._transport)
@@ -345,7 +347,9 @@ class FastConnection(asyncio.Protocol):
     def write_last(self, response: Response) -> int:
         """Write a response after which the connection is closed; return the size of its body."""
         self._keep_alive = False
-        return self._write_whole(response, "")
+        sent_bytes = self._write_whole(response, "")
+        self._shared.writes.flush()
+        return sent_bytes
 
     def finish_response(self) -> None:
         """Record that a response has ended: the next byte begins a new head."""
@@ -416,6 +420,7 @@ class FastConnection(asyncio.Protocol):
             self._transport.abort()
         elif not self._keep_alive or self._shared.is_stopping:
             self._is_closing = True
+            self._shared.writes.flush()
             self._transport.close()
         elif not self._is_closing:
             self._since_s = self._shared.now_s()
@@ -429,7 +434,7 @@ class FastConnection(asyncio.Protocol):
     def _write_whole(self, response: Response, own_lines: str) -> int:
         body = response.body
         head = self._head(response, f"Content-Length: {len(body)}\r\n", own_lines)
-        self._transport.write(head + body)
+        self._shared.writes.write(self._transport, head + body)
         return len(body)
 
     async def _write_stream(self, response: Response, request: Request) -> None:
@@ -443,7 +448,7 @@ class FastConnection(asyncio.Protocol):
         """
         pipeline, pieces = self._shared.pipeline, response.pieces
         assert pieces is not None
-        write = self._transport.write
+        write = partial(self._shared.writes.write, self._transport)
         head = self._head(response, "Transfer-Encoding: chunked\r\n", pipeline.header_lines(request))
         # 0 = nothing was written yet: no heartbeat before the head.
         self._heartbeat, self._wrote_s = response.heartbeat, 0.0
@@ -587,7 +592,8 @@ class FastConnection(asyncio.Protocol):
     def _beat(self, now_s: float, every_s: float) -> None:
         """Send a heartbeat if the stream has begun and was silent for `every_s` seconds; 0 = never."""
         if every_s and self._wrote_s and now_s - self._wrote_s >= every_s and not self._is_paused:
-            self._transport.write(b"%x\r\n%b\r\n" % (len(self._heartbeat), self._heartbeat))
+            beat = b"%x\r\n%b\r\n" % (len(self._heartbeat), self._heartbeat)
+            self._shared.writes.write(self._transport, beat)
             self._wrote_s = now_s
 
     def stop(self) -> None:
