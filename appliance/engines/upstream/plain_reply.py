@@ -68,7 +68,7 @@ def read_plain_reply(body: bytes) -> PlainReply | None:
     """Return a response of OpenAI's shape that needs no repair; None = it has to be looked at."""
     try:
         reply = _decode(body)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return None
     for choice in reply.choices:
         if choice.finish_reason == "error":
