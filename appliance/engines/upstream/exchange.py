@@ -286,7 +286,7 @@ async def _read_whole(
     """
     plain = read_plain_reply(body)
     if plain is not None and plain.model:
-        spliced = replace_model(body, call.public_model)
+        spliced = replace_model(body, call.public_model, plain.model)
         if spliced is not None:
             if (usage := plain.usage) is not None:
                 receipt = request.receipt

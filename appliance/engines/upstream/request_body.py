@@ -31,7 +31,7 @@ def render_body(
     """
     is_plain = request.parsed is None and request.stream == wants_events
     if request.raw is not None and is_plain and request.model and not extra and not is_gathered:
-        spliced = replace_model(request.raw, upstream_model)  # 1
+        spliced = replace_model(request.raw, upstream_model, request.model)  # 1
         if spliced is not None:
             return spliced
     body = request.body

@@ -10,14 +10,21 @@ from typing import Any
 
 from appliance.base import jsons
 
-_VALUE = re.compile(rb'\s*:\s*"[^"\\]*(?:\\.[^"\\]*)*"')  # of the field, behind its name
-QUOTE = 0x22
+MAX_KEPT_CHARACTERS = 256  # of a name that is kept in its spellings; it comes from clients
+_NAME = b'"model"'
+_FIELD = re.compile(rb'"model"\s*:\s*"[^"\\]*(?:\\.[^"\\]*)*"')
 _ESCAPE = rb"\u006"  # how the letters of "model" begin where they are escaped, as no usual client does
 
 
 @lru_cache(maxsize=1024)
 def _model_field(model: str) -> bytes:
     return b'"model":' + jsons.dumps(model)
+
+
+@lru_cache(maxsize=1024)
+def _spellings(model: str) -> tuple[bytes, bytes]:
+    value = jsons.dumps(model)
+    return b'"model":' + value, b'"model": ' + value
 
 
 def with_model(raw: bytes, body: dict[str, Any], model: str) -> bytes:
@@ -40,19 +47,24 @@ def with_model(raw: bytes, body: dict[str, Any], model: str) -> bytes:
     return spliced if spliced is not None else jsons.dumps({**body, "model": model})  # 3
 
 
-def replace_model(raw: bytes, model: str) -> bytes | None:
+def replace_model(raw: bytes, model: str, was: str = "") -> bytes | None:
     """Return the bytes of a JSON object that has a top-level `model`, with its value replaced.
+
+    Args:
+        raw: The bytes.
+        model: The new value.
+        was: The value that it has; "" = unknown.
 
     Returns:
         None = `"model"` is in them more than once, or one of its letters may be escaped.
     """
-    before, name, after = raw.partition(b'"model"')
-    if not name or b'"model"' in after or (b"\\" in raw and _ESCAPE in raw):
+    if raw.count(_NAME) != 1 or (b"\\" in raw and _ESCAPE in raw):
         return None
-    if after[:2] == b':"' or after[:3] == b': "':  # as clients write it: no pattern is needed
-        begin = 2 if after[1] == QUOTE else 3
-        end = after.find(b'"', begin)
-        if b"\\" not in after[begin:end]:
-            return before + _model_field(model) + after[end + 1 :]
-    found = _VALUE.match(after)
-    return before + _model_field(model) + after[found.end() :] if found is not None else None
+    new = _model_field(model)
+    if was and len(was) <= MAX_KEPT_CHARACTERS:  # as most programs write it: no pattern is needed
+        for field in _spellings(was):
+            before, found, after = raw.partition(field)
+            if found:
+                return before + new + after
+    match = _FIELD.search(raw)
+    return raw[: match.start()] + new + raw[match.end() :] if match is not None else None
