@@ -133,7 +133,10 @@ def all_failed(request: DispatchRequest, failure: Failure, retry_after_s: float)
         return UpstreamFailed(failure.sentence, code="upstream_error", details=details)
     tried = f"{len(attempts)} tried, the last: {failure.label}"
     if failure.outcome in TIMEOUTS and failure.is_timeout:  # 5
-        return TimedOut(f"No backend answered in time ({tried}).", details=details)
+        row = attempts[-1] if attempts else {}
+        note = row.get("error") or row.get("body") or ""
+        text = f"{tried}, {note}" if note else tried
+        return TimedOut(f"No backend answered in time ({text}).", details=details)
     if failure.outcome is Outcome.CONNECT:  # 6
         return Unavailable(
             f"No backend available: none could be reached ({tried}).",

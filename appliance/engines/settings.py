@@ -83,20 +83,26 @@ class EngineSettings(PackageSettings):
         json_schema_extra=RELOAD,
     )
     upstream_first_byte_timeout_s: float = Field(
-        120.0, gt=0, le=3600, description="Seconds until an endpoint's first byte", json_schema_extra=RELOAD
+        120.0,
+        gt=0,
+        le=3600,
+        description="Seconds until an endpoint's first byte; of a stream, until its first content, whatever "
+        "else it sends",
+        json_schema_extra=RELOAD,
     )
     upstream_idle_timeout_s: float = Field(
         60.0,
         gt=0,
         le=3600,
-        description="Seconds an endpoint may be silent in a stream",
+        description="Seconds an endpoint may be silent in a response",
         json_schema_extra=RELOAD,
     )
     upstream_total_timeout_s: float = Field(
         300.0,
         gt=0,
         le=86_400,
-        description="Seconds for all attempts of one request together",
+        description="Seconds for all attempts of one request together; of a stream, until its first content, "
+        "and later between two contents",
         json_schema_extra=RELOAD,
     )
     upstream_max_connections: int = Field(
@@ -149,8 +155,8 @@ class EngineSettings(PackageSettings):
         300.0,
         gt=0,
         le=86_400,
-        description="Seconds until a backend's response begins, all attempts and the time in the queue "
-        "together",
+        description="Seconds for a backend's response, all attempts and the time in the queue together; of a "
+        "stream, until its first content, and later between two contents",
         json_schema_extra=RELOAD,
     )
     max_allowed_request_queue: int = Field(

@@ -324,7 +324,7 @@ async def test_a_failed_attempt_overflows_into_the_next_pool() -> None:
             failed(Outcome.FIRST_BYTE),
             Kind.TIMEOUT,
             "timeout",
-            "No backend answered in time (1 tried, the last: first_byte).",
+            "No backend answered in time (1 tried, the last: first_byte, why).",
         ),
         (
             AttemptFailed.of(BrokenResponse("closed without a byte", phase="first_byte")),
@@ -332,8 +332,8 @@ async def test_a_failed_attempt_overflows_into_the_next_pool() -> None:
             "upstream_error",
             "No backend could answer (1 tried, the last: first_byte, closed without a byte).",
         ),
-        (failed(Outcome.TOTAL), Kind.TIMEOUT, "timeout", "(1 tried, the last: total)"),
-        (failed(Outcome.IDLE), Kind.TIMEOUT, "timeout", "(1 tried, the last: idle)"),
+        (failed(Outcome.TOTAL), Kind.TIMEOUT, "timeout", "(1 tried, the last: total, why)"),
+        (failed(Outcome.IDLE), Kind.TIMEOUT, "timeout", "(1 tried, the last: idle, why)"),
         (
             failed(Outcome.CONNECT, was_sent=False),
             Kind.UNAVAILABLE,

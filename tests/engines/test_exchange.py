@@ -62,6 +62,10 @@ class Response:
         self.content_type = content_type.lower()
         self.script = list(script)
         self.closed = 0
+        self.progress: Any = "not watched"
+
+    def watch(self, progress: Any) -> None:
+        self.progress = progress
 
     async def next_chunk(self) -> bytes | None:
         step = self.script.pop(0) if self.script else None

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from appliance.engines.upstream.relay import MAX_EVENT_BYTES, BrokenStream, StreamRelay
+from tests.engines.upstream_answers import CUT, LLAMACPP, PARALLEL, SGLANG, VLLM
 
 
 def chunk(text: str, finish: str | None = None, **more) -> str:
@@ -286,3 +287,27 @@ def test_a_huge_model_field_costs_little() -> None:
     tracemalloc.stop()
     assert out == b'data: {"model":"public","choices":[]}\n\n'
     assert peak < 100_000_000
+
+
+@pytest.mark.parametrize(
+    ("data", "count"),
+    [
+        (
+            VLLM,
+            6,
+        ),  # of its seven texts one is empty; the role, the finish_reason and the usage are no content
+        (LLAMACPP, 6),
+        (SGLANG, 10),  # reasoning, and three pieces of a tool call
+        (PARALLEL, 4),
+        (CUT, 2),
+        ((chunk("") * 3 + chunk("a") + chunk("") * 3).encode(), 1),
+        ((chunk("a") * 3 + chunk("") * 3 + chunk("b") * 2).encode(), 5),
+        (b'data: {"model":"m","choices":[],"prompt_progress":{"total":9}}\n\n' * 2, 2),
+    ],
+)
+@pytest.mark.parametrize("size", [*range(1, 60, 7), 200, 100_000])
+def test_events_with_content_are_counted_however_they_arrive(data: bytes, count: int, size: int) -> None:
+    relay = StreamRelay("public")
+    for i in range(0, len(data), size):
+        relay.feed(data[i : i + size])
+    assert relay.content_events() == count

@@ -22,9 +22,12 @@ READABLE = select.POLLIN | select.POLLPRI | select.POLLHUP | select.POLLERR
 
 TOO_SLOW = {
     "first_byte": "sent no response head",
+    "content": "sent no content",
     "idle": "sent nothing more of its response",
     "upload": "did not read the request body",
 }
+PHASES = {"upload": "first_byte", "content": "first_byte"}  # of the error, where it is not the same word
+LOOKS = 8  # in the time that a stream may go without content
 
 
 class ConnectionOwner(Protocol):
@@ -167,8 +170,11 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_content_s",
         "_ends_s",
         "_fd",
+        "_gap_ends_s",
+        "_gap_s",
         "_idle_s",
         "_is_full",
         "_is_head",
@@ -187,15 +193,20 @@ class Connection(asyncio.Protocol):
         "_phase",
         "_pieces",
         "_pieces_of_body",
+        "_progress",
         "_refusal",
         "_response",
+        "_seen",
+        "_total_ends_s",
         "_transport",
+        "_wait_s",
         "_writes",
         "deadline_s",
         "idle_since_s",
         "is_fresh",
         "is_member",
         "key",
+        "look_s",
         "on_body",
     )
 
@@ -217,6 +228,10 @@ class Connection(asyncio.Protocol):
         self.is_fresh = True  # it has carried no request yet
         self.is_member = False  # counted among the pool's connections, and to be counted out by `forget`
         self.deadline_s = inf  # the pool's ticker calls time_out after it
+        self.look_s = inf  # the pool's ticker calls look after it
+        self._progress: Callable[[], int] | None = None  # of a stream that is watched
+        self._seen = 0  # its value at the last look
+        self._gap_s = self._gap_ends_s = inf
         self._max_head_bytes = max_head_bytes
         self._max_body_bytes = max_body_bytes
         self._transport: Any = None
@@ -235,6 +250,11 @@ class Connection(asyncio.Protocol):
     def awaits_head(self) -> bool:
         """Whether a request was sent whose response head has not arrived."""
         return self._response is not None and not self._response.status
+
+    @property
+    def awaits_body(self) -> bool:
+        """Whether a response's head has arrived, and the rest has not."""
+        return self._response is not None and bool(self._response.status)
 
     def is_usable(self, *, look: bool) -> bool:
         """Say whether a request can be sent on it.
@@ -273,6 +293,7 @@ class Connection(asyncio.Protocol):
         self._is_head = is_head
         self._idle_s = inf if idle_s is None else idle_s
         self._ends_s = ends_s
+        self._content_s = 0.0  # of a stream whose first content is awaited
         self._limit = UNREAD_BYTES
         self._other_bytes = 0
         self._refusal = ""
@@ -310,7 +331,7 @@ class Connection(asyncio.Protocol):
             limit_s: Seconds from now; inf = no limit.
         """
         assert response.signal is None, "a response can have one reader only"
-        self._phase = phase
+        self._phase, self._wait_s = phase, limit_s
         deadline_s = self._loop.time() + limit_s
         self.deadline_s = deadline_s if deadline_s < self._ends_s else self._ends_s
         response.signal = signal = Signal()
@@ -319,11 +340,37 @@ class Connection(asyncio.Protocol):
     def time_out(self) -> None:
         """Fail the request that took too long; called by the ticker."""
         host, port = self.key[:2]
+        phase, limit_s = self._phase, self._wait_s
         if self.deadline_s >= self._ends_s:
-            self.abort(UpstreamTimeout(f"{host}:{port} did not complete its response in time", phase="total"))
-        else:
-            phase = "first_byte" if self._phase == "upload" else self._phase
-            self.abort(UpstreamTimeout(f"{host}:{port} {TOO_SLOW[self._phase]} in time", phase=phase))
+            if not self._content_s:
+                error = UpstreamTimeout(f"{host}:{port} did not complete its response in time", phase="total")
+                self.abort(error)
+                return
+            phase, limit_s = "content" if self.awaits_body else "first_byte", self._content_s
+        error = UpstreamTimeout(
+            f"{host}:{port} {TOO_SLOW[phase]} within {limit_s:.3g} s", phase=PHASES.get(phase, phase)
+        )
+        self.abort(error)
+
+    def look(self, now_s: float) -> None:
+        """Fail a watched stream that has had no content for too long; called by the ticker.
+
+        Time in which its reader does not want more, because its own client does not read, does not count.
+        """
+        response = self._response
+        if response is None or self._progress is None:
+            self.look_s = inf
+            return
+        progress = self._progress()
+        is_read = response.signal is not None or response.on_event is not None
+        if progress != self._seen or not is_read:
+            self._seen, self._gap_ends_s = progress, now_s + self._gap_s
+        elif now_s >= self._gap_ends_s:
+            host, port = self.key[:2]
+            text = f"{host}:{port} sent no content for {self._gap_s:.3g} s"
+            self.abort(UpstreamTimeout(text, phase="total"))
+            return
+        self.look_s = min(now_s + self._gap_s / LOOKS, self._gap_ends_s)
 
     def abandon(self) -> None:
         """Abort it from any thread: the garbage collector, which found a dropped response, may run in any."""
@@ -344,7 +391,23 @@ class Connection(asyncio.Protocol):
         if response is not None:
             response.wake()
 
+    def expect_content(self, content_s: float, gap_s: float | None) -> None:
+        """Limit the time to the first content of a stream, from now on (see Timeouts)."""
+        self._total_ends_s, self._gap_s = self._ends_s, inf if gap_s is None else gap_s
+        content_ends_s = self._loop.time() + content_s
+        if content_ends_s < self._ends_s:
+            self._ends_s, self._content_s = content_ends_s, content_s
+
     # ---- for the reader
+
+    def watch(self, progress: Callable[[], int] | None) -> None:
+        """Lift the limits of a response that has begun (see UpstreamResponse.watch)."""
+        if self._content_s:
+            self._ends_s, self._content_s = self._total_ends_s, 0.0
+        if progress is not None:
+            self._ends_s = self.deadline_s = inf
+            self._progress, self._seen = progress, -1
+            self.look_s = 0.0  # the next tick takes the time
 
     def next_event(self, response: PendingResponse) -> Signal:
         """Return a signal for the next chunk, the end, or an error."""
@@ -546,7 +609,8 @@ class Connection(asyncio.Protocol):
     def _detach(self, error: WireError | None) -> PendingResponse | None:
         """Detach the response under way, and return it; its reader is to be woken."""
         response, self._response = self._response, None
-        self.deadline_s = inf
+        self.deadline_s = self.look_s = inf
+        self._progress = None
         if response is not None:
             response.connection = None
             response.error = error

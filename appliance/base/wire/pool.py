@@ -123,7 +123,9 @@ class ConnectionPool:
         """
         message = self._render_request(target, method, path, headers, body)
         is_large = len(body) > SLICE_BYTES
-        connect_s, first_byte_s, idle_s, total_s = self.limits.timeouts if timeouts is None else timeouts
+        connect_s, first_byte_s, idle_s, total_s, content_s, gap_s = (
+            self.limits.timeouts if timeouts is None else timeouts
+        )
         ends_s = inf if total_s is None else self._loop.time() + total_s
         if self._ticker is None:
             self._ticker = self._loop.call_later(TICK_S, self._tick)
@@ -142,6 +144,8 @@ class ConnectionPool:
             try:
                 if is_large:
                     await connection.upload(response, body)
+                if content_s is not None:
+                    connection.expect_content(content_s, gap_s)
                 if not response.status and response.error is None:
                     await connection.wait(
                         response, "first_byte", inf if first_byte_s is None else first_byte_s
@@ -418,9 +422,11 @@ class ConnectionPool:
     def _tick(self) -> None:
         """Fail what waited too long, close what was idle too long; stop when no connection is open."""
         now = self._loop.time()
-        for connection in [c for c in self._in_use if now >= c.deadline_s]:
+        for connection in [c for c in self._in_use if now >= c.deadline_s or now >= c.look_s]:
             if now >= connection.deadline_s:  # still: the end of one request may begin another
                 connection.time_out()
+            elif now >= connection.look_s:
+                connection.look(now)
         oldest = now - self.limits.keepalive_s
         for key, connections in list(self._idle.items()):
             while connections and connections[0].idle_since_s < oldest:

@@ -173,6 +173,16 @@ class UpstreamResponse:
             raise pending.error
         return True
 
+    def watch(self, progress: Callable[[], int] | None) -> None:
+        """Say that the first content of a stream has arrived: its limits until then are lifted.
+
+        Args:
+            progress: Returns how much content has arrived so far; from now on `Timeouts.gap_s` limits the
+                time in which it stays the same. None = it is no stream: its total limit still holds.
+        """
+        if self._pending.connection is not None:
+            self._pending.connection.watch(progress)
+
     async def chunks(self) -> AsyncIterator[bytes]:
         """Iterate over the chunks as they arrive; leaving early closes the response."""
         try:

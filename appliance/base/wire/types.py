@@ -26,13 +26,19 @@ class Timeouts(NamedTuple):
         connect_s: DNS, TCP and TLS handshake together.
         first_byte_s: From the last byte of the request to the end of the response head.
         idle_s: Between two pieces, of the response or of a large request body.
-        total_s: From the call to the last byte of the response, time in the pool's queue included.
+        total_s: From the call to the last byte of the response, time in the pool's queue included; of a
+            stream that is watched, to its first content.
+        content_s: From the last byte of the request to the first content of a stream; bytes without content
+            do not count. Its reader says when that is there (UpstreamResponse.watch).
+        gap_s: Between two contents of a stream that is watched.
     """
 
     connect_s: float | None = 5.0
     first_byte_s: float | None = 120.0
     idle_s: float | None = 60.0
     total_s: float | None = None
+    content_s: float | None = None
+    gap_s: float | None = None
 
 
 _DEFAULT_TIMEOUTS = Timeouts()

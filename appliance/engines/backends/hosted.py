@@ -32,7 +32,7 @@ from appliance.engines.types import (
     ServedModel,
 )
 from appliance.engines.upstream.attempt import NOTE_CHARACTERS, AttemptFailed
-from appliance.engines.upstream.exchange import AttemptObserver, Peer, UpstreamCall, exchange
+from appliance.engines.upstream.exchange import LIMIT_NAMES, AttemptObserver, Peer, UpstreamCall, exchange
 from appliance.engines.upstream.refusal import (
     caller_error,
     find_caller_fault,
@@ -43,6 +43,7 @@ from appliance.engines.upstream.request_body import render_body
 from appliance.engines.upstream.spelling import spell_options
 
 LABEL = "The hosted API"
+API_LIMIT_NAMES = {**LIMIT_NAMES, "total": "UPSTREAM_TOTAL_TIMEOUT_S"}
 RATE_LIMITED = 429  # says nothing about the endpoint's health: its circuit stays closed
 NEXT_ENDPOINT = {404, 408, 429}  # and every 5xx: another endpoint may be able to answer
 ERROR_CHARACTERS = 200  # of the last error of an endpoint
@@ -236,7 +237,9 @@ class HostedBackend:
                 min(settings.upstream_connect_timeout_s, budget_s),
                 min(settings.upstream_first_byte_timeout_s, budget_s),
                 settings.upstream_idle_timeout_s,
-                None if wants_events else budget_s,
+                budget_s,
+                settings.upstream_first_byte_timeout_s if wants_events else None,
+                settings.upstream_total_timeout_s if wants_events else None,
             )
             call = UpstreamCall(
                 request.operation.value.encode(),
@@ -381,7 +384,13 @@ def _endpoints(settings: EngineSettings, wire: ConnectionPool) -> list[Endpoint]
     return [
         Endpoint(
             address,
-            Peer(wire, Target.parse(base_address(address), headers=headers), LABEL, map_error),
+            Peer(
+                wire,
+                Target.parse(base_address(address), headers=headers),
+                LABEL,
+                map_error,
+                limit_names=API_LIMIT_NAMES,
+            ),
             Breaker(settings.breaker_failures, settings.breaker_rest_s),
         )
         for address in settings.novita_openai_endpoints

@@ -44,6 +44,7 @@ log = get_logger("backend")
 MANAGED_BACKEND = "models"
 MAX_RETRIES = 2
 CONNECT_TIMEOUT_S = 2.0
+LIMIT_NAMES = dict.fromkeys(("first_byte", "idle", "total"), "twice request_timeout_sec of the model table")
 # When a process exits, its connections break a moment earlier than the exit is seen.
 EXIT_WAIT_S = 0.5
 LISTED_ALIASES = 20
@@ -113,6 +114,7 @@ class ManagedBackend:
                 "upstream_connect_timeout_s": CONNECT_TIMEOUT_S,
                 "upstream_first_byte_timeout_s": timeout_s,
                 "upstream_idle_timeout_s": timeout_s,
+                "backend_timeout_seconds": timeout_s,
             }
         )
         self._budget_s = timeout_s
@@ -361,7 +363,7 @@ class ManagedBackend:
             clock=self._clock,
             metrics=self._metrics,
             origin="managed",
-            runner=RunnerPolicy(f"The llama-server of {alias}", self._on_released),
+            runner=RunnerPolicy(f"The llama-server of {alias}", self._on_released, LIMIT_NAMES),
         )
         server.state.health = EngineHealth(True)
         models = {alias: ServedModel(card, alias), **adapters}

@@ -3,8 +3,8 @@
 import asyncio
 import math
 import ssl
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -40,12 +40,13 @@ from appliance.engines.types import (
     ServedModel,
 )
 from appliance.engines.upstream.attempt import AttemptFailed
-from appliance.engines.upstream.exchange import AttemptObserver, Peer, UpstreamCall, exchange
+from appliance.engines.upstream.exchange import LIMIT_NAMES, AttemptObserver, Peer, UpstreamCall, exchange
 from appliance.engines.upstream.refusal import interpret_error
 from appliance.engines.upstream.request_body import render_body
 from appliance.engines.upstream.spelling import spell_options
 
 log = get_logger("backend")
+OWN_LIMIT_NAMES = {**LIMIT_NAMES, "total": "BACKEND_TIMEOUT_SECONDS"}
 COUNT_TIMEOUT_S = 10.0  # for counting a prompt's tokens: an estimate is better than a long wait
 
 
@@ -56,10 +57,12 @@ class RunnerPolicy:
     Attributes:
         label: Its name at the start of error texts: "The llama-server of tiny".
         on_released: Called with each slot when it is released: its lease goes back to the manager.
+        limit_names: Names of the settings that limit its time (see Peer).
     """
 
     label: str
     on_released: Callable[[AnySlot, Outcome], None]
+    limit_names: Mapping[str, str]
 
 
 class _SlotObserver(AttemptObserver):
@@ -144,7 +147,11 @@ class EngineServer:
         self._label = runner.label if runner is not None else f"The backend {spec.name}"
         self._first_byte = metrics.upstream_seconds.labels(spec.name)
         self._model_peer = Peer(
-            self._wire, self.target, self._label, partial(interpret_error, label=self._label)
+            self._wire,
+            self.target,
+            self._label,
+            partial(interpret_error, label=self._label),
+            limit_names=OWN_LIMIT_NAMES if runner is None else runner.limit_names,
         )
 
     # ---- what it is
@@ -324,7 +331,9 @@ class EngineServer:
             min(settings.upstream_connect_timeout_s, budget_s),
             min(settings.upstream_first_byte_timeout_s, budget_s) if wants_events else budget_s,
             settings.upstream_idle_timeout_s,
-            None if wants_events else budget_s,
+            budget_s,
+            settings.upstream_first_byte_timeout_s if wants_events else None,
+            settings.backend_timeout_seconds if wants_events else None,
         )
         path = b"/v1" + request.operation.value.encode()
         return UpstreamCall(
@@ -381,7 +390,7 @@ class EngineServer:
                 return adapter_missing(name, self._label, note=text[:200], status=status)
             return interpret_error(status, headers, text, self._label)
 
-        return Peer(self._wire, self.target, self._label, refuse, self._model_peer.quirks)
+        return replace(self._model_peer, refuse=refuse)
 
     def fail_waiting(self) -> int:
         """Fail the requests that wait for its response: each may be retried elsewhere. Return how many."""

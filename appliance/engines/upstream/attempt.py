@@ -53,10 +53,15 @@ class AttemptFailed(Exception):
         self.context, self.error, self.sentence = context, error, sentence
 
     @classmethod
-    def of(cls, error: WireError | BrokenStream | InvalidJson) -> "AttemptFailed":
-        """Return the failure for a failed connection, a broken stream or an unreadable response."""
+    def of(cls, error: WireError | BrokenStream | InvalidJson, note: str = "") -> "AttemptFailed":
+        """Return the failure for a failed connection, a broken stream or an unreadable response.
+
+        Args:
+            error: What failed.
+            note: Its text; "" = the error's own.
+        """
         if isinstance(error, WireError):
-            failed = cls(Outcome.of_phase(error.phase), str(error), was_sent=error.was_sent)
+            failed = cls(Outcome.of_phase(error.phase), note or str(error), was_sent=error.was_sent)
             failed.is_timeout = isinstance(error, UpstreamTimeout)
             return failed
         return cls(Outcome.INVALID_RESPONSE, str(error))

@@ -103,12 +103,20 @@ def is_empty(event: dict[str, Any]) -> bool:
     if not isinstance(choices, list) or "prompt_progress" in event:
         return False
     for choice in choices:
-        if not isinstance(choice, dict) or choice.get("finish_reason") or choice.get("text"):
+        if not isinstance(choice, dict) or choice.get("finish_reason"):
             return False
+    return not has_text(choices)
+
+
+def has_text(choices: list[dict[str, Any]]) -> bool:
+    """Return whether the choices of a chunk hold text, a tool call or anything else but a role."""
+    for choice in choices:
+        if choice.get("text"):
+            return True
         delta = choice.get("delta")
         if isinstance(delta, dict) and any(value for name, value in delta.items() if name != "role"):
-            return False
-    return True
+            return True
+    return False
 
 
 def as_error_text(event: ErrorEvent) -> str:

@@ -5,7 +5,7 @@ is an AttemptFailed, so that another server may still answer; after it, the stre
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from appliance.base.logs import SECRETS
 from appliance.base.sse import SSE_CONTENT_TYPE, SseReader
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.response import UpstreamResponse
-from appliance.base.wire.types import Target, Timeouts, WireError
+from appliance.base.wire.types import Target, Timeouts, UpstreamTimeout, WireError
 from appliance.engines.outcome import Outcome
 from appliance.engines.receipts import Attempt, Receipt
 from appliance.engines.stream import Stream
@@ -36,6 +36,11 @@ MAX_HELD_BYTES = 65_536  # of events without content, before a stream begins all
 LAST_CHUNK_TIMEOUT_S = 0.1
 EVENT_FIELDS = (b"data:", b":", b"event:", b"id:", b"retry:", b"error:")  # how a stream of events begins
 STREAM_OPTIONS = b'"stream_options"'
+LIMIT_NAMES = {  # settings by the phase of an UpstreamTimeout
+    "connect": "UPSTREAM_CONNECT_TIMEOUT_S",
+    "first_byte": "UPSTREAM_FIRST_BYTE_TIMEOUT_S",
+    "idle": "UPSTREAM_IDLE_TIMEOUT_S",
+}
 MIN_HEAD_BYTES = 9  # a byte order mark and the longest of them
 Refuse = Callable[[int, dict[str, str], str], Exception]
 
@@ -62,6 +67,7 @@ class Peer:
         refuse: (status, headers, text) → the exception that an error status means: AttemptFailed, or an
             ApplianceError.
         quirks: Shared by all peers of one server.
+        limit_names: Names of the settings that limit its time, by the phase of an UpstreamTimeout.
     """
 
     wire: ConnectionPool
@@ -69,6 +75,12 @@ class Peer:
     label: str
     refuse: Refuse
     quirks: Quirks = field(default_factory=Quirks)
+    limit_names: Mapping[str, str] = field(default_factory=dict)
+
+    def describe(self, error: Exception) -> str:
+        """Return an error's text; of a time-out with the name of the limit."""
+        name = self.limit_names.get(error.phase) if isinstance(error, UpstreamTimeout) else None
+        return f"{error} ({name})" if name else str(error)
 
 
 class UpstreamCall(NamedTuple):
@@ -165,7 +177,7 @@ async def exchange(
         attempt.failure_status = failed.status
         raise
     except (WireError, BrokenStream, jsons.InvalidJson) as error:
-        raise (_find_encoding(peer, response) or AttemptFailed.of(error)) from error
+        raise (_find_encoding(peer, response) or AttemptFailed.of(error, peer.describe(error))) from error
     peer.quirks.refuses_stream_options = True  # 5
     return await exchange(peer, call, request, attempt, observer)
 
@@ -186,6 +198,7 @@ async def _read_reply(
         source = await ReadResponse.begin(response)
         has_events = source.has_events
     if not has_events:
+        response.watch(None)
         return await _read_whole(await source.read(), peer, call, request, observer)  # 2
     if call.is_gathered:
         return await _gather(source, peer, call, request, observer)  # 3
@@ -248,6 +261,11 @@ class ReadResponse:
         """Return everything."""
         head, self._head = self._head, b""
         return head + await self._response.read() if self._response is not None else head
+
+    def watch(self, progress: Callable[[], int] | None) -> None:
+        """Say that the first content has arrived (see UpstreamResponse)."""
+        if self._response is not None:
+            self._response.watch(progress)
 
     async def pass_chunks(self, take: Callable[[bytes], bool]) -> bool:
         """Give what was read to `take`, then the rest in chunks (see UpstreamResponse)."""
@@ -399,7 +417,8 @@ async def _start_stream(
             what = "content" if relay.events else "event"
             raise AttemptFailed(Outcome.EMPTY_STREAM, f"the stream ended before its first {what}")
     observer.on_first_event()
-    stream = UpstreamStream(peer.label, first, response, relay, request.receipt, observer)
+    response.watch(relay.content_events)
+    stream = UpstreamStream(peer, first, response, relay, request.receipt, observer)
     return EngineReply(events=stream, content_type=SSE_CONTENT_TYPE)
 
 
@@ -446,9 +465,9 @@ class UpstreamStream(Stream):
     __slots__ = (
         "_first",
         "_is_closed",
-        "_label",
         "_observer",
         "_outcome",
+        "_peer",
         "_receipt",
         "_relay",
         "_response",
@@ -456,14 +475,14 @@ class UpstreamStream(Stream):
 
     def __init__(
         self,
-        label: str,
+        peer: Peer,
         first: bytes,
         response: UpstreamResponse | ReadResponse,
         relay: StreamRelay,
         receipt: Receipt,
         observer: AttemptObserver,
     ) -> None:
-        self._label = label
+        self._peer = peer
         self._first: bytes | None = first
         self._response = response
         self._relay = relay
@@ -496,7 +515,7 @@ class UpstreamStream(Stream):
                 data = await self._response.next_chunk()
                 out = relay.feed(data) if data is not None else relay.end()
             except (WireError, BrokenStream) as error:
-                raise self._cut_off(f"{self._label} broke off its response: {error}") from error
+                raise self._broke_off(error) from error
             if out:
                 return out
         await self.aclose()
@@ -522,7 +541,7 @@ class UpstreamStream(Stream):
                 has_ended = await self._response.pass_chunks(take)
                 out = relay.end() if has_ended else b""
             except (WireError, BrokenStream) as error:
-                raise self._cut_off(f"{self._label} broke off its response: {error}") from error
+                raise self._broke_off(error) from error
             if out and not write(out):
                 return False
             if not has_ended and relay.error is None and relay.broken is None and not relay.is_done:
@@ -536,13 +555,19 @@ class UpstreamStream(Stream):
         if error is None:
             broken = self._relay.broken
             if isinstance(broken, CutOffStream):
-                return self._cut_off(f"{self._label} broke off its response before it was complete.")
-            return self._cut_off(f"{self._label} broke off its response: {broken}")
+                return self._cut_off(f"{self._peer.label} broke off its response before it was complete.")
+            return self._cut_off(f"{self._peer.label} broke off its response: {broken}")
         self._outcome = Outcome.ERROR_EVENT
         message = SECRETS.redact(error.message or "unknown error")
         return UpstreamFailed(
-            f"{self._label} ended its response with an error: {message}", code="upstream_error_event"
+            f"{self._peer.label} ended its response with an error: {message}", code="upstream_error_event"
         )
+
+    def _broke_off(self, error: Exception) -> UpstreamFailed:
+        """Return the error of a stream that could not be read further, without the server's address."""
+        peer = self._peer
+        text = peer.describe(error).replace("{}:{}".format(*peer.target.origin), "it")
+        return self._cut_off(f"{peer.label} broke off its response: {text}")
 
     def _cut_off(self, message: str) -> UpstreamFailed:
         self._outcome = Outcome.CUT_OFF

@@ -52,10 +52,10 @@ class PlainChunk(Struct):
         )
 
     @property
-    def has_content(self) -> bool:
-        """Whether it holds more than a role or empty text."""
+    def has_text(self) -> bool:
+        """Whether it holds text, of whatever kind."""
         for choice in self.choices:
-            if choice.finish_reason or choice.text:
+            if choice.text:
                 return True
             delta = choice.delta
             if delta is not None and (

@@ -11,7 +11,7 @@ from typing import Any
 from appliance.base import jsons
 from appliance.base.errors import UpstreamFailed
 from appliance.base.sse import MAX_EVENT_BYTES, EventBuffer, InvalidEvent, Mark, parse_event, repair_utf8
-from appliance.engines.upstream.error_event import ErrorEvent, find_error, is_empty
+from appliance.engines.upstream.error_event import ErrorEvent, find_error, has_text, is_empty
 from appliance.engines.upstream.plain_chunk import PlainChunk, read_plain_chunk
 from appliance.engines.upstream.whole_reply import repair_chunk
 
@@ -54,6 +54,7 @@ class StreamRelay:
 
     Attributes:
         events: Events that were passed on.
+        empties: Those of them without text, tool calls or other content.
         has_content: One of them holds content: not only a role, a comment, the end.
         usage: The last usage object; None = there was none.
         timings: llama-server's last `timings`; None = there were none.
@@ -79,6 +80,7 @@ class StreamRelay:
         "_new",
         "_old",
         "broken",
+        "empties",
         "error",
         "events",
         "has_content",
@@ -99,13 +101,17 @@ class StreamRelay:
         self._between_out = b""  # `_after_out` and `_before_out` of the next event
         self._mark = self._behind_mark = b""  # what parts two events, and what of `_before` is not in it
         self._learnt = 0  # how often a form was learnt: not again and again where each event has another
-        self.events = 0
+        self.events = self.empties = 0
         self.has_content = False
         self.usage: dict[str, Any] | None = None
         self.timings: dict[str, Any] | None = None
         self.is_done = False
         self.error: ErrorEvent | None = None
         self.broken: BrokenStream | None = None
+
+    def content_events(self) -> int:
+        """Return how many events with content were passed on."""
+        return self.events - self.empties
 
     @property
     def has_finished(self) -> bool:
@@ -131,6 +137,8 @@ class StreamRelay:
                         return out
                 elif len(before) + len(after) <= len(data):
                     self.events += 1
+                    if not text:
+                        self.empties += 1
                     return self._before_out + text + self._after_out
         try:
             whole = self._buffer.feed(data)
@@ -159,6 +167,7 @@ class StreamRelay:
         ):
             return None
         self.events += len(texts)
+        self.empties += texts.count(b"")
         out = self._before_out + self._between_out.join(texts) + self._after_out
         return out if joined.isascii() else repair_utf8(out)
 
@@ -201,6 +210,7 @@ class StreamRelay:
                 text = event[len(before) : -len(self._after_line)]
                 if len(before) + len(self._after_line) <= len(event) and _TEXT.fullmatch(text):
                     self.events += 1
+                    self.empties += not text
                     out.append(self._before_out + text + self._after_out)
                     continue
             try:
@@ -269,6 +279,8 @@ class StreamRelay:
             repaired = repair_chunk(value)
         self._note(value)
         self.events += 1
+        if not has_text(value["choices"]) and "prompt_progress" not in value:
+            self.empties += 1
         self.has_content = self.has_content or not is_empty(repaired)
         if repaired is not value:
             event = b"data: " + jsons.dumps(repaired)
@@ -285,9 +297,13 @@ class StreamRelay:
             self.timings = chunk.timings
         for choice in chunk.choices:
             if choice.finish_reason:
+                self.has_content = True
                 self._note_finished(choice.index)
         self.events += 1
-        self.has_content = self.has_content or chunk.has_content
+        if chunk.has_text:
+            self.has_content = True
+        else:
+            self.empties += 1
         return self._publish(event + b"\n\n", is_text=chunk.is_text)
 
     def _publish(self, event: bytes, *, is_text: bool) -> bytes:
