@@ -607,4 +607,5 @@ class FastConnection(asyncio.Protocol):
         if self._running is not None:
             self._running.cancel()
         else:
+            self._is_closing = True  # of the requests that are buffered none begins
             self._transport.abort()
