@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from appliance.base import jsons
 from appliance.base.clock import FakeClock
 from appliance.base.errors import ApplianceError
+from appliance.base.inline import InlineRunner, Signal
+from appliance.base.wire.response import UpstreamResponse
 from appliance.engines.stream import GeneratedStream
 from appliance.engines.upstream.attempt import AttemptFailed
 from appliance.engines.upstream.pacing import make_chunks
@@ -22,6 +24,8 @@ from appliance.front.ollama.reply import ReplyFormat, StreamTranslator, from_ope
 from appliance.front.openai.responses_objects import new_response, output_items
 from appliance.front.openai.responses_stream import ResponsesStream
 from appliance.front.pipeline.sse import read_events
+from tests.base.test_connection import Exchange
+from tests.base.test_inline import in_callback
 from tests.engines.test_exchange import Attempting, stream_of
 from tests.engines.upstream_answers import ALL, BROKEN, WHOLE
 
@@ -145,6 +149,109 @@ async def test_a_cut_answer_never_passes_as_whole(name: str) -> None:
         assert error or (at > end and [event for event in events if b'"delta"' in event] == content), at
 
 
+# ---- passed on as it arrives, in the callbacks of a connection
+
+
+class PushedWire:
+    """A connection without a socket, on which the response arrives piece by piece."""
+
+    def __init__(self) -> None:
+        self.exchange = Exchange()
+
+    async def send(self, target: Any, **sent: Any) -> UpstreamResponse:
+        self.exchange.feed(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n")
+        self.exchange.feed(b"Transfer-Encoding: chunked\r\n\r\n")
+        return self.exchange.response
+
+
+async def _pushed(pieces: list[bytes], chance: random.Random) -> Any:
+    """The relay as a fast connection runs it, with a client that pauses at random: what `_chat` gives."""
+    attempting, wire, loop = Attempting(stream_of()), PushedWire(), asyncio.get_running_loop()
+    attempting.wire = wire  # type: ignore[assignment]
+    out: list[bytes] = []
+    pauses = chance.choice([0.0, 0.2, 1.0])
+
+    def write(piece: bytes) -> bool:
+        assert piece.endswith(b"\n\n")
+        out.append(piece)
+        return chance.random() >= pauses
+
+    async def pass_on() -> str:
+        reply = await attempting.send()
+        assert reply.events is not None
+        try:
+            while not await reply.events.pass_pieces(write):
+                read = Signal()
+                loop.call_later(0, read.set)
+                await read
+        except ApplianceError as exc:
+            return exc.message
+        finally:
+            await reply.events.aclose()
+        return ""
+
+    ended = asyncio.Event()
+    runner = InlineRunner(pass_on(), ended.set, loop)
+    await in_callback(runner.start)
+    for piece in [*pieces, b""]:
+        chunk = b"%x\r\n%b\r\n" % (len(piece), piece)
+        await in_callback(lambda chunk=chunk: wire.exchange.feed(chunk))
+    await ended.wait()
+    error = runner.result()
+    assert attempting.observer.seen.count("head") == 1
+    events = [event for event in b"".join(out).split(b"\n\n") if event and not event.startswith(b":")]
+    return events, error
+
+
+@pytest.mark.parametrize("name", ALL)
+async def test_what_is_passed_on_as_it_arrives_is_what_is_pulled(name: str) -> None:
+    stream, chance = ALL[name], random.Random(name)
+    pulled = await read(_chat, [stream])
+    cuts = [[], list(range(1, len(stream), 3)), list(range(7, len(stream), 7))]
+    cuts += [sorted(chance.sample(range(1, len(stream)), chance.randrange(1, 20))) for _ in range(40)]
+    for at in cuts:
+        pieces = [stream[a:b] for a, b in zip([0, *at], [*at, len(stream)], strict=True)]
+        for _ in range(2):
+            assert await read(lambda cut: _pushed(cut, chance), pieces) == pulled, at
+
+
+@pytest.mark.parametrize("name", ALL)
+async def test_a_client_that_leaves_while_it_is_passed_on_ends_it(name: str) -> None:
+    """At every piece, reading or not: the connection is closed, and the attempt says that the client left."""
+    stream = ALL[name]
+    pieces = [stream[at : at + 50] for at in range(0, len(stream), 50)]
+    loop = asyncio.get_running_loop()
+    for is_reading in (True, False):
+        for count in range(len(pieces)):
+            attempting, wire = Attempting(stream_of()), PushedWire()
+            attempting.wire = wire  # type: ignore[assignment]
+
+            async def pass_on(attempting: Attempting = attempting, is_reading: bool = is_reading) -> None:
+                reply = await attempting.send()
+                assert reply.events is not None
+                try:
+                    while not await reply.events.pass_pieces(lambda _: is_reading):
+                        await Signal()
+                finally:
+                    await reply.events.aclose()
+
+            runner = InlineRunner(pass_on(), lambda: None, loop)
+            await in_callback(runner.start)
+            for piece in pieces[:count]:
+                chunk = b"%x\r\n%b\r\n" % (len(piece), piece)
+                await in_callback(lambda chunk=chunk, wire=wire: wire.exchange.feed(chunk))
+            is_over = runner.is_done
+            await in_callback(runner.cancel)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert runner.is_done
+            assert is_over or isinstance(runner.error, asyncio.CancelledError)
+            assert wire.exchange.transport.is_aborted or wire.exchange.is_kept
+            assert len([seen for seen in attempting.observer.seen if seen not in {"head", "first"}]) <= 1
+            if not is_over and "first" in attempting.observer.seen:
+                assert attempting.observer.seen[-1] in {"client_left", "ok"}
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 10**10) | st.floats(allow_nan=False) | st.text(max_size=4),
     lambda inner: (
@@ -199,3 +306,10 @@ def _replace_value(draw: Any, event: bytes) -> bytes:
 def test_whatever_comes_is_content_or_an_error(dialect: Any, pieces: list[bytes]) -> None:
     found = asyncio.run(read(dialect, pieces))
     assert asyncio.run(read(dialect, [b"".join(pieces)])) == found
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(pieces=mutated(), seed=st.integers(0, 10))
+def test_whatever_comes_is_passed_on_as_it_is_pulled(pieces: list[bytes], seed: int) -> None:
+    pushed = asyncio.run(read(lambda cut: _pushed(cut, random.Random(seed)), pieces))
+    assert pushed == asyncio.run(read(_chat, pieces))
