@@ -19,21 +19,23 @@ RUN apt-get update && apt-get install -y -qq --no-install-recommends binutils
 WORKDIR /src
 COPY requirements.lock requirements-dev.lock ./
 # Wheels alone, each checked against the lock's hash. The generator of the gRPC code comes from the development lock, and by
-# itself; it stays in this stage.
+# itself, as does setuptools, which builds the package; both stay in this stage.
 RUN python3 -m venv /opt/build \
  && /opt/build/bin/pip install -q --no-cache-dir --require-hashes --only-binary :all: -r requirements.lock \
- && awk '/^[^ #]/ {on = /^grpcio-tools==/} on' requirements-dev.lock >generator.lock \
+ && awk '/^[^ #]/ {on = /^(grpcio-tools|setuptools)==/} on' requirements-dev.lock >generator.lock \
  && /opt/build/bin/pip install -q --no-cache-dir --require-hashes --only-binary :all: --no-deps -r generator.lock \
  && python3 -m venv --without-pip /opt/appliance \
  && /opt/build/bin/pip --python /opt/appliance/bin/python3 install -q --no-cache-dir --no-compile \
         --require-hashes --only-binary :all: -r requirements.lock
+COPY pyproject.toml MANIFEST.in README.md LICENSE ./
 COPY protos protos
 COPY appliance appliance
-# Left out of the result: stubs, sources and tests of packages, the C sources and the debug symbols that wheels carry along.
+# The package is installed as its wheel, with the command `appliance`. Left out of the result: stubs, sources and tests of
+# packages, the C sources and the debug symbols that wheels carry along.
 # Compiled ahead, because the root file system may be read-only, and never checked again: nothing here changes.
-RUN /opt/build/bin/python3 protos/generate.py --force \
+RUN /opt/build/bin/python3 protos/package_build.py dist \
+ && /opt/build/bin/pip --python /opt/appliance/bin/python3 install -q --no-compile --no-deps --no-index dist/*.whl \
  && site=$(/opt/appliance/bin/python3 -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])') \
- && cp -r appliance "$site/appliance" \
  && find "$site" -type d -name tests -prune -exec rm -rf {} + \
  && find "$site" -type f -regex '.*\.\(pyi\|pyx\|pxd\|pxi\|c\|h\|proto\)' -delete \
  && find "$site" -type f -name '*.so*' -exec strip --strip-unneeded {} + \

@@ -14,18 +14,18 @@ SCRIPTS := $(shell find entrypoint.sh .ci shims tests/tools tests/image -type f 
     -exec awk 'FNR == 1 && /^\#!.*sh$$/ {print FILENAME}' {} + 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev run check quick test lint unit docs format image image-test vllm test-vllm test-gpu test-agents bench bench-peers fuzz endurance lock proto clean
+.PHONY: help dev run check quick test lint unit docs format image image-test vllm test-vllm test-gpu test-agents bench bench-peers fuzz endurance lock dist proto clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-dev: $(VENV)/dev.stamp proto  ## set everything up for development, in .venv
+dev: $(VENV)/dev.stamp proto $(BIN)/appliance  ## set everything up for development, in .venv
 
-run: proto  ## serve on http://127.0.0.1:14000: the demo engine, or with NOVITA_API_KEY the hosted models
-	@exec $(BIN)/python -m appliance serve
+run: proto $(BIN)/appliance  ## serve on http://127.0.0.1:14000: the demo engine, or with NOVITA_API_KEY the hosted models
+	@exec $(BIN)/appliance serve
 
-check: proto  ## read the environment as `run` would, and name every problem
-	@$(BIN)/python -m appliance check
+check: proto $(BIN)/appliance  ## read the environment as `run` would, and name every problem
+	@$(BIN)/appliance check
 
 quick: lint  ## lint, types, import contracts and the tests of the packages, in two minutes on two idle cores
 	$(BIN)/python -m pytest -n 2 -q $(QUICK)
@@ -97,6 +97,10 @@ bench-peers: $(BIN)/python  ## measure beside nginx, Envoy, vllm-router and sgla
 proto: $(VENV)/run.stamp  ## generate the gRPC code where it is missing or old
 	@$(BIN)/python protos/generate.py
 
+dist: proto  ## build the sdist and the wheel into dist
+	@rm -rf dist
+	@$(BIN)/python protos/package_build.py dist
+
 lock: $(VENV)/dev.stamp  ## make all lock files anew (the versions that fit today)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check uv
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
@@ -117,11 +121,11 @@ $(BIN)/python:
 	@PYTHON=$(PYTHON) tests/tools/setup-machine venv
 	@$(PYTHON) -m venv $(VENV)
 
-# What the appliance needs, and of the development lock the generator of the gRPC code alone.
+# What the appliance needs; of the development lock the generator of the gRPC code, and setuptools, which builds the package.
 $(VENV)/run.stamp: requirements.lock requirements-dev.lock | $(BIN)/python
 	@echo "installing the locked packages into $(VENV)"
 	@$(PIP) -r requirements.lock
-	@awk '/^[^ #]/ {on = /^grpcio-tools==/} on' requirements-dev.lock >$(VENV)/generator.lock
+	@awk '/^[^ #]/ {on = /^(grpcio-tools|setuptools)==/} on' requirements-dev.lock >$(VENV)/generator.lock
 	@$(PIP) --no-deps -r $(VENV)/generator.lock
 	@touch $@
 
@@ -129,3 +133,8 @@ $(VENV)/dev.stamp: requirements.lock requirements-dev.lock | $(BIN)/python
 	@echo "installing the locked packages and the development tools into $(VENV)"
 	@$(PIP) -r requirements-dev.lock
 	@touch $(VENV)/run.stamp $@
+
+# The command itself; it runs the code of this folder as it is.
+$(BIN)/appliance: pyproject.toml $(VENV)/run.stamp
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-index --no-build-isolation -e .
+	@touch $@

@@ -75,7 +75,7 @@ main() {
         serve) if [[ "$(id -u)" == 0 ]]; then serve_as_root; else serve_as_is; fi ;;
         become-server) become_server "${@:2}" ;;
         sidecar) sidecar "${@:2}" ;;
-        check | prepare | settings | models | download | healthcheck | ctl | version | help | -*) become python3 -m appliance "$@" ;;
+        check | prepare | settings | routes | models | download | healthcheck | ctl | version | help | -*) become python3 -m appliance "$@" ;;
         *) become "$@" ;;
     esac
 }

@@ -1,6 +1,6 @@
 """Generate the Python code of every .proto file beside this script into the package.
 
-Run by `make`; the result is not committed.
+Run by `make` and while a wheel is built (package_build.py beside it); the result is not committed.
 
 The path of a file below `protos/` is its path in the package, so that imports in the generated code are right
 as they are. Messages and stubs come from protoc with their types (`.pyi`). protoc gives a service no types:
@@ -8,6 +8,7 @@ those are written here, for servicers of grpc.aio that answer a stream by `conte
 blocking client of the command line.
 """
 
+import hashlib
 import sys
 from collections.abc import Iterator
 from importlib.resources import files
@@ -25,10 +26,26 @@ def outputs_of(proto: Path) -> list[Path]:
     return [stem.with_name(stem.name + ending) for ending in ENDINGS]
 
 
+def mark_of(proto: Path) -> str:
+    """Return the line of a generated file that says what it was made from: the source and this script.
+
+    Their times would not do: they are lost in an archive.
+    """
+    digest = hashlib.sha256(proto.read_bytes() + Path(__file__).read_bytes()).hexdigest()
+    return f"# Made by protos/generate.py; sha256 of its sources: {digest}"
+
+
 def is_fresh(proto: Path) -> bool:
-    """Return whether the generated files are there and newer than their source and this script."""
-    changed = max(proto.stat().st_mtime, Path(__file__).stat().st_mtime)
-    return all(path.exists() and path.stat().st_mtime >= changed for path in outputs_of(proto))
+    """Return whether the generated files are there, and made from this source by this script."""
+    *others, marked = outputs_of(proto)
+    return all(path.exists() for path in (*others, marked)) and marked.read_text().partition("\n")[
+        0
+    ] == mark_of(proto)
+
+
+def find_old() -> list[Path]:
+    """Return every .proto file whose generated files are missing or old."""
+    return [proto for proto in sorted(HERE.rglob("*.proto")) if not is_fresh(proto)]
 
 
 def service_types(descriptors: bytes) -> Iterator[tuple[str, str]]:
@@ -40,7 +57,12 @@ def service_types(descriptors: bytes) -> Iterator[tuple[str, str]]:
 
     for file in FileDescriptorSet.FromString(descriptors).file:
         module = Path(file.name).stem + "_pb2"
-        lines = ["import grpc", "from grpc import aio", f"from {file.package} import {module} as pb"]
+        lines = [
+            mark_of(HERE / file.name),
+            "import grpc",
+            "from grpc import aio",
+            f"from {file.package} import {module} as pb",
+        ]
         for service in file.service:
             stub, servicer = [f"\nclass {service.name}Stub:"], [f"\nclass {service.name}Servicer:"]
             stub.append("    def __init__(self, channel: grpc.Channel) -> None: ...")
@@ -61,10 +83,8 @@ def service_types(descriptors: bytes) -> Iterator[tuple[str, str]]:
         yield file.name, "\n".join(lines) + "\n"
 
 
-def main() -> int:
-    """Generate what is missing or old; `--force` generates everything."""
-    protos = sorted(HERE.rglob("*.proto"))
-    wanted = [p for p in protos if "--force" in sys.argv[1:] or not is_fresh(p)]
+def generate(wanted: list[Path]) -> int:
+    """Generate the code of these .proto files; return the exit code."""
     if not wanted:
         return 0
     try:
@@ -90,6 +110,12 @@ def main() -> int:
             for name, text in service_types(descriptors.read_bytes()):
                 (TARGET / name).with_suffix("").with_name(Path(name).stem + "_pb2_grpc.pyi").write_text(text)
     return code
+
+
+def main() -> int:
+    """Generate what is missing or old; `--force` generates everything."""
+    is_forced = "--force" in sys.argv[1:]
+    return generate(sorted(HERE.rglob("*.proto")) if is_forced else find_old())
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ def test_both_stages_stand_on_the_same_base() -> None:
 
 def test_every_package_is_installed_from_a_lock_with_hashes() -> None:
     installs = [part for step in STEPS for part in step.split("&&") if re.search(r"pip\b.* install ", part)]
+    (own,) = [part for part in installs if part.rstrip().endswith(".whl")]
+    assert "--no-deps --no-index" in own
+    installs.remove(own)
     assert len(installs) == 3
     for part in installs:
         assert "--require-hashes" in part
@@ -64,16 +67,18 @@ def test_a_lock_names_no_registry(lock: str) -> None:
     assert "--find-links" not in text
 
 
-def test_the_generator_is_found_in_the_development_lock_with_its_hashes() -> None:
+def test_the_builders_are_found_in_the_development_lock_with_its_hashes() -> None:
     for name in ("Dockerfile", "Makefile"):
-        assert "awk '/^[^ #]/ {on = /^grpcio-tools==/} on' requirements-dev.lock" in (ROOT / name).read_text()
+        assert (
+            "awk '/^[^ #]/ {on = /^(grpcio-tools|setuptools)==/} on' requirements-dev.lock"
+            in (ROOT / name).read_text()
+        )
     cut = subprocess.run(
-        ["awk", "/^[^ #]/ {on = /^grpcio-tools==/} on", "requirements-dev.lock"],
+        ["awk", "/^[^ #]/ {on = /^(grpcio-tools|setuptools)==/} on", "requirements-dev.lock"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     ).stdout.splitlines()
-    assert cut[0].startswith("grpcio-tools==")
+    assert [line.partition("==")[0] for line in cut if "==" in line] == ["grpcio-tools", "setuptools"]
     assert "--hash=sha256:" in cut[1]
-    assert not [line for line in cut[1:] if "==" in line]

@@ -38,6 +38,10 @@ def test_a_program_that_serving_does_not_need_is_not_there(image: str, program: 
     assert shell(image, f"command -v {program} || true") == ""
 
 
+def test_the_command_is_on_path(image: str) -> None:
+    assert docker("run", "--rm", "--entrypoint", "appliance", image, "version").stdout.startswith("0.")
+
+
 @pytest.mark.parametrize("module", ["pip", "setuptools", "grpc_tools", "pytest"])
 def test_neither_installer_nor_development_packages_are_there(image: str, module: str) -> None:
     done = docker("run", "--rm", "--entrypoint", "python3", image, "-c", f"import {module}", is_checked=False)
