@@ -25,6 +25,9 @@ class Retry(Enum):
     BUDGET = "budget"  # while the retry budget lasts
 
 
+SHOWN_BY_STATUS = ("status", "engine_error")  # values of Outcome
+
+
 class Outcome(Enum):
     """How one attempt ended.
 
@@ -33,11 +36,13 @@ class Outcome(Enum):
         retry: When another backend may try. (A request that was never sent may always be sent elsewhere, see
             AttemptFailed.retry.)
         is_error: Whether it is counted among the backend's errors.
+        label: As receipts and metrics show it; None = by its HTTP status.
     """
 
     breaker: BreakerEffect
     retry: Retry
     is_error: bool
+    label: str | None
 
     # The server responded.
     OK = "ok", BreakerEffect.SUCCEEDED, Retry.NEVER, False
@@ -96,6 +101,7 @@ class Outcome(Enum):
         member.breaker = breaker
         member.retry = retry
         member.is_error = is_error
+        member.label = None if value in SHOWN_BY_STATUS else value
         return member
 
     @classmethod
@@ -105,10 +111,9 @@ class Outcome(Enum):
 
     def render(self, status: int | None) -> str:
         """Return the outcome as receipts and metrics show it; `status` is the HTTP status, None = none."""
-        return f"status_{status}" if self in _SHOWN_BY_STATUS else self._value_
+        return self.label or f"status_{status}"
 
 
-_SHOWN_BY_STATUS = frozenset({Outcome.STATUS, Outcome.ENGINE_ERROR})
 _BY_VALUE: dict[str, Outcome] = {outcome.value: outcome for outcome in Outcome}
 
 

@@ -15,7 +15,16 @@ from appliance.engines.stream import Stream
 
 
 class Operation(Enum):
-    """An operation of OpenAI's API; the value is its path below `/v1`."""
+    """An operation of OpenAI's API; the value is its path below `/v1`.
+
+    Attributes:
+        path: The same as bytes.
+    """
+
+    path: bytes
+
+    def __init__(self, path: str) -> None:
+        self.path = path.encode()
 
     CHAT = "/chat/completions"
     COMPLETION = "/completions"

@@ -242,7 +242,7 @@ class HostedBackend:
                 settings.upstream_total_timeout_s if wants_events else None,
             )
             call = UpstreamCall(
-                request.operation.value.encode(),
+                request.operation.path,
                 body,
                 timeouts,
                 request.public_model or self.names.public,

@@ -335,7 +335,7 @@ class EngineServer:
             settings.upstream_first_byte_timeout_s if wants_events else None,
             settings.backend_timeout_seconds if wants_events else None,
         )
-        path = b"/v1" + request.operation.value.encode()
+        path = b"/v1" + request.operation.path
         return UpstreamCall(
             path, body, timeouts, request.public_model, wants_events or is_gathered, is_gathered
         )
