@@ -19,7 +19,8 @@ from appliance.engines.lora.table_file import read_adapters, write_adapters
 from appliance.engines.runtime_changes import RuntimeChanges
 from appliance.models.runner.load_history import LoadHistory, LoadRecord
 from appliance.models.runner.orphans import survivors
-from appliance.models.table.digests import DigestCache, FileState
+from appliance.models.table.digests import DigestCache
+from appliance.models.table.file_state import FileState
 from appliance.models.table.pulled import PulledModel, add_pulled, read_pulled
 
 JOBS = [

@@ -18,7 +18,16 @@ from appliance.models.table.command import (
     slot_count,
 )
 from appliance.models.table.estimate import MIB, estimate_memory
-from appliance.models.table.gguf import GgufHeader, InvalidGguf, gguf_parts, gguf_size_bytes, read_header
+from appliance.models.table.gguf import (
+    GgufHeader,
+    InvalidGguf,
+    check_split,
+    check_whole,
+    gguf_size_bytes,
+    is_regular,
+    missing_parts,
+    read_header,
+)
 
 MAX_DRAFT_DIFFERENCE = 128  # tokens by which the vocabularies of a model and its draft may differ
 
@@ -89,11 +98,17 @@ def _check_model(model: Model, catalogue: Catalogue, server: str, flags: Flags |
 
 def _read_file(path: Path) -> tuple[GgufHeader | None, str]:
     """Read one file's header; return (it, ""), or (None, what is wrong). A .bin adapter has none."""
-    for part in gguf_parts(path):
-        if not part.is_file():
-            return None, "no such file" if part == path else f"incomplete model: {part.name} is missing"
+    if not is_regular(path):
+        return None, "no such file"
+    if missing := missing_parts(path):
+        return None, f"incomplete model: {missing} is missing"
+    if path.suffix.lower() != ".gguf":
+        return None, ""
     try:
-        return (read_header(path) if path.suffix.lower() == ".gguf" else None), ""
+        header = read_header(path)
+        check_split(path, header)
+        check_whole(path)
+        return header, ""
     except OSError as exc:
         return None, f"the file cannot be read: {exc.strerror or exc}"
     except InvalidGguf as exc:

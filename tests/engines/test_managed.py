@@ -34,7 +34,8 @@ from appliance.engines.upstream.attempt import AttemptFailed
 from appliance.models.manager.errors import InsufficientMemory, ModelFailed
 from appliance.models.table.catalogue import LoraAdapter, Model, Params
 from tests.fakes.engine_server import REPLY, EngineServer
-from tests.models.manager_harness import Make, ManagerHarness, settle
+from tests.models.manager_harness import Make, ManagerHarness, settle, until
+from tests.models.test_folder import put
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -512,6 +513,24 @@ async def test_its_llama_servers_are_listed_once_they_are_ready(open_backend: Op
     ((alias, port, server),) = at.backend.runners()
     assert (alias, port, server.kind, server.is_managed) == ("a", at.engines[0].port, "llamacpp", True)
     assert at.backend.runners()[0][2] is server
+
+
+async def test_its_cards_say_what_the_files_say(open_backend: Open) -> None:
+    """A file may be read, or read again, later than the table."""
+    scene = await open_backend("a")
+    backend, changes = scene.backend, list[int]()
+    scene.harness.manager.add_models_callback(lambda: changes.append(1))
+    (card,) = backend.cards()
+    assert (card.is_text, card.context_tokens) == (True, 3072)
+    path = scene.harness.manager.model_state("a").path
+    put(path.parent, path.name, general__architecture="bert", bert__pooling_type=1, bert__context_length=512)
+    scene.harness.manager.reset("a")
+    await until(lambda: changes)
+    (card,) = backend.cards()
+    assert (card.is_text, card.context_tokens) == (False, 512)
+    served = backend.find_model("a")
+    assert served is not None
+    assert served.card == card
 
 
 async def test_its_state_says_what_is_loaded_and_what_waits(open_backend: Open) -> None:

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 
 from appliance.models.table.catalogue import LoraAdapter, Model, Params, System
-from appliance.models.table.command import Flags, InvalidCommand, build_command, is_lockable, model_kind
+from appliance.models.table.command import (
+    Flags,
+    InvalidCommand,
+    build_command,
+    is_lockable,
+    model_kind,
+    request_context_tokens,
+)
 from appliance.models.table.estimate import MIB, estimate_memory
 from appliance.models.table.gguf import GgufHeader, read_header
 
@@ -169,6 +176,23 @@ def bert(pooling: int) -> GgufHeader:
 )
 def test_the_kind_comes_from_the_table_or_the_file(made: Model, header: GgufHeader | None, kind: str) -> None:
     assert model_kind(made, header) == kind
+
+
+@pytest.mark.parametrize(
+    ("params", "header", "slots", "tokens"),
+    [
+        ({"n_ctx": 8192}, None, 4, 2048),
+        ({"n_ctx": 8192}, bert(1), 4, 512),
+        ({"n_ctx": 1024}, bert(1), 4, 256),
+        ({"n_ctx": 8192, "batch_override": 256}, bert(1), 1, 256),
+        ({"n_ctx": 8192, "batch_override": 256}, bert(0), 1, 512),
+        ({"n_ctx": 8192, "embedding": True}, GgufHeader(3, 0, {}, 1), 2, 4096),
+    ],
+)
+def test_one_request_has_what_its_slot_and_the_training_allow(
+    params: dict[str, Any], header: GgufHeader | None, slots: int, tokens: int
+) -> None:
+    assert request_context_tokens(model(params), header, slots) == tokens
 
 
 def test_an_embedding_model_has_a_whole_text_batch() -> None:

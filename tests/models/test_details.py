@@ -25,13 +25,14 @@ from appliance.models.table.details import (
     parameters_of,
     template_of,
 )
+from appliance.models.table.file_state import FileState
 from appliance.models.table.gguf import (
     GgufHeader,
     InvalidGguf,
     ParameterCount,
-    count_parameters,
     gguf_parts,
     read_header,
+    read_tensors,
 )
 from appliance.models.table.library import ModelLibrary
 from tests.models.test_gguf import ARCHITECTURE, made, text
@@ -165,7 +166,7 @@ def test_parameters_of_real_files_are_counted(tiny_models: Path) -> None:
 
     for name in ("tiny-chat", "tiny-embed", "tiny-lora"):
         path = tiny_models / f"{name}.gguf"
-        assert count_parameters(path) == sum(
+        assert read_tensors(path).parameters == sum(
             int(tensor.n_elements) for tensor in gguf.GGUFReader(path).tensors
         ), name
 
@@ -184,7 +185,7 @@ def tensors(*shapes: tuple[int, ...], dimensions: int | None = None) -> bytes:
 def test_shapes_that_cannot_be_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(tensors((2, 3), (4,), ()) + bytes(11))
-    assert count_parameters(path) == 11
+    assert read_tensors(path).parameters == 11
     for data, said in (
         (tensors((1 << 40, 1 << 20)), "more than the file can hold"),
         (tensors((2,), dimensions=99), "99 dimensions"),
@@ -193,7 +194,7 @@ def test_shapes_that_cannot_be_are_refused(tmp_path: Path) -> None:
     ):
         path.write_bytes(data)
         with pytest.raises(InvalidGguf, match=said):
-            count_parameters(path)
+            read_tensors(path)
 
 
 # ---- the library
@@ -361,13 +362,10 @@ async def test_close_during_a_digest_stops_its_thread(
 
 async def test_a_file_that_changes_while_it_is_read_has_no_digest(shelf: Shelf, tiny_models: Path) -> None:
     path = shelf.put("m", tiny_models / "tiny-chat.gguf")
-    state = digests.FileState.read(path)
+    state = FileState.read(path)
     os.utime(path, ns=(1, 1))
     assert _REALLY([state], threading.Event()) == ""
-    assert (
-        _REALLY([digests.FileState.read(path)], threading.Event())
-        == hashlib.sha256(path.read_bytes()).hexdigest()
-    )
+    assert _REALLY([FileState.read(path)], threading.Event()) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 async def test_unreadable_files_are_named_alone_and_left_out_of_lists(
@@ -412,7 +410,7 @@ async def test_a_model_in_parts_is_all_of_them(shelf: Shelf, tmp_path: Path, tin
     second.write_bytes(tensors((2, 3), (4,)) + bytes(10))
     found = await shelf.library().details("big")
     assert found.size_bytes == first.stat().st_size + second.stat().st_size
-    assert found.parameters == count_parameters(first) + 10
+    assert found.parameters == read_tensors(first).parameters + 10
     assert found.digest == hashlib.sha256(first.read_bytes() + second.read_bytes()).hexdigest()
     second.write_bytes(b"damaged" + bytes(40))
     assert (await shelf.library().details("big")).parameters == 0

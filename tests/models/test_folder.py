@@ -2,17 +2,22 @@
 
 import os
 import shutil
+import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from appliance.models.check import check_models
 from appliance.models.settings import ModelSettings
-from appliance.models.table import folder
+from appliance.models.table import file_walk, folder
 from appliance.models.table.catalogue import read_catalogue
+from appliance.models.table.file_state import read_states
 from appliance.models.table.folder import scan_folder
-from appliance.models.table.gguf import read_header
+from appliance.models.table.gguf import InvalidGguf, gguf_size_bytes, read_header
 
 
 def text(value: str) -> bytes:
@@ -135,10 +140,11 @@ def test_a_file_that_is_no_model_is_listed_with_its_problem(tmp_path: Path, llam
     )
     assert list(catalogue.models) == ["good", "text", "torn"]
     assert [(p.is_fatal, Path(p.value).name, p.remedy.split(":")[0]) for p in problems] == [
+        (False, "gone.gguf", "It cannot be looked at"),
         (False, "text.gguf", "It is not a GGUF model"),
         (False, "torn-00001-of-00003.gguf", "It is incomplete"),
     ]
-    assert "torn-00001-of-00003.gguf, torn-00003-of-00003.gguf" in problems[1].remedy
+    assert "torn-00001-of-00003.gguf, torn-00003-of-00003.gguf" in problems[2].remedy
     assert {one.alias: one.problem.partition(":")[0] for one in check_models(catalogue).models} == {
         "good": "",
         "text": "not a GGUF model",
@@ -177,3 +183,170 @@ def test_a_brief_read_leaves_out_the_vocabulary(tiny_models: Path, tmp_path: Pat
     shutil.copy(tiny_models / "tiny-chat.gguf", tmp_path / "cut.gguf")
     os.truncate(tmp_path / "cut.gguf", 100)
     assert "incomplete, or still being written" in scan_folder(tmp_path)[1][0].remedy
+
+
+# ---- entries that are not what they should be
+
+
+def warned(top: Path) -> dict[str, str]:
+    """Return each warning by the name of its entry."""
+    return {Path(one.value).name: one.remedy for one in scan_folder(top)[1]}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (b"caf\xe9.gguf", "not UTF-8"),
+        (b"two\nlines.gguf", "control characters"),
+        (b"bell\x07.gguf", "control characters"),
+    ],
+)
+def test_a_file_whose_name_is_no_text_is_left_out(tmp_path: Path, name: bytes, said: str) -> None:
+    put(tmp_path, "good.gguf", "other/good.gguf")
+    (tmp_path / "good.gguf").rename(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    assert named(tmp_path) == {"good": "other/good.gguf"}
+    ((shown, remedy),) = warned(tmp_path).items()
+    assert shown.isprintable()
+    assert shown.encode()
+    assert said in remedy
+
+
+def test_a_folder_whose_name_is_no_text_is_left_out(tmp_path: Path) -> None:
+    put(tmp_path, "good.gguf")
+    (folder_name := Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe"))).mkdir()
+    put(folder_name, "hidden.gguf")
+    assert named(tmp_path) == {"good": "good.gguf"}
+    assert "Rename it" in "".join(warned(tmp_path).values())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["m-00001-of-00000.gguf", "m-00000-of-00000.gguf", "m-00005-of-00002.gguf", "m-00001-of-99999.gguf"],
+)
+def test_impossible_numbers_of_parts_are_part_of_a_name(tmp_path: Path, name: str) -> None:
+    put(tmp_path, "good.gguf", name)
+    assert named(tmp_path) == {"good": "good.gguf", name.removesuffix(".gguf"): name}
+    assert warned(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "count"),
+    [("a.gguf", 0, 2), ("a-00001-of-00002.gguf", 1, 2), ("a-00001-of-00002.gguf", 0, 3)],
+)
+def test_a_part_with_the_wrong_name_is_listed_as_broken(
+    tmp_path: Path, name: str, number: int, count: int
+) -> None:
+    put(tmp_path, "good.gguf", "a-00002-of-00002.gguf")
+    put(tmp_path, name, split__no=number, split__count=count)
+    assert "not named so" in warned(tmp_path)[name]
+    assert set(named(tmp_path)) >= {"good", "a"}
+
+
+def test_many_missing_parts_are_counted_in_the_warning(tmp_path: Path) -> None:
+    put(tmp_path, "a-00009-of-04096.gguf")
+    assert "a-00005-of-04096.gguf and 4090 more is missing" in "".join(warned(tmp_path).values())
+
+
+def test_what_is_no_regular_file_is_left_out(tmp_path: Path) -> None:
+    put(tmp_path, "good.gguf", "target.gguf")
+    os.mkfifo(tmp_path / "pipe.gguf")
+    (tmp_path / "device.gguf").symlink_to("/dev/zero")
+    (tmp_path / "self.gguf").symlink_to("self.gguf")
+    (tmp_path / "one.gguf").symlink_to("two.gguf")
+    (tmp_path / "two.gguf").symlink_to("one.gguf")
+    (tmp_path / "link.gguf").symlink_to("target.gguf")
+    (tmp_path / "folder.gguf").mkdir()
+    (tmp_path / "up").symlink_to(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s.gguf"))
+        assert set(named(tmp_path)) == {"good", "target", "link"}
+    assert {name: text.split(":")[0].split(",")[0] for name, text in warned(tmp_path).items()} == {
+        "pipe.gguf": "It is no regular file",
+        "device.gguf": "It is no regular file",
+        "s.gguf": "It is no regular file",
+        "self.gguf": "It cannot be looked at",
+        "one.gguf": "It cannot be looked at",
+        "two.gguf": "It cannot be looked at",
+    }
+
+
+def test_pipes_and_devices_of_the_table_are_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    for path in (tmp_path / "pipe.gguf", Path("/dev/zero"), tmp_path):
+        with pytest.raises(InvalidGguf, match="no regular file"):
+            read_header(path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [(0o400, "cannot be looked at: Permission denied"), (0o000, "cannot be read: Permission denied")],
+)
+def test_a_folder_that_may_not_be_entered_decides_over_itself_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, said: str
+) -> None:
+    """Root may enter every folder, so the kernel's refusals are put in its place."""
+    put(tmp_path, "good.gguf", "closed/a.gguf", "z/b.gguf")
+    closed = str(tmp_path / "closed")
+
+    class Entry:
+        def __init__(self, entry: "os.DirEntry[str]") -> None:
+            self.name, self.path, self.is_dir = entry.name, entry.path, entry.is_dir
+
+        def stat(self) -> None:
+            raise PermissionError(13, "Permission denied")
+
+    real = os.scandir
+
+    @contextmanager
+    def scandir(path: Path) -> Iterator[Any]:
+        if str(path) == closed and mode == 0:
+            raise PermissionError(13, "Permission denied")
+        with real(path) as entries:
+            yield (Entry(one) if str(path) == closed else one for one in entries)
+
+    monkeypatch.setattr(file_walk.os, "scandir", scandir)
+    assert set(named(tmp_path)) == {"good", "b"}
+    assert said in "".join(warned(tmp_path).values())
+
+
+def test_a_listed_file_out_of_reach_is_only_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refused)
+    for path in (tmp_path / "a.gguf", Path("\0.gguf"), tmp_path / "a-00001-of-00002.gguf"):
+        assert gguf_size_bytes(path) == 0
+        assert read_states([path]) == (None,)
+
+
+def test_a_folder_with_endless_entries_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_walk, "MAX_ENTRIES", 5)
+    monkeypatch.setattr(file_walk, "MAX_WARNINGS", 3)
+    put(tmp_path, *(f"m{number}.gguf" for number in range(8)))
+    assert len(named(tmp_path)) == 5
+    assert "more than 5 entries" in "".join(warned(tmp_path).values())
+    for number in range(8):
+        (tmp_path / f"m{number}.gguf").unlink()
+        os.mkfifo(tmp_path / f"p{number}.gguf")
+    assert [one.remedy.split(",")[0] for one in scan_folder(tmp_path)[1]] == ["It is no regular file"] * 3 + [
+        "3 more entries cannot be used. They are left out."
+    ]
+
+
+def test_folders_in_folders_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_walk, "MAX_DEPTH", 2)
+    put(tmp_path, "a/b/in.gguf", "a/b/c/out.gguf")
+    assert set(named(tmp_path)) == {"in"}
+    assert "more than 2 folders deep" in "".join(warned(tmp_path).values())
+
+
+def test_models_of_one_folder_with_the_same_name_get_different_ones(tmp_path: Path) -> None:
+    put(
+        tmp_path,
+        "x,y.gguf",
+        "x_y.gguf",
+        "n" * 240 + "/" + "m" * 240 + "/a.gguf",
+        "n" * 240 + "/" + "k" * 240 + "/a.gguf",
+    )
+    names = named(tmp_path)
+    assert set(names) == {"x_y", "x_y.gguf", *(name for name in names if len(name) > 400)}

@@ -28,7 +28,7 @@ def test_missing_file_is_a_problem(tmp_path: Path) -> None:
 
 def test_unreadable_file_is_a_problem(tmp_path: Path) -> None:
     problem = read_file(model_of("a", path=tmp_path), SYSTEM).problem
-    assert problem == f"the file {tmp_path} cannot be read: Is a directory"
+    assert problem == f"the file {tmp_path} is not a GGUF model: it is no regular file"
 
 
 def test_file_that_is_no_model_is_a_problem(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ llama-server exits before the first byte is sent to another one, or to the same 
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from appliance.base.clock import Clock
@@ -38,7 +38,7 @@ from appliance.models.manager.manager import ModelManager
 from appliance.models.manager.waiters import Lease, WaitStatus
 from appliance.models.runner.runner import Runner
 from appliance.models.table.catalogue import Model
-from appliance.models.table.command import model_kind, slot_context_tokens
+from appliance.models.table.command import model_kind, request_context_tokens
 
 log = get_logger("backend")
 MANAGED_BACKEND = "models"
@@ -101,9 +101,10 @@ class ManagedBackend:
         self._passthrough_leases: dict[AnySlot, Lease] = {}
         self._models: dict[str, ServedModel] = {}
         self._models_of: tuple[int, int] | None = (
-            None  # the catalogue and the adapters that they were made of
+            None  # the versions of the models and of the adapters that they were made of
         )
         manager.add_removed_callback(self._forget)
+        manager.add_models_callback(self.callbacks.on_models)
         self.apply(settings)
 
     def apply(self, settings: EngineSettings) -> None:
@@ -128,26 +129,26 @@ class ManagedBackend:
 
     def cards(self) -> list[ModelCard]:
         """List the models of the table, and their adapters."""
-        return [self._with_kind(served.card) for served in self._served_models().values()]
-
-    def _with_kind(self, card: ModelCard) -> ModelCard:
-        """Add to a model's card what it is for: its file is read some time after the table."""
-        state = self.manager.model_states.get(card.id)
-        is_text = state is None or model_kind(state.definition, state.header) == "text"
-        return card if is_text else replace(card, is_text=False)
+        return [served.card for served in self._served_models().values()]
 
     def find_model(self, model: str) -> ServedModel | None:
         """Return the model of this name; None = it is not in the table."""
         return self._served_models().get(model)
 
     def _served_models(self) -> dict[str, ServedModel]:
-        made_of = (id(self.manager.catalogue), self.adapters.version)
+        made_of = (self.manager.models_version, self.adapters.version)
         if self._models_of != made_of:
             created_s = int(self._clock.now_s())
             models = {}
             for alias, state in self.manager.model_states.items():
-                context_tokens = slot_context_tokens(state.definition.params.n_ctx, state.slots)
-                card = ModelCard(alias, created_s, "user", alias, context_tokens=context_tokens)
+                card = ModelCard(
+                    alias,
+                    created_s,
+                    "user",
+                    alias,
+                    context_tokens=request_context_tokens(state.definition, state.header, state.slots),
+                    is_text=model_kind(state.definition, state.header) == "text",
+                )
                 models[alias] = ServedModel(card, alias)
             self._models = self.adapters.apply_to(models)
             self._models_of = made_of
@@ -346,7 +347,9 @@ class ManagedBackend:
 
     def _make_server(self, runner: Runner) -> EngineServer:
         """Return the server object for a llama-server of the manager."""
-        alias, context_tokens = runner.alias, slot_context_tokens(runner.model.params.n_ctx, runner.slots)
+        alias, state = runner.alias, self.manager.model_states.get(runner.alias)
+        header = state.header if state is not None else None
+        context_tokens = request_context_tokens(runner.model, header, runner.slots)
         card = ModelCard(alias, int(runner.started_at_s), "user", alias, context_tokens=context_tokens)
         adapters = served_adapters(runner.model, card)
         spec = BackendSpec(

@@ -15,7 +15,6 @@ from appliance.base.errors import NoSuchModel
 from appliance.front.pipeline.durations import NEVER_AFTER_S
 from appliance.models.status.views import ModelManagerApi, ModelView, RunnerView
 from appliance.models.table.catalogue import Model
-from appliance.models.table.command import slot_context_tokens
 from appliance.models.table.details import TEMPLATE, ModelDetails
 from appliance.models.table.library import ModelLibrary
 
@@ -210,8 +209,8 @@ def _expiry_s(view: ModelView, now_s: float) -> float:
 
 
 def _context(view: ModelView) -> int:
-    """Return the context of one request in tokens: a slot's part of the whole."""
-    return slot_context_tokens(view.context_tokens, view.slots)
+    """Return the context of one request in tokens, as far as its file was read."""
+    return view.request_tokens or view.context_tokens // max(1, view.slots)
 
 
 def _parameters(model: Model, view: ModelView, *, threads: int) -> list[str]:

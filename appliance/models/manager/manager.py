@@ -187,6 +187,10 @@ class ModelManager:
         """Call `callback` for each llama-server that has been removed."""
         self._supervisor.add_removed_callback(callback)
 
+    def add_models_callback(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever a model's file says something else about it than before."""
+        self._state.models_callbacks.append(callback)
+
     # ---- the table
 
     def apply(self, catalogue: Catalogue) -> None:
@@ -224,6 +228,7 @@ class ModelManager:
             ageing_s=self._ageing_s,
             now_at_s=self.clock.now_s(),
         )
+        self._state.models_version += 1
 
     def set_adapters(self, alias: str, adapters: tuple[LoraAdapter, ...]) -> bool:
         """Run a model with these adapters, in addition to those of the table.
@@ -351,6 +356,11 @@ class ModelManager:
     def catalogue(self) -> Catalogue:
         """The table of models."""
         return self._state.catalogue
+
+    @property
+    def models_version(self) -> int:
+        """Rises when models come or go, or when their files say something else about them."""
+        return self._state.models_version
 
     @property
     def model_states(self) -> Mapping[str, ModelState]:

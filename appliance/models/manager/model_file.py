@@ -7,9 +7,9 @@ from appliance.models.manager.model_state import ModelState
 from appliance.models.manager.state import ManagerState
 from appliance.models.runner.load_history import key_of
 from appliance.models.table.catalogue import Model, System
-from appliance.models.table.command import slot_count
+from appliance.models.table.command import model_kind, request_context_tokens, slot_count
 from appliance.models.table.estimate import Estimate, estimate_memory
-from appliance.models.table.gguf import GgufHeader, InvalidGguf, read_header
+from appliance.models.table.gguf import GgufHeader, InvalidGguf, check_split, check_whole, read_header
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,17 @@ async def check_file(model: ModelState, state: ManagerState) -> None:
         checked = model.definition
         found = await asyncio.to_thread(read_file, checked, state.catalogue.system)
         if model.definition is checked:
+            former = _shown(model)
             found.apply_to(model)
+            if _shown(model) != former:
+                state.models_changed()
             return
+
+
+def _shown(model: ModelState) -> tuple[str, int]:
+    """Return what clients see of a model's file."""
+    tokens = request_context_tokens(model.definition, model.header, model.slots)
+    return model_kind(model.definition, model.header), tokens
 
 
 def read_file(model: Model, system: System) -> FileCheck:
@@ -59,10 +68,14 @@ def read_file(model: Model, system: System) -> FileCheck:
     slots = slot_count(model, system)
     try:
         header = read_header(model.path)
+        check_split(model.path, header)
+        check_whole(model.path)
     except FileNotFoundError:
         return FileCheck(slots, f"model file not found: {model.path}")
     except OSError as exc:
-        return FileCheck(slots, f"the file {model.path} cannot be read: {exc.strerror or exc}")
+        return FileCheck(
+            slots, f"the file {exc.filename or model.path} cannot be read: {exc.strerror or exc}"
+        )
     except InvalidGguf as exc:
         return FileCheck(slots, f"the file {model.path} is not a GGUF model: {exc}")
     key = key_of(model.path, shape_text(model, system, slots))

@@ -4,6 +4,7 @@ Written on the event loop only; a part that changes what a reader can see calls 
 """
 
 from collections import deque
+from collections.abc import Callable
 
 from appliance.base.clock import Clock
 from appliance.base.errors import NoSuchModel
@@ -26,6 +27,8 @@ class ManagerState:
         adapters: Adapters in addition to those of the table, by alias of the model.
         samples: The latest finished requests.
         changed: Rises with every change that a reader can see.
+        models_version: Rises when models come or go, or when their files say something else.
+        models_callbacks: Called when a model's file says something else than before.
         is_closed: The appliance is shutting down; nothing is started any more.
     """
 
@@ -38,6 +41,8 @@ class ManagerState:
         self.samples: deque[RequestSample] = deque(maxlen=KEPT_SAMPLES)
         self.counts = ManagerCounts()
         self.changed: Watched[int] = Watched(0)
+        self.models_version = 0
+        self.models_callbacks: list[Callable[[], None]] = []
         self.is_closed = False
         self.server_status: ServerStatus = "initializing"
         self.server_started_at_s = self.server_updated_at_s = clock.now_s()
@@ -61,6 +66,12 @@ class ManagerState:
         if model is not None:
             model.updated_at_s = self.clock.now_s()
         self.changed.set(self.changed.value + 1)
+
+    def models_changed(self) -> None:
+        """Tell that a model's file says something else than before: its kind, its context."""
+        self.models_version += 1
+        for callback in self.models_callbacks:
+            callback()
 
     def set_server_status(self, status: ServerStatus) -> None:
         """Set the status of the server as a whole."""

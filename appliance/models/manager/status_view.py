@@ -19,6 +19,7 @@ from appliance.models.status.views import (
     RequestSample,
     RunnerView,
 )
+from appliance.models.table.command import request_context_tokens
 
 DEGRADED, DOWN = 2, 5  # health probes that failed in a row
 PROBES_COUNTED = 20  # the latest health probes that statistics are made of
@@ -113,6 +114,7 @@ class StatusView:
             path=model.path,
             context_tokens=model.definition.params.n_ctx,
             slots=model.slots,
+            request_tokens=request_context_tokens(model.definition, model.header, model.slots),
             replicas=model.definition.replicas,
             port=first.port or None if first else None,
             started_at_s=first.started_at_s if first else None,

@@ -61,7 +61,8 @@ class ModelView:
     """One model of the table, loaded or not.
 
     Attributes:
-        context_tokens: Of one slot times slots (n_ctx).
+        context_tokens: For all slots together (n_ctx).
+        request_tokens: The context that one request may have; 0 = not known.
         load_progress: 0 to 100 while it starts or loads (100 once ready), None when off.
         error_message: Why it crashed or failed.
         attempts: Loads that failed in a row.
@@ -78,6 +79,7 @@ class ModelView:
     path: Path
     context_tokens: int
     slots: int
+    request_tokens: int = 0
     replicas: int = 1
     port: int | None = None
     started_at_s: float | None = None

@@ -7,6 +7,8 @@ Modules:
     differences: the changes of a reload, as sentences.
     digests: SHA-256 of model files, kept over restarts.
     estimate: the memory that a model will take.
+    file_state: a file's size and time of change.
+    file_walk: all files of a folder that may be models.
     folder: a folder of files as a table.
     gguf: the header of a GGUF file.
     library: facts about models; reads each file once.

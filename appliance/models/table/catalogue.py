@@ -31,6 +31,7 @@ from appliance.base import jsons
 from appliance.base.settings import Problem
 from appliance.models.settings import ModelSettings
 from appliance.models.table.folder import FoundModel, scan_folder
+from appliance.models.table.gguf import is_regular
 from appliance.models.table.pulled import read_pulled
 
 CacheType = Literal["f16", "f32", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
@@ -392,7 +393,7 @@ def _read_pulled(downloads: Path | None, problems: list[Problem]) -> dict[str, M
         )
         for alias, model in models.items()
         for path in model.files.values()
-        if not path.is_file()
+        if not is_regular(path)
     ]
     return models
 
@@ -512,5 +513,5 @@ def _find_warnings(model: Model) -> list[Problem]:
             is_fatal=False,
         )
         for key, path in model.files.items()
-        if not path.is_file()
+        if not is_regular(path)
     ]

@@ -70,16 +70,31 @@ def slot_count(model: Model, system: System) -> int:
     return max(1, min(wanted, model.params.n_ctx // MIN_SLOT_TOKENS))
 
 
-def slot_context_tokens(context_tokens: int, slots: int) -> int:
-    """Return the context of one request: llama-server divides a model's among its slots."""
-    return context_tokens // max(1, slots)
-
-
 def model_kind(model: Model, header: GgufHeader | None) -> Kind:
     """Return what a model is for: as the table says, else as its file says."""
     if model.reranking or (header is not None and header.is_reranker and not model.params.embedding):
         return "reranking"
     return "embedding" if model.params.embedding or (header is not None and header.is_embedding) else "text"
+
+
+def request_context_tokens(model: Model, header: GgufHeader | None, slots: int) -> int:
+    """Return the context of one request.
+
+    1. llama-server divides a model's context among its slots
+    2. none gets more than the model was trained with, whatever `n_ctx` says (seen with build 11669)
+    3. a text for an embedding or a score is read as one batch
+
+    Args:
+        model: As it is run.
+        header: Of its file; None = not read.
+        slots: Of one llama-server.
+    """
+    tokens = model.params.n_ctx // max(1, slots)  # 1
+    if header is not None and header.context_tokens:
+        tokens = min(tokens, header.context_tokens)  # 2
+    if model.params.batch_override and model_kind(model, header) != "text":
+        tokens = min(tokens, model.params.batch_override)  # 3
+    return tokens
 
 
 def build_command(

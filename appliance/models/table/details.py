@@ -20,7 +20,7 @@ _FILLS_GAPS = (
 )
 _TOOLS = re.compile(r"\btools\b")
 _THINKS = re.compile(r"</?think(?:ing)?>|\b(?:enable_thinking|reasoning_content)\b")
-_LABEL = re.compile(r"(?:(\d+)x)?(\d+(?:\.\d+)?)([KMBT])\b", re.IGNORECASE)
+_LABEL = re.compile(r"(?:(\d{1,4})x)?(\d{1,6}(?:\.\d{1,6})?)([KMBT])\b", re.IGNORECASE)
 _UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 

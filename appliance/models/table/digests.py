@@ -9,7 +9,6 @@ import hashlib
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,10 @@ from appliance.base import jsons
 from appliance.base.files import DEFAULT_MODE, write_atomic
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
+from appliance.models.table.file_state import FileState
 
 log = get_logger("models")
 PIECE_BYTES = 4 << 20  # read at a time; reading can be stopped between two pieces
-
-
-@dataclass(frozen=True, slots=True)
-class FileState:
-    """One file's size and time of change, at the time of reading."""
-
-    path: Path
-    size_bytes: int
-    modified_ns: int
-
-    @classmethod
-    def read(cls, path: Path) -> "FileState":
-        """Read a file's state. Raises OSError."""
-        found = path.stat()
-        return cls(path, found.st_size, found.st_mtime_ns)
 
 
 class DigestCache:

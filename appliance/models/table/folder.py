@@ -8,6 +8,7 @@
    unclear which models it belongs to: it is left out, with a warning.
 4. Adapters, and files whose headers say that they are no models, are left out.
 5. A file that cannot be read or is not GGUF is listed as a model: a request for it says why it does not load.
+6. What is no file, or has no name that a model can have, is left out with a warning (file_walk.py).
 """
 
 from collections import Counter
@@ -16,7 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.base.settings import Problem
-from appliance.models.table.gguf import GgufHeader, InvalidGguf, gguf_parts, gguf_stem, read_header
+from appliance.models.table.file_walk import WalkedFolder, shown_path, walk_folder
+from appliance.models.table.gguf import (
+    GgufHeader,
+    InvalidGguf,
+    check_split,
+    gguf_parts,
+    gguf_stem,
+    missing_parts,
+    read_header,
+)
+
+MAX_ALIAS = 512  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +40,25 @@ class FoundModel:
     mmproj_path: Path | None = None
 
 
-def scan_folder(folder: Path) -> tuple[list[FoundModel], list[Problem]]:
+def scan_folder(folder: Path, walked: WalkedFolder | None = None) -> tuple[list[FoundModel], list[Problem]]:
     """Scan a folder and all below it, except hidden ones.
+
+    Args:
+        folder: The folder.
+        walked: What is in it; None = it is walked now.
 
     Returns:
         (models in the order of their paths, warnings)
     """
     top = folder.absolute()
-    problems: list[Problem] = []
-    headers = {path: _read_brief(path, problems) for path in _list_files(top)}
+    walked = walked or walk_folder(top)
+    problems = [_warning(path, text) for path, text in walked.warnings]
+    if walked.left_out:
+        problems.append(_warning(top, f"{walked.left_out} more entries cannot be used. They are left out."))
+    # Of a model in parts the first, there or not.
+    headers = {
+        path: _read_brief(path, problems) for path in sorted({gguf_parts(one)[0] for one in walked.files})
+    }
     projectors = [
         path
         for path, header in headers.items()
@@ -51,29 +73,18 @@ def scan_folder(folder: Path) -> tuple[list[FoundModel], list[Problem]]:
     owned = _assign_projectors(top, projectors, texts, problems)
     return [
         FoundModel(alias, path, owned.get(path.parent) if path in texts else None)
-        for alias, path in _name_models(top, models).items()
+        for alias, path in _name_models(top, models, problems).items()
     ], problems
-
-
-def _list_files(top: Path) -> list[Path]:
-    """List all model files; of a model in parts the first, there or not."""
-    found = (
-        path
-        for path in top.rglob("*")
-        if path.suffix.lower() == ".gguf"
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(top).parts)
-    )
-    return sorted({gguf_parts(path)[0] for path in found})
 
 
 def _read_brief(path: Path, problems: list[Problem]) -> GgufHeader | None:
     """Read the header without its vocabulary, which is most of it; warn if it cannot be read."""
-    missing = [part.name for part in gguf_parts(path) if not part.is_file()]
-    header, why = None, f"It is incomplete: {', '.join(missing)} is missing"
+    missing = missing_parts(path)
+    header, why = None, f"It is incomplete: {missing} is missing"
     if not missing:
         try:
             header, why = read_header(path, is_brief=True), ""
+            check_split(path, header)
         except OSError as exc:
             why = f"It cannot be read: {exc.strerror or exc}"
         except InvalidGguf as exc:
@@ -111,7 +122,7 @@ def _assign_projectors(
     return owned
 
 
-def _name_models(top: Path, models: Iterable[Path]) -> dict[str, Path]:
+def _name_models(top: Path, models: Iterable[Path], problems: list[Problem]) -> dict[str, Path]:
     """Name every model, without commas: for llama-server one ends a name."""
     stems = {path: gguf_stem(path) for path in models}
     often = Counter(stems.values())
@@ -120,9 +131,14 @@ def _name_models(top: Path, models: Iterable[Path]) -> dict[str, Path]:
         alias = (path.parent.relative_to(top) / stem).as_posix() if often[stem] > 1 else stem
         if alias.replace(",", "_") in named:  # a.gguf beside a.GGUF, or beside a-00001-of-00002.gguf
             alias = path.relative_to(top).as_posix()
-        named[alias.replace(",", "_")] = path
+        alias = alias.replace(",", "_")
+        if len(alias) > MAX_ALIAS or alias in named:
+            why = f"longer than {MAX_ALIAS} characters" if len(alias) > MAX_ALIAS else "that of another model"
+            problems.append(_warning(path, f"Its name would be {why}. Rename it. It is left out."))
+            continue
+        named[alias] = path
     return named
 
 
-def _warning(path: Path, text: str) -> Problem:
-    return Problem("MODEL_DIR", str(path), "model files (.gguf)", text, is_fatal=False)
+def _warning(path: Path | str, text: str) -> Problem:
+    return Problem("MODEL_DIR", shown_path(path), "model files (.gguf)", text, is_fatal=False)

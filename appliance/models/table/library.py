@@ -13,8 +13,9 @@ from appliance.base.errors import NoSuchModel, Unavailable
 from appliance.base.tasks import Tasks
 from appliance.models.table.catalogue import Model, Params
 from appliance.models.table.details import ModelDetails, gather_details
-from appliance.models.table.digests import DigestCache, FileState
-from appliance.models.table.gguf import InvalidGguf, count_parameters, gguf_parts, read_header
+from appliance.models.table.digests import DigestCache
+from appliance.models.table.file_state import FileState
+from appliance.models.table.gguf import InvalidGguf, gguf_parts, read_header, read_tensors
 
 DIGEST_WAIT_S = 2.0  # of one call; enough for about 3 GB
 EVERYTHING = 1 << 40  # elements: longer than any list
@@ -134,7 +135,7 @@ def _look(model: Model, kept: _Kept | None) -> _Kept:
 def _count(files: Iterable[FileState]) -> int:
     """Count the parameters in all parts; 0 = the list of tensors is damaged."""
     try:
-        return sum(count_parameters(file.path) for file in files)
+        return sum(read_tensors(file.path).parameters for file in files)
     except (OSError, InvalidGguf):
         return 0
 
