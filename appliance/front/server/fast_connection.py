@@ -397,6 +397,7 @@ class FastConnection(asyncio.Protocol):
                 request.finish = Finish.CLIENT_LEFT
                 if not self._is_closing:  # not the client: the server is stopping
                     request.finish = Finish.CUT_OFF
+                    self._is_closing = True
                     self._transport.abort()
             except Exception as error:  # the body cannot be completed: the client must see that at once
                 pipeline.fail_stream(error, request)
