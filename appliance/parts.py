@@ -89,6 +89,7 @@ class Appliance:
         engines, state = self.router.settings, self.lifecycle.state.value
         cards = self.router.cards()
         prepared = self.prepared
+        is_relayed = any(backend.kind in ("hosted", "demo") for backend in self.router.backends())
         return {
             "ok": state == "serving",
             "state": state,
@@ -100,17 +101,17 @@ class Appliance:
             "engine": "demo (built in, no model behind it)"
             if self.router.is_demo
             else ", ".join(dict.fromkeys(backend.kind for backend in self.router.backends())),
-            "public_model": engines.public_model,
-            "upstream_base": engines.upstream_base_model,
+            "public_model": engines.public_model if is_relayed else cards[0].id if cards else "",
+            "upstream_base": engines.upstream_base_model if is_relayed else "",
             "aliases": list(cards[0].aliases) if cards else [],
-            "novita_endpoints": list(engines.novita_openai_endpoints),
+            "novita_endpoints": list(engines.novita_openai_endpoints) if is_relayed else [],
             "backends": [asdict(backend) for backend in self.router.states()],
             "gpu": prepared.gpu if prepared else {},
             "nat": prepared.nat if prepared else {},
             "worker": self.worker.as_dict() if self.worker else {"state": "off"},
             "steps": [step.as_dict() for step in prepared.steps] if prepared else [],
             "machine_id": prepared.machine_id if prepared else "",
-            "in_flight": self.pipeline.in_flight,
+            "in_flight": self.pipeline.answering,
             "warnings": list(self.lifecycle.warnings),
         }
 

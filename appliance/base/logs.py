@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import structlog
 
 from appliance.base import jsons
+from appliance.base.plain_text import plain_text
 
 REDACTED = "[secret]"
 _LOOKS_SECRET = re.compile(
@@ -90,15 +91,21 @@ def configure(
         level: debug, info, warning or error.
         form: json, console, or auto (console on a terminal, else json).
         stream: Where lines go; None = stdout.
-        on_line: Called with every finished line.
+        on_line: Called with every finished line; there is no colour in it, nor a line break.
     """
     out = stream or sys.stdout
     is_console = form == "console" or (form == "auto" and out.isatty())
+    render_plain = structlog.dev.ConsoleRenderer(colors=False) if is_console else _render_json
+    render_shown = structlog.dev.ConsoleRenderer(colors=True) if is_console and out.isatty() else render_plain
 
-    def pass_on(_: Any, __: str, line: Any) -> Any:
+    def render(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
+        shown = str(render_shown(logger, method, dict(event)))
         if on_line is not None:
-            on_line(str(line))
-        return line
+            is_coloured = render_shown is not render_plain
+            plain = str(render_plain(logger, method, dict(event))) if is_coloured else shown
+            for line in plain_text(plain).split("\n"):
+                on_line(line)
+        return shown
 
     structlog.configure(
         processors=[
@@ -107,8 +114,7 @@ def configure(
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
             structlog.processors.format_exc_info,
             redact_event,
-            structlog.dev.ConsoleRenderer(colors=is_console and out.isatty()) if is_console else _render_json,
-            pass_on,
+            render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.PrintLoggerFactory(out),

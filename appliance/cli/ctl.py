@@ -13,6 +13,7 @@ from appliance.cli import backends, jobs, lora, models
 from appliance.cli import messages as pb
 from appliance.cli.client import FAILED, USAGE, CallFailed
 from appliance.cli.render.backends import RECEIPT_HEADERS, receipt_pairs, receipt_row
+from appliance.cli.render.logs import log_style
 from appliance.cli.render.status import identity_pairs, status_line, status_pairs, worker_pairs
 from appliance.cli.render.values import as_object
 from appliance.cli.screen import Screen
@@ -242,7 +243,9 @@ def logs(
     session.show_each(
         session.client.stream(session.client.stub.TailLogs, request),
         lambda line: line,
-        lambda line: session.screen.say(f"{line.at.ToDatetime():%H:%M:%S} {line.source}: {line.text}"),
+        lambda line: session.screen.log_line(
+            f"{line.at.ToDatetime():%H:%M:%S} {line.source}:", line.text, log_style(line.text)
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from appliance.base import jsons
+from appliance.base.plain_text import plain_text
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -22,9 +23,10 @@ Row = Sequence[str]
 
 
 def clean(text: str) -> str:
-    """Remove control characters except line ends and tabs."""
+    """Remove escape sequences, and control characters except line ends and tabs."""
     if text.isprintable():
         return text
+    text = plain_text(text)
     return "".join(
         char for char in text if char in _PLAIN_CONTROLS or (char >= " " and not "\x7f" <= char <= "\x9f")
     )
@@ -42,6 +44,16 @@ class Screen:
         """Write a text at once."""
         self.out.write(clean(text) + end)
         self.out.flush()
+
+    def log_line(self, head: str, text: str, style: str) -> None:
+        """Write one line of a log: its head dimmed and its text in `style`, on a terminal only."""
+        if not self.is_terminal:
+            self.say(f"{head} {text}")
+            return
+        from rich.text import Text
+
+        line = Text.assemble((clean(head), "dim"), " ", (clean(text), style))
+        self._console().print(line, soft_wrap=True)
 
     def object(self, value: Any, *, is_one_of_many: bool = False) -> None:
         """Write one JSON value; those of a stream on one line each."""

@@ -50,6 +50,35 @@ def test_secrets_are_redacted_everywhere(out: io.StringIO, value: object) -> Non
     assert all(json.loads(line) for line in text.splitlines())
 
 
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("form", ["console", "auto", "json"])
+def test_colours_go_to_the_terminal_and_never_into_copies(form: str) -> None:
+    out, copies = Terminal(), []
+    logs.configure(level="info", form=form, stream=out, on_line=copies.append)
+    get_logger("t").warning("event", text="\x1b[31mred")
+    try:
+        raise RuntimeError("boom")
+    except RuntimeError:
+        get_logger("t").exception("failed")
+    assert ("\x1b[" in out.getvalue()) == (form != "json")
+    assert not any("\x1b" in line or "\n" in line for line in copies)
+    assert "event" in copies[0]
+    assert any("boom" in line for line in copies)
+
+
+def test_a_stream_that_is_no_terminal_gets_no_colours() -> None:
+    out = io.StringIO()
+    logs.configure(level="info", form="console", stream=out)
+    get_logger("t").warning("event")
+    assert "\x1b" not in out.getvalue()
+
+
 def test_our_own_sentence_about_keys_is_no_secret() -> None:
     sentence = "No API key. Send it as `Authorization: Bearer KEY`."
     assert SECRETS.redact(sentence) == sentence

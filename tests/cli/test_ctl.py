@@ -152,7 +152,7 @@ async def test_logs(terminal: Terminal) -> None:
     for number in range(3):
         terminal.fake.lines.add(0, "worker.stdout", f"line {number}\x1b[2J")
     assert await terminal.run("logs", "-n", "2", "--source", "worker") == 0
-    assert terminal.out == "00:00:00 worker.stdout: line 1[2J\n00:00:00 worker.stdout: line 2[2J\n"
+    assert terminal.out == "00:00:00 worker.stdout: line 1\n00:00:00 worker.stdout: line 2\n"
 
 
 async def test_logs_are_followed_until_the_appliance_stops(terminal: Terminal) -> None:

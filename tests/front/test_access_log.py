@@ -58,8 +58,29 @@ def test_a_line_for_people_is_short() -> None:
     written(log, receipt(error="invalid: no"))
     log.flush()
     assert out.getvalue() == (
-        "2027-01-15T08:00:00.000Z 10.0.0.9 POST /v1/chat/completions 200 12.3ms model=- backend=- invalid: no\n"
+        "2027-01-15T08:00:00.000Z 10.0.0.9 POST /v1/chat/completions 200 12.3ms 7B model=- backend=- invalid: no\n"
     )
+
+
+def test_a_line_for_people_says_how_a_response_ended() -> None:
+    out = io.StringIO()
+    log = AccessLog(clock=FakeClock(), form="console", stream=out)
+    written(log, receipt(finish=Finish.CLIENT_LEFT, status=499))
+    written(log, receipt(finish=Finish.CUT_OFF))
+    log.flush()
+    left, cut = out.getvalue().splitlines()
+    assert " 499 client_left 12.3ms 7B " in left
+    assert " 200 cut_off 12.3ms 7B " in cut
+
+
+def test_a_caller_cannot_write_lines_or_colours_to_a_terminal() -> None:
+    out = io.StringIO()
+    log = AccessLog(clock=FakeClock(), form="console", stream=out)
+    written(log, receipt(model="\x1b[31mm\x1b]0;title\x07\n2027 forged\x9b", error="invalid: \r\x1b[2J"))
+    log.flush()
+    assert out.getvalue().count("\n") == 1
+    assert r"model=m\n2027 forged\x9b backend=- invalid: " in out.getvalue()
+    assert "\x1b" not in out.getvalue()
 
 
 def test_auto_is_json_where_there_is_no_terminal() -> None:

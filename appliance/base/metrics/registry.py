@@ -43,7 +43,9 @@ class Metrics:
         self.first_byte_seconds = times(
             p + "time_to_first_byte_seconds", "Time from request to the first byte of the response", ["route"]
         )
-        self.in_flight = gauge(p + "requests_in_flight", "Requests in flight")
+        self.in_flight = gauge(
+            p + "requests_in_flight", "Requests in flight, without those that only look at the appliance"
+        )
         self.connections = gauge(p + "connections", "Open client connections")
         self.connections_refused = counter(
             p + "connections_refused", "Refused client connections", ["reason"]

@@ -3,6 +3,7 @@
 Modules:
     backends: backends and receipts.
     jobs: downloads.
+    logs: lines of logs.
     lora: LoRA adapters.
     models: models, queues and devices.
     status: status, identity, worker.

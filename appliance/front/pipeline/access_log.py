@@ -12,6 +12,8 @@ from typing import TextIO
 from appliance.base import jsons
 from appliance.base.clock import Clock, format_rfc3339
 from appliance.base.logs import SECRETS
+from appliance.base.plain_text import one_line
+from appliance.engines.outcome import Finish
 from appliance.engines.receipts import Receipt
 
 MAX_BUFFERED_LINES = 64  # then they are written without waiting for `flush`, which would take long
@@ -82,7 +84,9 @@ class AccessLog:
         """
         now_s = self._clock.now_s()
         if self._is_console:
-            line = self._render_for_people(now_s, receipt, method=method, path=path, peer=peer)
+            line = self._render_for_people(
+                now_s, receipt, method=method, path=path, peer=peer, sent_bytes=sent_bytes
+            )
         else:
             line = self._render_json(
                 now_s, receipt, method=method, path=path, peer=peer, sent_bytes=sent_bytes
@@ -93,13 +97,18 @@ class AccessLog:
         if len(self._lines) >= MAX_BUFFERED_LINES:
             self.flush()
 
-    def _render_for_people(self, now_s: float, receipt: Receipt, *, method: str, path: str, peer: str) -> str:
+    def _render_for_people(
+        self, now_s: float, receipt: Receipt, *, method: str, path: str, peer: str, sent_bytes: int
+    ) -> str:
+        """Render a line that says how the response ended, unless it is `done`. Callers chose some of it."""
         path, model = SECRETS.redact_name(path), SECRETS.redact_name(receipt.model)
         error = SECRETS.redact(receipt.error) if receipt.error else ""
-        return (
-            f"{format_rfc3339(now_s, fraction_digits=3)} {peer} {method} {path} {receipt.status}"
-            f" {receipt.total_ms:.1f}ms model={model or '-'} backend={receipt.backend or '-'} {error}"
-        ).rstrip()
+        finish = "" if receipt.finish is Finish.DONE else f" {receipt.finish_label}"
+        return one_line(
+            f"{format_rfc3339(now_s, fraction_digits=3)} {peer} {method} {path} {receipt.status}{finish}"
+            f" {receipt.total_ms:.1f}ms {sent_bytes}B model={model or '-'} backend={receipt.backend or '-'}"
+            f" {error}".rstrip()
+        )
 
     def _render_json(
         self, now_s: float, receipt: Receipt, *, method: str, path: str, peer: str, sent_bytes: int

@@ -43,6 +43,7 @@ class RequestPipeline:
 
     Attributes:
         in_flight: Requests that have begun and are not settled.
+        views: Those of them that only look at the appliance (status, metrics, feeds).
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class RequestPipeline:
         self._clock = clock
         self._state = state
         self.in_flight = 0
+        self.views = 0
         self._start = os.urandom(8).hex()
         self._count = 0
         self.apply(settings)
@@ -71,6 +73,11 @@ class RequestPipeline:
         self.settings = settings
         self.keys = Keys(settings)
         self._any_origin = "*" in settings.cors_origins
+
+    @property
+    def answering(self) -> int:
+        """Requests in flight, without those that only look at the appliance."""
+        return self.in_flight - self.views
 
     def heartbeat_s(self) -> float:
         """Return the seconds between heartbeats to streaming clients that wait; 0 = none."""
@@ -359,6 +366,14 @@ async def close_stream(stream: Stream, request: Request) -> None:
 def too_large(limit_bytes: int) -> TooLarge:
     """Return the error for a body beyond MAX_BODY_BYTES."""
     return TooLarge(f"The request body is larger than {limit_bytes} bytes (MAX_BODY_BYTES).")
+
+
+def stopped() -> Unavailable:
+    """Return the error for a response that the grace period of a stop did not suffice for."""
+    return Unavailable(
+        "The appliance stops, and its grace period (SHUTDOWN_GRACE_S) is over: the response is not complete.",
+        code="stopped",
+    )
 
 
 def forget_frames(error: BaseException) -> None:

@@ -25,7 +25,7 @@ from appliance.front.pipeline.heads import (
     parse_request_head,
     render_response_head,
 )
-from appliance.front.pipeline.pipeline import close_stream, forget_frames, too_large
+from appliance.front.pipeline.pipeline import close_stream, forget_frames, stopped, too_large
 from appliance.front.pipeline.request import KnownCaller, Request
 from appliance.front.pipeline.response import Response
 from appliance.front.pipeline.route import Route
@@ -394,11 +394,10 @@ class FastConnection(asyncio.Protocol):
                 if self._is_paused and not await self._wait_until_read():
                     request.finish = Finish.CLIENT_LEFT
             except asyncio.CancelledError:
-                request.finish = Finish.CLIENT_LEFT
-                if not self._is_closing:  # not the client: the server is stopping
-                    request.finish = Finish.CUT_OFF
-                    self._is_closing = True
-                    self._transport.abort()
+                if self._is_closing:
+                    request.finish = Finish.CLIENT_LEFT
+                else:  # not the client: the server is stopping
+                    self._cut_off(route, request, response)
             except Exception as error:  # the body cannot be completed: the client must see that at once
                 pipeline.fail_stream(error, request)
                 self._is_closing = True
@@ -407,6 +406,29 @@ class FastConnection(asyncio.Protocol):
                     await close_stream(response.pieces, request)
             finally:
                 self._heartbeat = b""
+
+    def _cut_off(self, route: Route, request: Request, response: Response | None) -> None:
+        """End a request that the grace period did not suffice for, and the connection.
+
+        1. no response has begun     → 503
+        2. a stream has begun        → `_write_stream` has written its last piece
+        3. a response is not read    → the connection breaks
+        """
+        pipeline = self._shared.pipeline
+        if response is None and not self._is_paused:  # 1
+            refusal = pipeline.error_response(stopped(), route.dialect, request.receipt)
+            request.receipt.status = refusal.status
+            refusal.headers += pipeline.response_headers(request)
+            request.sent_bytes = self.write_last(refusal)
+            request.finish = Finish.ERROR
+        else:  # 2, 3
+            request.finish = Finish.CUT_OFF
+            self._shared.writes.flush()
+        self._is_closing = True
+        if self._is_paused:
+            self._transport.abort()
+        else:
+            self._transport.close()
 
     def _end(self) -> None:
         """Go on after a response: with the next request if it is buffered.
@@ -446,6 +468,7 @@ class FastConnection(asyncio.Protocol):
         3. a failure                  → the dialect's error as the last piece; cut_off, or error where it is
                                         the first one
         4. the client leaves          → client_left: nothing may be written to a closed transport
+        5. the server stops           → the dialect's error as the last piece; `_answer` ends the connection
         """
         pipeline, pieces = self._shared.pipeline, response.pieces
         assert pieces is not None
@@ -478,6 +501,11 @@ class FastConnection(asyncio.Protocol):
             if last:
                 write(b"%b%x\r\n%b\r\n" % (head, len(last), last))
                 head = b""
+        except asyncio.CancelledError:  # 4, 5
+            if not self._is_closing:
+                last = response.render_failure(pipeline.fail_stream(stopped(), request))
+                write(head + (b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last) if last else b""))
+            raise
         finally:
             self._heartbeat = b""
             request.sent_bytes, request.events = sent, pieces.events

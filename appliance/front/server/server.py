@@ -22,7 +22,7 @@ from appliance.front.passthrough.upload import Upload
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.access_tickets import AccessTickets, split_ticket
 from appliance.front.pipeline.heads import AGENT, parse_upgrade
-from appliance.front.pipeline.pipeline import RequestPipeline, close_stream, too_large
+from appliance.front.pipeline.pipeline import RequestPipeline, close_stream, stopped, too_large
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response
 from appliance.front.pipeline.route import Route
@@ -34,6 +34,7 @@ from appliance.front.settings import FrontSettings
 
 log = get_logger("front")
 TICK_S = 0.5
+LAST_WORDS_S = 1.0  # for the error event of a stream that the end of the grace period cuts off
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")  # of handlers
 PASSTHROUGH_METHODS = sorted([*METHODS, "OPTIONS"])
 PREFLIGHT_AGE_S = 600
@@ -66,6 +67,8 @@ class HttpServer:
         self._passthrough = passthrough
         self._tickets = tickets
         self._dialect = dialect
+        self._handlers: set[asyncio.Task[Any]] = set()  # of requests that aiohttp has read
+        self._is_cut = False  # the grace period is over
         self._runner = web.AppRunner(self._application(), handle_signals=False, handler_cancellation=True)
         self._protocol_options: dict[str, Any] = {
             "access_log": None,
@@ -91,7 +94,7 @@ class HttpServer:
 
     async def tick(self) -> None:
         """Do what is due by the clock: Date header, heartbeats, timeouts, buffered log lines."""
-        self.pipeline.metrics.in_flight.set(self.pipeline.in_flight)
+        self.pipeline.metrics.in_flight.set(self.pipeline.answering)
         self.pipeline.access_log.flush()
         self.connections.tick()
 
@@ -106,12 +109,22 @@ class HttpServer:
                 await asyncio.wait_for(hurry.wait(), 0.05)
         if pipeline.in_flight:
             log.warning("requests_cut_off", count=pipeline.in_flight, grace_s=grace_s)
+        await self._cut_handlers()
         connections.cut()
         await asyncio.sleep(0)  # the cancelled requests are settled
         await self._runner.cleanup()
         if self._passthrough is not None:
             await self._passthrough.close()
         pipeline.access_log.flush()
+
+    async def _cut_handlers(self) -> None:
+        """End the handlers that run; each gets a moment to tell its client."""
+        self._is_cut = True
+        running = [task for task in self._handlers if not task.done()]
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=LAST_WORDS_S)
 
     # ---- connections
 
@@ -154,7 +167,13 @@ class HttpServer:
 
     def _handler_of(self, route: Route | None) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def handler(web_request: web.Request) -> web.StreamResponse:
-            return await self._handle(web_request, route)
+            task = asyncio.current_task()
+            assert task is not None
+            self._handlers.add(task)
+            try:
+                return await self._handle(web_request, route)
+            finally:
+                self._handlers.discard(task)
 
         return handler
 
@@ -179,7 +198,8 @@ class HttpServer:
             query=web_request.query_string if route else "",
             params=parts,
         )
-        with _busy(web_request), request:
+        is_view = route is not None and route.is_open_while_draining
+        with _busy(web_request), request, _counted_view(self.pipeline, is_view=is_view):
             try:
                 error = _head_error(web_request, self.settings.max_header_bytes)
                 if error is not None:
@@ -213,7 +233,14 @@ class HttpServer:
             request.body = await self._read_body(web_request)
         except ApplianceError as error:
             return await self._refuse(web_request, request, self._bare_error(error, route.dialect, request))
-        response = await pipeline.respond(route, request)
+        try:
+            response = await pipeline.respond(route, request)
+        except asyncio.CancelledError:
+            if not self._is_cut:
+                raise
+            return await self._refuse(
+                web_request, request, self._bare_error(stopped(), route.dialect, request)
+            )
         await pipeline.add_headers(response, request)
         if response.pieces is not None and request.method == "HEAD":
             return await self._send_head(web_request, response, request)
@@ -307,6 +334,7 @@ class HttpServer:
         1. the stream ends    → done
         2. the client leaves  → client_left
         3. a failure          → the dialect's error as the last piece; cut_off, or error where it is the first
+        4. the server stops   → the same
         """
         pieces = response.pieces
         assert pieces is not None
@@ -327,6 +355,10 @@ class HttpServer:
             raise
         except Exception as error:  # 3
             await web_response.write(response.render_failure(self.pipeline.fail_stream(error, request)))
+        except asyncio.CancelledError:  # 4, or 2
+            if not self._is_cut:
+                raise
+            await web_response.write(response.render_failure(self.pipeline.fail_stream(stopped(), request)))
         finally:
             request.events = pieces.events
             await close_stream(source, request)
@@ -539,6 +571,16 @@ def _busy(web_request: web.Request) -> Iterator[None]:
     finally:
         connection.busy -= 1
         connection.finish_response()
+
+
+@contextmanager
+def _counted_view(pipeline: RequestPipeline, *, is_view: bool) -> Iterator[None]:
+    """Count a request that only looks at the appliance."""
+    pipeline.views += is_view
+    try:
+        yield
+    finally:
+        pipeline.views -= is_view
 
 
 def _headers(web_request: web.Request) -> dict[str, str]:

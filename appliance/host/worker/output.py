@@ -8,6 +8,8 @@ import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from appliance.base.plain_text import plain_text
+
 READ_BYTES = 65_536
 SLICE_BYTES = 1024  # so much is split into lines before the budget is checked again
 MAX_LINE_BYTES = 8192  # the rest of a line is skipped
@@ -132,7 +134,7 @@ async def forward_output(
 
 
 def _pass_on(line: bytes, on_line: Callable[[str], None]) -> None:
-    on_line(line.decode("utf-8", "replace").rstrip("\r"))
+    on_line(plain_text(line.decode("utf-8", "replace")).rstrip("\r"))
 
 
 def _report_skipped(splitter: LineSplitter, on_line: Callable[[str], None]) -> None:
