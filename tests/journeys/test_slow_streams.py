@@ -98,10 +98,13 @@ async def test_the_next_content_comes_in_time(start: Start, kind: str, limit: st
     ("kind", "limit"), [("hosted", "UPSTREAM_TOTAL_TIMEOUT_S"), ("pooled", "BACKEND_TIMEOUT_SECONDS")]
 )
 async def test_a_stream_that_gets_on_may_take_its_time(start: Start, kind: str, limit: str) -> None:
-    pieces = [TEXT, EMPTY, b": c\n\n", EMPTY] * 12
+    pieces, limits = (
+        [TEXT, EMPTY, b": c\n\n", EMPTY] * 20,
+        {limit: "1.5", "UPSTREAM_FIRST_BYTE_TIMEOUT_S": "1.5"},
+    )
     async with RawServer(serving(*pieces, LAST)) as server:
-        status, text = await ask(await open_appliance(start, server, kind, **{limit: "0.6"}))
-    assert (status, text.count('"content":"Hi"'), text.endswith("data: [DONE]\n\n")) == (200, 12, True)
+        status, text = await ask(await open_appliance(start, server, kind, **limits))
+    assert (status, text.count('"content":"Hi"'), text.endswith("data: [DONE]\n\n")) == (200, 20, True), text
 
 
 async def test_silence_in_a_stream_names_its_limit(start: Start) -> None:
