@@ -76,10 +76,15 @@ class Receipt:
         upstream_ms: Until the upstream's first byte, milliseconds.
         total_ms: Until the response's last byte, milliseconds.
         prompt_tokens: As the engine reported; None = it did not.
-        completion_tokens: As the engine reported; None = it did not.
+        completion_tokens: As the engine reported, or counted; None = unknown.
+        tokens_from: What `completion_tokens` comes from: `usage` and `timings` (llama-server's) are the
+            engine's own counts, `events` the number of a stream's events with content; "" = none of them.
+        first_token_ms: From the request to the first content of a stream of the engine; None = none.
+        last_token_ms: From the request to the end of that stream.
         finish: How it ended; None = it runs.
         error: `kind: message`; "" = none.
         status: The HTTP status that the client got; 0 = none yet.
+        began_s: When the request began, monotonic. JSON does not show it.
     """
 
     id: str
@@ -100,20 +105,36 @@ class Receipt:
     total_ms: float = 0.0
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    tokens_from: str = ""
+    first_token_ms: float | None = None
+    last_token_ms: float | None = None
     finish: Finish | None = None
     error: str = ""
     status: int = 0
+    began_s: float = 0.0
 
     @property
     def finish_label(self) -> str:
         """How the request ended, as JSON and gRPC show it; "" while it runs."""
         return self.finish.value if self.finish is not None else ""
 
-    def note_usage(self, usage: Any) -> None:
+    def note_usage(self, usage: Any, *, source: str = "usage") -> None:
         """Take the token counts that an engine reported; anything but an object is ignored."""
         if isinstance(usage, dict):
-            self.prompt_tokens = _count(usage.get("prompt_tokens"))
-            self.completion_tokens = _count(usage.get("completion_tokens"))
+            prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+            self.prompt_tokens = prompt if prompt is not None else self.prompt_tokens
+            if completion is not None:
+                self.completion_tokens = completion
+            if prompt is not None or completion is not None:
+                self.tokens_from = source
+
+    def note_first_token(self, now_s: float) -> None:
+        """Record that the first content of a stream has arrived; `now_s` is monotonic."""
+        self.first_token_ms = (now_s - self.began_s) * 1000
+
+    def note_last_token(self, now_s: float) -> None:
+        """Record that a stream has ended; `now_s` is monotonic."""
+        self.last_token_ms = (now_s - self.began_s) * 1000
 
     def render_header(self) -> str:
         """Return the short form for `x-appliance-receipt`: `backend=…; endpoint=…; …`."""
@@ -132,6 +153,7 @@ class Receipt:
         row = asdict(self)
         row["attempts"] = [attempt.as_dict() for attempt in self.attempts]
         row["finish"] = self.finish_label
+        del row["began_s"]
         return row
 
 

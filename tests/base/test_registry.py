@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from appliance.base.metrics.registry import Metrics
+from appliance.base.metrics.registry import MAX_MODELS, Metrics
 
 
 def samples(metrics: Metrics) -> dict[str, float]:
@@ -50,10 +50,20 @@ def test_children_of_the_hot_path_are_looked_up_once() -> None:
     children = metrics.request_children("/v1/models", 200)
     assert metrics.request_children("/v1/models", 200) is children
     children[0].inc()
-    metrics.engine_children("e0")[1].inc(7)
+    metrics.engine_children("m0", "e0")[1].inc(7)
     found = samples(metrics)
     assert found["appliance_requests_total{route=/v1/models,status=200}"] == 1
-    assert found["appliance_tokens_total{backend=e0,kind=completion}"] == 7
+    assert found["appliance_tokens_total{backend=e0,kind=completion,model=m0}"] == 7
+
+
+def test_models_beyond_a_number_share_a_row() -> None:
+    metrics = Metrics()
+    for number in range(MAX_MODELS + 5):
+        metrics.engine_children(f"m{number}", "e0")[1].inc()
+    found = samples(metrics)
+    rows = [name for name in found if name.startswith("appliance_tokens_total{") and "completion" in name]
+    assert len(rows) == MAX_MODELS + 1
+    assert found["appliance_tokens_total{backend=e0,kind=completion,model=other}"] == 5
 
 
 @pytest.mark.parametrize("values", [(), ("a",), ("a", "b", "c")])

@@ -104,12 +104,16 @@ class Wire:
 class Observer(AttemptObserver):
     def __init__(self) -> None:
         self.seen: list[str] = []
+        self.lasts = 0
 
     def on_head(self) -> None:
         self.seen.append("head")
 
     def on_first_event(self) -> None:
         self.seen.append("first")
+
+    def on_last_event(self) -> None:
+        self.lasts += 1
 
     def on_stream_end(self, outcome: Outcome) -> None:
         self.seen.append(outcome.value)
@@ -643,20 +647,42 @@ async def test_other_refusals_are_the_clients_to_see(raw: bytes | None, text: by
 
 
 @pytest.mark.parametrize(
-    ("timings", "tokens"),
+    ("numbers", "tokens", "tokens_from"),
     [
-        ({"prompt_n": 3, "cache_n": 2, "predicted_n": 4}, (5, 4)),
-        ({"prompt_n": 3, "predicted_n": 4}, (3, 4)),
-        ({"predicted_n": 4}, (None, 4)),
-        ({"predicted_n": "x"}, (None, None)),
+        ({"timings": {"prompt_n": 3, "cache_n": 2, "predicted_n": 4}}, (5, 4), "timings"),
+        ({"timings": {"prompt_n": 3, "predicted_n": 4}}, (3, 4), "timings"),
+        ({"timings": {"predicted_n": 4}}, (None, 4), "timings"),
+        ({"timings": {"predicted_n": "x"}}, (None, 1), "events"),
+        ({"usage": {"prompt_tokens": 9}, "timings": {"predicted_n": 4}}, (9, 4), "timings"),
+        (
+            {"usage": {"prompt_tokens": 9, "completion_tokens": 8}, "timings": {"predicted_n": 4}},
+            (9, 8),
+            "usage",
+        ),
+        ({"usage": {"completion_tokens": "x"}}, (None, 1), "events"),
+        ({}, (None, 1), "events"),
     ],
 )
-async def test_tokens_come_from_timings_where_there_is_no_usage(
-    timings: dict[str, Any], tokens: tuple[int | None, int | None]
+@pytest.mark.parametrize("is_gathered", [False, True])
+async def test_where_the_number_of_a_streams_tokens_comes_from(
+    numbers: dict[str, Any], tokens: tuple[int | None, int | None], tokens_from: str, is_gathered: bool
 ) -> None:
-    it = Attempting(stream_of(chunk("a"), chunk("", "stop", timings=timings), DONE))
-    await it.stream()
-    assert it.tokens == tokens
+    it = Attempting(stream_of(chunk("a"), chunk("", "stop", **numbers), DONE), is_gathered=is_gathered)
+    await (it.send() if is_gathered else it.stream())
+    if is_gathered and tokens_from == "events":  # the client sees one piece: its events are not counted
+        tokens, tokens_from = (tokens[0], None), ""
+    assert (it.tokens, it.request.receipt.tokens_from) == (tokens, tokens_from)
+
+
+async def test_events_that_came_before_the_client_left_are_counted() -> None:
+    it = Attempting(stream_of(chunk("a"), chunk("b"), chunk(""), chunk("c"), "hang"))
+    reply = await it.send()
+    assert reply.events is not None
+    for _ in range(4):
+        await anext(reply.events)
+    await reply.events.aclose()
+    assert (it.tokens, it.request.receipt.tokens_from) == ((None, 3), "events")
+    assert (it.observer.seen, it.observer.lasts) == (["head", "first", "client_left"], 1)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,8 @@ class EngineServer:
         self.metrics_page: bytes | None = None  # instead of its own
         self.metrics_status = 200
         self.is_embedding = False  # started for embeddings alone
+        self.refuses_stream_options = False
+        self.has_timings = False  # in the last chunk of a stream, as llama.cpp's server
         self.others = 0  # requests that other clients have running here
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -201,6 +203,9 @@ class EngineServer:
                 {"error": {"code": 401, "message": "Invalid API Key", "type": "authentication_error"}},
                 status=401,
             )
+        if self.refuses_stream_options and "stream_options" in body:
+            detail = {"type": "extra_forbidden", "loc": ["body", "stream_options"], "msg": "not permitted"}
+            return web.json_response({"detail": [detail]}, status=422)
         fault = self.faults.pop(0) if self.faults else ""
         if fault == "refuse":
             assert request.transport is not None
@@ -301,7 +306,13 @@ class EngineServer:
                 "object": "chat.completion.chunk",
                 "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
             }
+            if finish and self.has_timings:
+                chunk["timings"] = {"prompt_n": 3, "cache_n": 0, "predicted_n": 3}
             await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+        if (body.get("stream_options") or {}).get("include_usage"):
+            usage = {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+            last = {**head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
+            await response.write(b"data: " + json.dumps(last).encode() + b"\n\n")
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response

@@ -48,6 +48,7 @@ def test_a_json_line_has_the_fields_of_the_receipt() -> None:
         "upstream_ms": 0.0,
         "prompt_tokens": 3,
         "completion_tokens": None,
+        "tokens_from": "",
         "error": "",
     }
 

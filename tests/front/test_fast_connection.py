@@ -261,7 +261,7 @@ async def test_metrics_count_what_happened(start: Start) -> None:
         'appliance_requests_total{route="/v1/chat/completions",status="200"} 1.0',
         'simulated="true"',
         "appliance_build_info{",
-        'appliance_tokens_total{backend="demo",kind="completion"}',
+        'appliance_tokens_total{backend="demo",kind="completion",model="',
         "appliance_request_duration_seconds_bucket",
     ):
         assert line in text

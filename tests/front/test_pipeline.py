@@ -391,13 +391,42 @@ def test_time_to_the_first_byte_is_measured_where_there_was_one() -> None:
 def test_tokens_and_events_count_for_the_backend_that_answered() -> None:
     harness = Harness()
     with harness.request() as request:
-        request.receipt.backend, request.events = "b1", 5
+        request.receipt.backend, request.receipt.public_model, request.events = "b1", "m1", 5
         request.receipt.prompt_tokens, request.receipt.completion_tokens = 3, 4
     with harness.request() as unanswered:
         unanswered.events = 9
-    assert harness.metric('appliance_tokens_total{backend="b1",kind="prompt"}') == 3
-    assert harness.metric('appliance_tokens_total{backend="b1",kind="completion"}') == 4
+    assert harness.metric('appliance_tokens_total{backend="b1",kind="prompt",model="m1"}') == 3
+    assert harness.metric('appliance_tokens_total{backend="b1",kind="completion",model="m1"}') == 4
     assert harness.metric('appliance_stream_events_total{backend="b1"}') == 5
+
+
+@pytest.mark.parametrize(
+    ("first_s", "last_s", "tokens", "to_first", "between"),
+    [
+        (None, None, 4, (0, 0.0), (0, 0.0)),  # a whole response
+        (0.5, 2.0, 4, (1, 0.5), (1, 0.5)),
+        (0.5, 0.5, 1, (1, 0.5), (0, 0.0)),  # between one token and itself is nothing
+        (0.5, 2.0, None, (1, 0.5), (0, 0.0)),
+    ],
+)
+def test_times_of_tokens_count_for_the_model(
+    first_s: float | None,
+    last_s: float | None,
+    tokens: int | None,
+    to_first: tuple[int, float],
+    between: tuple[int, float],
+) -> None:
+    harness = Harness()
+    with harness.request() as request:
+        receipt = request.receipt
+        receipt.backend, receipt.public_model, receipt.completion_tokens = "b1", "m1", tokens
+        if first_s is not None:
+            receipt.note_first_token(request.began_s + first_s)
+        if last_s is not None:
+            receipt.note_last_token(request.began_s + last_s)
+    for name, (count, total_s) in (("to_first_token", to_first), ("between_tokens", between)):
+        assert harness.metric(f'appliance_time_{name}_seconds_count{{model="m1"}}') == count
+        assert harness.metric(f'appliance_time_{name}_seconds_sum{{model="m1"}}') == pytest.approx(total_s)
 
 
 def test_without_the_access_log_no_line_is_written() -> None:

@@ -16,6 +16,14 @@ from appliance.base.metrics.latencies import Latencies
 from appliance.base.metrics.models import RouterMetrics
 from appliance.base.metrics.tallies import CounterFamily, HistogramFamily, PlainCounter
 
+TO_FIRST_TOKEN_S = (
+    *(0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 60, 120, 300),
+)
+BETWEEN_TOKENS_S = (
+    *(0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3),
+    *(0.5, 0.75, 1, 2.5),
+)
+MAX_MODELS = 1000  # with rows of their own; a fleet that replaces models for months may have had more
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -32,7 +40,7 @@ class Metrics:
         self.latencies = Latencies()  # of engines that measure none; rendered by engines/overview.py
         counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
         count = partial(CounterFamily, registry=self.registry)
-        times = partial(HistogramFamily, registry=self.registry, buckets=SECONDS)
+        times = partial(HistogramFamily, registry=self.registry, buckets=SECONDS)  # or others
         p = "appliance_"
 
         # Requests of clients.
@@ -51,7 +59,24 @@ class Metrics:
             p + "connections_refused", "Refused client connections", ["reason"]
         )
         self.stream_events = count(p + "stream_events", "Events sent in streams", ["backend"])
-        self.tokens = count(p + "tokens", "Tokens as reported by the backend", ["backend", "kind"])
+        self.tokens = count(
+            p + "tokens",
+            "Tokens as the backend reported them, else the counted events with content",
+            ["model", "backend", "kind"],
+        )
+        self.first_token_seconds = times(
+            p + "time_to_first_token_seconds",
+            "Time from request to the first content of a response that the backend streamed",
+            ["model"],
+            buckets=TO_FIRST_TOKEN_S,
+        )
+        self.between_tokens_seconds = times(
+            p + "time_between_tokens_seconds",
+            "Mean time between two tokens of a streamed response, one value for each response",
+            ["model"],
+            buckets=BETWEEN_TOKENS_S,
+        )
+        self._models: set[str] = set()
 
         # Attempts at upstream servers.
         self.upstream_attempts = count(
@@ -176,11 +201,26 @@ class Metrics:
             self.first_byte_seconds.labels(route),
         )
 
-    @lru_cache(maxsize=256)  # noqa: B019 - one registry lives as long as the process
-    def engine_children(self, backend: str) -> tuple[PlainCounter, PlainCounter, PlainCounter]:
-        """Return what a finished response changes: prompt tokens, completion tokens, stream events."""
+    @lru_cache(maxsize=512)  # noqa: B019 - one registry lives as long as the process
+    def engine_children(
+        self, model: str, backend: str
+    ) -> tuple[PlainCounter, PlainCounter, PlainCounter, PlainHistogram, PlainHistogram]:
+        """Return what a finished response changes.
+
+        Args:
+            model: Its name in the list of models, never one that a client made up.
+            backend: What answered.
+
+        Returns:
+            Prompt tokens, completion tokens, stream events, time to the first token, time between tokens.
+        """
+        if model not in self._models and len(self._models) >= MAX_MODELS:
+            model = "other"
+        self._models.add(model)
         return (
-            self.tokens.labels(backend, "prompt"),
-            self.tokens.labels(backend, "completion"),
+            self.tokens.labels(model, backend, "prompt"),
+            self.tokens.labels(model, backend, "completion"),
             self.stream_events.labels(backend),
+            self.first_token_seconds.labels(model),
+            self.between_tokens_seconds.labels(model),
         )

@@ -59,7 +59,7 @@ def _endpoint_note(endpoint: pb.Endpoint) -> str:
 
 def receipt_row(receipt: pb.Receipt) -> Row:
     """Return one request as a row."""
-    has_tokens = receipt.HasField("prompt_tokens")
+    tokens = [optional(receipt, name) for name in ("prompt_tokens", "completion_tokens")]
     return [
         timestamp(receipt.at),
         receipt.id,
@@ -68,7 +68,7 @@ def receipt_row(receipt: pb.Receipt) -> Row:
         str(receipt.status),
         receipt.finish,
         f"{receipt.total_ms:.0f}",
-        f"{receipt.prompt_tokens}+{receipt.completion_tokens}" if has_tokens else "",
+        "+".join(token or "?" for token in tokens) if any(tokens) else "",
     ]
 
 
@@ -90,6 +90,9 @@ def receipt_pairs(receipt: pb.Receipt) -> Pairs:
         ("total ms", f"{receipt.total_ms:.1f}"),
         ("prompt tokens", optional(receipt, "prompt_tokens")),
         ("completion tokens", optional(receipt, "completion_tokens")),
+        ("tokens from", receipt.tokens_from),
+        ("first token ms", optional(receipt, "first_token_ms", "{:.1f}")),
+        ("last token ms", optional(receipt, "last_token_ms", "{:.1f}")),
         ("finish", receipt.finish),
         ("status", str(receipt.status)),
         ("error", receipt.error),

@@ -44,6 +44,9 @@ RECEIPT_FIELDS = (
     "total_ms",
     "prompt_tokens",
     "completion_tokens",
+    "tokens_from",
+    "first_token_ms",
+    "last_token_ms",
     "error",
     "status",
 )

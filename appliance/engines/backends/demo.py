@@ -192,7 +192,7 @@ class DemoBackend:
         model = receipt.public_model or self._card.id
         if request.operation is Operation.EMBEDDING:
             embeddings = render_embeddings(body, model)
-            receipt.prompt_tokens = embeddings["usage"]["prompt_tokens"]
+            receipt.note_usage(embeddings["usage"])
             return EngineReply(body=jsons.dumps(embeddings))
         is_chat = request.operation is Operation.CHAT
         texts = [last_user_text(body["messages"])] if is_chat else read_prompts(request)
@@ -204,8 +204,7 @@ class DemoBackend:
             raise _scripted_error(status)
         head = ReplyHead(receipt.id, int(self._clock.now_s()), model)
         reply = render_completion(body, texts, parts, head, is_chat=is_chat)
-        usage = reply["usage"]
-        receipt.prompt_tokens, receipt.completion_tokens = usage["prompt_tokens"], usage["completion_tokens"]
+        receipt.note_usage(reply["usage"])
         if not request.stream:
             return EngineReply(body=jsons.dumps(reply))
         events = SlotStream(_events(body, reply, parts[0]), slot)

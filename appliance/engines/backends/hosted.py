@@ -19,7 +19,7 @@ from appliance.engines.backends.breaker import Breaker
 from appliance.engines.backends.contract import NO_CALLBACKS, BackendCallbacks
 from appliance.engines.backends.stats import BackendStats
 from appliance.engines.outcome import BreakerEffect, Outcome
-from appliance.engines.receipts import Attempt, attempt_rows
+from appliance.engines.receipts import Attempt, Receipt, attempt_rows
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import AnySlot, Slot
 from appliance.engines.types import (
@@ -66,15 +66,24 @@ class Endpoint:
 
 
 class _EndpointObserver(AttemptObserver):
-    """Takes the time to the response's head, and releases the slot when a stream ends."""
+    """Takes the times of one attempt, and releases the slot when a stream ends."""
 
-    __slots__ = ("_clock", "_first_byte", "_slot", "_started_s")
+    __slots__ = ("_clock", "_first_byte", "_receipt", "_slot", "_started_s")
 
-    def __init__(self, clock: Clock, first_byte: Any, started_s: float, slot: AnySlot) -> None:
-        self._clock, self._first_byte, self._started_s, self._slot = clock, first_byte, started_s, slot
+    def __init__(
+        self, clock: Clock, first_byte: Any, started_s: float, slot: AnySlot, receipt: Receipt
+    ) -> None:
+        self._clock, self._first_byte, self._started_s = clock, first_byte, started_s
+        self._slot, self._receipt = slot, receipt
 
     def on_head(self) -> None:
         self._first_byte.observe(self._clock.monotonic_s() - self._started_s)
+
+    def on_first_event(self) -> None:
+        self._receipt.note_first_token(self._clock.monotonic_s())
+
+    def on_last_event(self) -> None:
+        self._receipt.note_last_token(self._clock.monotonic_s())
 
     def on_stream_end(self, outcome: Outcome) -> None:
         self._slot.release(outcome)
@@ -248,7 +257,7 @@ class HostedBackend:
                 request.public_model or self.names.public,
                 wants_events,
             )
-            observer = _EndpointObserver(self._clock, self._first_byte, began_s, slot)
+            observer = _EndpointObserver(self._clock, self._first_byte, began_s, slot, request.receipt)
             reply = await exchange(endpoint.peer, call, request, attempt, observer)
         except AttemptFailed as failed:  # 1
             self._record_failure(endpoint, attempt, failed)

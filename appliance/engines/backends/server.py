@@ -42,11 +42,14 @@ from appliance.engines.types import (
 from appliance.engines.upstream.attempt import AttemptFailed
 from appliance.engines.upstream.exchange import LIMIT_NAMES, AttemptObserver, Peer, UpstreamCall, exchange
 from appliance.engines.upstream.refusal import interpret_error
-from appliance.engines.upstream.request_body import render_body
+from appliance.engines.upstream.request_body import ask_for_usage, render_body
 from appliance.engines.upstream.spelling import spell_options
 
 log = get_logger("backend")
 OWN_LIMIT_NAMES = {**LIMIT_NAMES, "total": "BACKEND_TIMEOUT_SECONDS"}
+# Kinds that add one chunk with the usage to a stream when they are asked, and change nothing else in it. A
+# llama-server has its counts in `timings` anyway, and would move those to that chunk.
+TAKES_USAGE = {"vllm", "sglang"}
 COUNT_TIMEOUT_S = 10.0  # for counting a prompt's tokens: an estimate is better than a long wait
 
 
@@ -79,8 +82,13 @@ class _SlotObserver(AttemptObserver):
         self._receipt.upstream_ms = took_s * 1000
 
     def on_first_event(self) -> None:
+        now_s = self._clock.monotonic_s()
+        self._receipt.note_first_token(now_s)
         if self._slot.times is not None:
-            self._slot.times.first_s = self._clock.monotonic_s()
+            self._slot.times.first_s = now_s
+
+    def on_last_event(self) -> None:
+        self._receipt.note_last_token(self._clock.monotonic_s())
 
     def on_stream_end(self, outcome: Outcome) -> None:
         self._slot.release(outcome)
@@ -335,9 +343,22 @@ class EngineServer:
             settings.upstream_first_byte_timeout_s if wants_events else None,
             settings.backend_timeout_seconds if wants_events else None,
         )
+        is_asked = (
+            self.kind in TAKES_USAGE
+            and wants_events
+            and request.raw is not None
+            and not self._model_peer.quirks.refuses_stream_options
+        )
+        asking = ask_for_usage(body) if is_asked else None
         path = b"/v1" + request.operation.path
         return UpstreamCall(
-            path, body, timeouts, request.public_model, wants_events or is_gathered, is_gathered
+            path,
+            asking or body,
+            timeouts,
+            request.public_model,
+            wants_events or is_gathered,
+            is_gathered,
+            asking is not None,
         )
 
     def _must_stream(self, request: EngineRequest) -> bool:

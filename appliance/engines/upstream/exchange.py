@@ -93,6 +93,7 @@ class UpstreamCall(NamedTuple):
         public_model: The model's name in the reply.
         wants_events: The body asks for a stream.
         is_gathered: The events of the stream are joined to one whole response.
+        adds_usage: We added `stream_options` to the client's own bytes, so its events get no usage.
     """
 
     path: bytes
@@ -101,6 +102,7 @@ class UpstreamCall(NamedTuple):
     public_model: str
     wants_events: bool
     is_gathered: bool = False
+    adds_usage: bool = False
 
 
 class AttemptObserver:
@@ -112,7 +114,10 @@ class AttemptObserver:
         """Handle that the response's head has arrived."""
 
     def on_first_event(self) -> None:
-        """Handle that the first event of a stream has arrived."""
+        """Handle that the first event of a stream with content has arrived."""
+
+    def on_last_event(self) -> None:
+        """Handle that the last event of a stream has arrived, or that it was closed."""
 
     def on_stream_end(self, outcome: Outcome) -> None:
         """Handle that a stream ended: ok, cut_off, error_event or client_left. Only called for streams."""
@@ -140,7 +145,8 @@ async def exchange(
         AttemptFailed: Another server may try.
         ApplianceError: The client's own fault, as `peer.refuse` decides.
     """
-    adds_options = (call.is_gathered or request.raw is None) and STREAM_OPTIONS in call.body
+    is_ours = call.is_gathered or request.raw is None or call.adds_usage
+    adds_options = is_ours and STREAM_OPTIONS in call.body
     if adds_options and peer.quirks.refuses_stream_options:
         call, adds_options = call._replace(body=drop_stream_options(call.body)), False
     is_refused, response = False, None
@@ -312,6 +318,7 @@ async def _read_whole(
                     usage.prompt_tokens,
                     usage.completion_tokens,
                 )
+                receipt.tokens_from = "usage"
             return EngineReply(body=spliced)
     try:
         value = jsons.loads(body)
@@ -365,8 +372,10 @@ async def _gather(
             break
     if is_done and not response.is_complete:
         await _await_last_chunk(response)
+    observer.on_last_event()
     whole = builder.build()
-    request.receipt.note_usage(whole.get("usage"))
+    usage, timings = whole.get("usage"), whole.get("timings")
+    note_tokens(request.receipt, usage, timings if isinstance(timings, dict) else None, None)
     return EngineReply(body=jsons.dumps({**whole, "model": call.public_model}))
 
 
@@ -399,7 +408,11 @@ async def _start_stream(
         AttemptFailed: Another server may try.
         BrokenStream: It cannot be read.
     """
-    relay = StreamRelay(call.public_model, choices=request.choices or count_choices(request.body))
+    relay = StreamRelay(
+        call.public_model,
+        choices=request.choices or count_choices(request.body),
+        hides_usage=call.adds_usage,
+    )
     first = b""
     while True:
         data = await response.next_chunk()
@@ -457,6 +470,27 @@ def usage_of_timings(timings: dict[str, Any] | None) -> dict[str, Any] | None:
         "prompt_tokens": prompt + cached if is_known else None,
         "completion_tokens": timings["predicted_n"],
     }
+
+
+def note_tokens(
+    receipt: Receipt, usage: Any, timings: dict[str, Any] | None, content_events: int | None
+) -> None:
+    """Record in the receipt how many tokens a streamed response has, and where that number comes from.
+
+    1. the usage has a number                 → that
+    2. llama-server's timings have one        → that
+    3. otherwise                              → its events with content: most engines send one for each token
+
+    Args:
+        usage: The engine's.
+        timings: None = there were none.
+        content_events: None = they were not counted.
+    """
+    receipt.note_usage(usage)  # 1
+    if receipt.completion_tokens is None and timings is not None:
+        receipt.note_usage(usage_of_timings(timings), source="timings")  # 2
+    if receipt.completion_tokens is None and content_events is not None:
+        receipt.completion_tokens, receipt.tokens_from = content_events, "events"  # 3
 
 
 class UpstreamStream(Stream):
@@ -578,14 +612,16 @@ class UpstreamStream(Stream):
         if self._is_closed:
             return
         self._is_closed = True
+        relay = self._relay
+        self._observer.on_last_event()
         try:
-            if self._relay.is_done and not self._response.is_complete:
-                self._relay.feed(await _await_last_chunk(self._response))
+            if relay.is_done and not self._response.is_complete:
+                relay.feed(await _await_last_chunk(self._response))
         except BrokenStream:
             pass  # after `[DONE]`: nothing depends on it
         finally:
             self._response.close()
-            self._receipt.note_usage(self._relay.usage or usage_of_timings(self._relay.timings))
+            note_tokens(self._receipt, relay.usage, relay.timings, relay.content_events())
             if self._outcome is None:
-                self._outcome = Outcome.OK if self._relay.is_done else Outcome.CLIENT_LEFT
+                self._outcome = Outcome.OK if relay.is_done else Outcome.CLIENT_LEFT
             self._observer.on_stream_end(self._outcome)

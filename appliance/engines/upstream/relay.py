@@ -51,6 +51,7 @@ class StreamRelay:
     Args:
         public_model: The model's name for the client.
         choices: How many choices were asked for; with several, each must finish.
+        hides_usage: The client did not ask for the chunk with the usage: it is read, and not passed on.
 
     Attributes:
         events: Events that were passed on.
@@ -75,6 +76,7 @@ class StreamRelay:
         "_choices",
         "_finished",
         "_has_finished",
+        "_hides_usage",
         "_learnt",
         "_mark",
         "_new",
@@ -89,11 +91,12 @@ class StreamRelay:
         "usage",
     )
 
-    def __init__(self, public_model: str, *, choices: int = 1) -> None:
+    def __init__(self, public_model: str, *, choices: int = 1, hides_usage: bool = False) -> None:
         self._new = b'"model":' + jsons.dumps(public_model)
         self._old: bytes | None = None  # the upstream's spelling of the field, learnt from the first event
         self._buffer = EventBuffer()
         self._choices = choices
+        self._hides_usage = hides_usage
         self._finished: set[Any] = set()  # indexes of choices, where several were asked for
         self._has_finished = False
         self._before: bytes | None = None  # what precedes the text of a plain event
@@ -253,7 +256,7 @@ class StreamRelay:
 
         1. comments alone                 → as they are
         2. `[DONE]`                       → the end
-        3. nothing, an error, no choices  → nothing
+        3. nothing, an error, no choices, usage that is to be hidden → nothing
         4. usage without `choices`        → with empty ones
         5. a chunk                        → its bytes with the public name, on one line, without id and name
         """
@@ -272,6 +275,9 @@ class StreamRelay:
             return b""  # 3
         if value.get("choices") is None:
             if not isinstance(value.get("usage"), dict):
+                return b""  # 3
+            if self._hides_usage:
+                self._note({**value, "choices": []})
                 return b""  # 3
             value = repaired = {**value, "choices": [], "model": jsons.loads(self._new[8:])}  # 4
             event = b"data: " + jsons.dumps(value)
@@ -295,6 +301,8 @@ class StreamRelay:
             self.usage = chunk.usage
         if chunk.timings is not None:
             self.timings = chunk.timings
+        if self._hides_usage and chunk.usage is not None and not chunk.choices:
+            return b""
         for choice in chunk.choices:
             if choice.finish_reason:
                 self.has_content = True

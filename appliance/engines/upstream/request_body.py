@@ -1,10 +1,28 @@
 """The body of an upstream request: the client's own bytes if they can stay, else a new rendering. Pure."""
 
+import re
 from typing import Any
 
 from appliance.base import jsons
 from appliance.engines.types import EngineRequest
 from appliance.engines.upstream.splice import replace_model, with_model
+
+_ASK_FOR_USAGE = b',"stream_options":{"include_usage":true}}'
+_ESCAPED = re.compile(rb"\\u00[567]")  # how a letter of "stream_options" begins where it is escaped
+
+
+def ask_for_usage(body: bytes) -> bytes | None:
+    """Return the body of a stream's request that asks for the usage, too.
+
+    Args:
+        body: One JSON object with at least one field.
+
+    Returns:
+        None = it may have `stream_options` of its own, or the word in its text: it stays as it is.
+    """
+    if b"stream_options" in body or (b"\\u00" in body and _ESCAPED.search(body)) or not body.endswith(b"}"):
+        return None
+    return b"".join((memoryview(body)[:-1], _ASK_FOR_USAGE))
 
 
 def render_body(

@@ -133,6 +133,7 @@ class AccessLog:
             f'{route},"attempts":{len(receipt.attempts)},"upstream_ms":{receipt.upstream_ms:.2f},'
             f'"prompt_tokens":{"null" if prompt is None else prompt},'
             f'"completion_tokens":{"null" if completion is None else completion},'
+            f'"tokens_from":"{receipt.tokens_from}",'
             f'"error":{jsons.dumps_text(error) if error else EMPTY}}}'
         )
 

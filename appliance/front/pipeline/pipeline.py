@@ -107,7 +107,8 @@ class RequestPipeline:
             params: Parts of the path by name; None = none.
             known_caller: Of the caller; None = it is to be decided (see `admit`).
         """
-        receipt = self._new_receipt(route, headers.get("x-request-id", ""))
+        began_s = self.now_s()
+        receipt = self._new_receipt(route, headers.get("x-request-id", ""), began_s)
         return Request(
             method,
             path,
@@ -119,7 +120,7 @@ class RequestPipeline:
             route,
             query,
             params or {},
-            self.now_s(),
+            began_s,
             lifecycle=self,
             known_caller=known_caller,
         )
@@ -130,11 +131,11 @@ class RequestPipeline:
         request.has_log_line = False
         return request
 
-    def _new_receipt(self, route: str, wanted_id: str) -> Receipt:
+    def _new_receipt(self, route: str, wanted_id: str, began_s: float) -> Receipt:
         if not wanted_id or _GOOD_ID.fullmatch(wanted_id) is None:
             self._count += 1  # unique in this process by the counter, among processes by the random start
             wanted_id = f"req_{self._start}{self._count:08x}"
-        return Receipt(wanted_id, self._clock.now_s(), route)
+        return Receipt(wanted_id, self._clock.now_s(), route, began_s=began_s)
 
     # ---- admit
 
@@ -336,7 +337,7 @@ class RequestPipeline:
         """Settle what was spent and release the rest. Nothing is spent until there are accounts."""
 
     def _measure(self, request: Request) -> None:
-        """Count the request, and tokens and stream events for the backend that answered."""
+        """Count the request; and tokens, events and times of tokens for what answered."""
         receipt = request.receipt
         took_s = receipt.total_ms / 1000
         requests, seconds, first = self.metrics.request_children(receipt.route, receipt.status)
@@ -344,15 +345,22 @@ class RequestPipeline:
         seconds.observe(took_s)
         if request.first_byte_s:
             first.observe(request.first_byte_s - request.began_s)
-        if not receipt.backend:
+        if not receipt.backend or not receipt.public_model:
             return
-        tokens_in, tokens_out, streamed = self.metrics.engine_children(receipt.backend)
+        tokens_in, tokens_out, streamed, first_token, between = self.metrics.engine_children(
+            receipt.public_model, receipt.backend
+        )
+        completion = receipt.completion_tokens
         if receipt.prompt_tokens:
             tokens_in.inc(receipt.prompt_tokens)
-        if receipt.completion_tokens:
-            tokens_out.inc(receipt.completion_tokens)
+        if completion:
+            tokens_out.inc(completion)
         if request.events:
             streamed.inc(request.events)
+        if receipt.first_token_ms is not None:
+            first_token.observe(receipt.first_token_ms / 1000)
+            if completion and completion > 1 and receipt.last_token_ms is not None:
+                between.observe((receipt.last_token_ms - receipt.first_token_ms) / 1000 / (completion - 1))
 
 
 async def close_stream(stream: Stream, request: Request) -> None:
