@@ -17,6 +17,7 @@ from appliance.base.settings import InvalidSettings
 from appliance.build_models import add_manager, build_manager, build_runner_pool
 from appliance.control.server import serving_control
 from appliance.front.manager.handlers import ManagerHandlers
+from appliance.front.pipeline.origins import Origins
 from appliance.front.server.server import serving_http
 from appliance.front.status_listener import serving_status
 from appliance.interfaces import build_front, build_own_sidecar, control_parts
@@ -91,7 +92,13 @@ async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
     own, state_dir = settings.models, settings.host.state_dir
     if own.status_port is not None:
         await stack.enter_async_context(
-            serving_status(lambda: appliance.manager, host=own.status_host, port=own.status_port, clock=clock)
+            serving_status(
+                lambda: appliance.manager,
+                host=own.status_host,
+                port=own.status_port,
+                clock=clock,
+                origins=Origins(settings.front),
+            )
         )
     wire = build_runner_pool(settings.catalogue.system)
     stack.push_async_callback(wire.close)

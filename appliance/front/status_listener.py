@@ -2,11 +2,12 @@
 
     /health   /status   /status/{alias}   /status/stream
 
-It is read-only and checks no keys, so it listens on this machine only unless configured otherwise. For
+It is read-only and checks no keys, so it listens on this machine only unless configured otherwise. Pages of
+other sites and foreign host names are refused as on the main port without keys (pipeline/origins.py). For
 compatibility, see docs/compatibility.md.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,11 +15,12 @@ from aiohttp import web
 
 from appliance.base import jsons
 from appliance.base.clock import Clock
-from appliance.base.errors import Invalid, NoSuchModel, describe_os_error
+from appliance.base.errors import Forbidden, Invalid, NoSuchModel, describe_os_error
 from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.front.manager.feeds import SILENCE_S, StatusFeeds
 from appliance.front.pipeline.errors import error_body
 from appliance.front.pipeline.heads import AGENT
+from appliance.front.pipeline.origins import Origins
 from appliance.front.pipeline.sse import SSE_HEADERS
 from appliance.models.status.views import ModelManagerApi
 
@@ -33,23 +35,41 @@ class StatusListener:
     Args:
         manager: Returns the manager; None while the table of models is not read yet.
         clock: The time of events.
+        origins: Decides which pages and host names may ask.
         silence_s: Seconds without an event after which a feed sends a heartbeat.
     """
 
     def __init__(
-        self, manager: Callable[[], ModelManagerApi | None], *, clock: Clock, silence_s: float = SILENCE_S
+        self,
+        manager: Callable[[], ModelManagerApi | None],
+        *,
+        clock: Clock,
+        origins: Origins,
+        silence_s: float = SILENCE_S,
     ) -> None:
+        self._origins = origins
         self.feeds = StatusFeeds(manager, clock=clock, silence_s=silence_s)
 
     def application(self) -> web.Application:
         """Return the application with its addresses."""
-        app = web.Application(client_max_size=1024)
+        app = web.Application(client_max_size=1024, middlewares=[self._check_origin])
         app.router.add_get("/health", self.health)
         app.router.add_get("/status", self.status)
         app.router.add_get("/status/stream", self.stream)
         app.router.add_get("/status/{alias:.+}", self.one)
         app.router.add_route("*", "/{rest:.*}", self.unknown)
         return app
+
+    @web.middleware
+    async def _check_origin(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        try:
+            self._origins.check(headers, request.remote or "unix")
+        except Forbidden as error:
+            return _respond(403, error_body(error, "openai"))
+        return await handler(request)
 
     async def health(self, request: web.Request) -> web.StreamResponse:
         """Show that this listener responds: `{status: ok, server: {status, …}}`."""
@@ -119,6 +139,7 @@ async def serving_status(
     clock: Clock,
     host: str,
     port: int,
+    origins: Origins,
     silence_s: float = SILENCE_S,
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve on host and port while the context is open.
@@ -130,6 +151,7 @@ async def serving_status(
         clock: The time of events.
         host: Where to listen.
         port: 0 = any free one.
+        origins: Decides which pages and host names may ask.
         silence_s: Seconds without an event after which a feed sends a heartbeat.
 
     Yields:
@@ -138,7 +160,7 @@ async def serving_status(
     Raises:
         OSError: The address cannot be used; it is in the text.
     """
-    listener = StatusListener(manager, clock=clock, silence_s=silence_s)
+    listener = StatusListener(manager, clock=clock, origins=origins, silence_s=silence_s)
     runner = web.AppRunner(
         listener.application(),
         handle_signals=False,

@@ -7,11 +7,14 @@ import httpx
 import pytest
 
 from appliance.base.clock import FakeClock, SystemClock
+from appliance.front.pipeline.origins import Origins
+from appliance.front.settings import FrontSettings
 from appliance.front.status_listener import serving_status
 from appliance.settings import load
 from tests.front.static_manager import AT_S, StaticManager, off, ready
 from tests.front.test_manager_feeds import following, next_of
 
+ORIGINS = Origins(FrontSettings(_env_file=None))
 EARLY = {
     "status": "initializing",
     "started_at": "2027-01-15T08:00:00.000000Z",
@@ -22,7 +25,11 @@ EARLY = {
 async def test_every_address_responds_before_and_after_the_table() -> None:
     boards: list[StaticManager] = []
     async with serving_status(
-        lambda: boards[0] if boards else None, clock=FakeClock(AT_S), host="127.0.0.1", port=0
+        lambda: boards[0] if boards else None,
+        clock=FakeClock(AT_S),
+        host="127.0.0.1",
+        port=0,
+        origins=ORIGINS,
     ) as (host, port):
         url = f"http://{host}:{port}"
         async with httpx.AsyncClient(base_url=url) as http, following(url, "/status/stream") as events:
@@ -54,7 +61,9 @@ async def test_every_address_responds_before_and_after_the_table() -> None:
 async def test_the_feed_ends_with_the_listener_and_says_so() -> None:
     manager = StaticManager(off("a"))
     async with asyncio.timeout(5), httpx.AsyncClient():
-        opened = serving_status(lambda: manager, clock=SystemClock(), host="127.0.0.1", port=0)
+        opened = serving_status(
+            lambda: manager, clock=SystemClock(), host="127.0.0.1", port=0, origins=ORIGINS
+        )
         host, port = await opened.__aenter__()
         async with following(f"http://{host}:{port}", "/status/stream") as events:
             await next_of(events)
@@ -84,7 +93,9 @@ async def test_the_feed_ends_with_the_listener_and_says_so() -> None:
 )
 async def test_the_listener_is_read_only(method: str, path: str, status: int, allow: str | None) -> None:
     manager = StaticManager(off("a"))
-    async with serving_status(lambda: manager, clock=SystemClock(), host="127.0.0.1", port=0) as (host, port):
+    async with serving_status(
+        lambda: manager, clock=SystemClock(), host="127.0.0.1", port=0, origins=ORIGINS
+    ) as (host, port):
         async with httpx.AsyncClient(base_url=f"http://{host}:{port}") as http:
             response = await http.request(method, path)
         assert (response.status_code, response.headers.get("Allow"), manager.asked) == (status, allow, [])
@@ -101,7 +112,9 @@ async def test_a_port_that_is_taken_is_named() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match=rf"127\.0\.0\.1:{port} \(STATUS_PORT\)"):
-            async with serving_status(lambda: None, clock=SystemClock(), host="127.0.0.1", port=port):
+            async with serving_status(
+                lambda: None, clock=SystemClock(), host="127.0.0.1", port=port, origins=ORIGINS
+            ):
                 pass
 
 
@@ -129,3 +142,29 @@ def test_a_port_on_loopback_needs_no_warning() -> None:
         8001,
         [],
     )
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"Host": "evil.example"}, "host_not_allowed"),
+        ({"Origin": "https://evil.example"}, "origin_not_allowed"),
+        ({"Origin": "http://localhost:3000"}, ""),
+        ({}, ""),
+    ],
+)
+async def test_pages_of_other_sites_see_no_status(headers: dict[str, str], code: str) -> None:
+    manager = StaticManager(off("a"))
+    async with (
+        serving_status(lambda: manager, clock=SystemClock(), host="127.0.0.1", port=0, origins=ORIGINS) as (
+            host,
+            port,
+        ),
+        httpx.AsyncClient() as http,
+    ):
+        for path in ("/health", "/status", "/status/a", "/nothing"):
+            response = await http.get(f"http://{host}:{port}{path}", headers=headers)
+            if code:
+                assert (response.status_code, response.json()["error"]["code"]) == (403, code)
+            else:
+                assert response.status_code == (404 if path == "/nothing" else 200)
