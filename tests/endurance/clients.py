@@ -498,6 +498,8 @@ def _check_refusal(entry: Entry, answer: Answer) -> None:
         entry.fail(f"status {answer.status}: {answer.body[:300]!r}")
     elif not has_shape(kind, answer):
         entry.fail(f"status {answer.status} without the error of its dialect: {answer.body[:300]!r}")
+    elif answer.status == 503 and b" is ready" in answer.body:  # then it should have got the request
+        entry.fail(f"status 503 though a server is ready: {answer.body[:300]!r}")
 
 
 def has_shape(kind: Kind, answer: Answer) -> bool:

@@ -110,6 +110,24 @@ def answer_with(content: str) -> Answer:
             Answer(502, {"x-request-id": "e-1"}, b'{"error": "x"}', is_whole=True),
             "without the error of its dialect",
         ),
+        (
+            Answer(
+                503,
+                {"x-request-id": "e-1"},
+                b'{"error": {"message": "No backend available: a is ready, b is full."}}',
+                is_whole=True,
+            ),
+            "though a server is ready",
+        ),
+        (
+            Answer(
+                503,
+                {"x-request-id": "e-1"},
+                b'{"error": {"message": "No backend available: a is down."}}',
+                is_whole=True,
+            ),
+            "",
+        ),
     ],
 )
 def test_the_client_sees(answer: Answer, problem: str) -> None:
