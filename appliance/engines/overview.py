@@ -123,6 +123,8 @@ class Overview:
                     yield BackendPage(backend.name, backend, (name,), backend.state.load.page)
             elif isinstance(backend, ManagedBackend):
                 for alias, port, runner in backend.runners():
+                    if runner.kind == "openai":  # it has no page that is known
+                        continue
                     labels = (name, (b"model_name", alias), (b"runner", str(port)))
                     yield BackendPage((backend.name, runner), runner, labels, None)
 

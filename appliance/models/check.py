@@ -1,10 +1,13 @@
 """What would run and what would not, found without running any model: `appliance models check`."""
 
+import os
 import shlex
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from appliance.models.runner.process import environment
 from appliance.models.runner.program import find_program
 from appliance.models.settings import FIRST_PORT
 from appliance.models.table.catalogue import Catalogue, Model
@@ -17,6 +20,7 @@ from appliance.models.table.command import (
     model_kind,
     slot_count,
 )
+from appliance.models.table.engine import EngineCommand, InvalidReference, fill_words
 from appliance.models.table.estimate import MIB, estimate_memory
 from appliance.models.table.gguf import (
     GgufHeader,
@@ -66,16 +70,19 @@ def check_models(catalogue: Catalogue) -> CheckReport:
     """Check the llama-server and every model's files."""
     program = find_program(catalogue.llama_server)
     flags = None if program.problem else program.flags
+    needs_server = not catalogue.models or any(one.engine is None for one in catalogue.models.values())
     return CheckReport(
         program.path,
-        program.problem,
+        program.problem if needs_server else "",
         [_check_model(model, catalogue, program.path, flags) for model in catalogue.models.values()],
     )
 
 
 def _check_model(model: Model, catalogue: Catalogue, server: str, flags: Flags | None) -> ModelCheck:
     """Check one model's files. `flags` None: the server cannot be used, so there is no command line."""
-    found = ModelCheck(model.alias, str(model.path))
+    found = ModelCheck(model.alias, str(model.path or ""))
+    if model.engine is not None:
+        return _check_engine(found, model, model.engine, catalogue)
     headers: dict[str, GgufHeader] = {}
     for key, path in model.files.items():
         header, problem = _read_file(path)
@@ -93,6 +100,35 @@ def _check_model(model: Model, catalogue: Catalogue, server: str, flags: Flags |
             )
         except InvalidCommand as exc:
             found.problem = str(exc)
+    return found
+
+
+def _check_engine(found: ModelCheck, model: Model, engine: EngineCommand, catalogue: Catalogue) -> ModelCheck:
+    """Check a model that runs by its own command."""
+    if model.path is not None:
+        found.problem = _read_file(model.path)[1]
+    if engine.program and shutil.which(engine.program) is None:
+        found.problem = f"program not found: {engine.program}"
+    found.facts = {
+        "kind": model_kind(model, None),
+        "engine": engine.kind,
+        "context_tokens": engine.context_tokens,
+        "slots": slot_count(model, catalogue.system),
+        "replicas": model.replicas,
+        "pinned": model.pinned,
+        "memory_bytes": engine.memory_bytes,
+        "notes": [] if engine.names_port else ["the command does not have ${PORT}: it must read PORT"],
+    }
+    try:
+        found.command = fill_words(
+            engine.words,
+            port=FIRST_PORT,
+            alias=model.alias,
+            path=model.path,
+            environ=environment(os.environ, ()),
+        )
+    except InvalidReference as exc:
+        found.problem = str(exc)
     return found
 
 
@@ -134,6 +170,7 @@ def _gather_facts(
     model: Model, catalogue: Catalogue, headers: dict[str, GgufHeader], flags: Flags | None
 ) -> dict[str, Any]:
     header, params = headers["model_path"], model.params
+    assert model.path is not None
     memory = estimate_memory(model, catalogue.system, header)
     return {
         "name": header.name,
@@ -198,7 +235,23 @@ def render_report(report: CheckReport) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _render_engine(facts: dict[str, Any]) -> list[str]:
+    """Render the facts of a model that runs by its own command."""
+    context, memory = facts["context_tokens"], facts["memory_bytes"]
+    return [
+        f"  {facts['engine']} {facts['kind']}, by its own command; "
+        + (f"{context} tokens of context; " if context else "")
+        + f"{facts['slots']} requests at a time"
+        + (f"; up to {facts['replicas']} of it" if facts["replicas"] > 1 else "")
+        + ("; pinned" if facts["pinned"] else ""),
+        f"  memory: {f'{memory / MIB:,.0f} MiB' if memory else 'not known until it is measured (memory_mb)'}",
+        *(f"  note: {note}" for note in facts["notes"]),
+    ]
+
+
 def _render_facts(facts: dict[str, Any]) -> list[str]:
+    if "engine" in facts:
+        return _render_engine(facts)
     what = " ".join(filter(None, (facts["architecture"], facts["quantization"], facts["kind"])))
     more = (f"; up to {facts['replicas']} of it" if facts["replicas"] > 1 else "") + (
         "; pinned" if facts["pinned"] else ""

@@ -63,11 +63,14 @@ def table_of(
     """Return a table of models.
 
     Names that begin with `embed` are the embedding model, all others the chat model, two requests at a time
-    each.
+    each. A row with a command is taken as it is.
     """
     rows = {}
     for name in names:
         row = dict((models or {}).get(name, {}))
+        if "command" in row:
+            rows[name] = row
+            continue
         is_embedding = name.startswith("embed")
         params = (
             {"n_ctx": 8192, "parallel_override": 2, "n_gpu_layers": 0}

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -22,7 +23,10 @@ import pytest
 from tests.journeys.llama_servers import DIES_WITH_US, HELLO, long_body
 from tests.journeys.model_tables import port_range, runs, servers_of, table_of, wrapper
 from tests.journeys.running import Process, Spawn
+from tests.tools.tiny_engine import REPLY as ENGINE_REPLY
 from tests.tools.tiny_models import REPLY
+
+ENGINE = Path(__file__).parents[1] / "tools" / "tiny_engine.py"
 
 
 def until(condition: Callable[[], bool], *, seconds: float = 10.0) -> bool:
@@ -111,6 +115,25 @@ def test_killed_with_minus_9_it_takes_its_servers_along(start_appliance, models:
     again = start_appliance()
     assert said(again, "a") == REPLY
     assert len(servers_of(models)) == 1
+
+
+def test_next_start_ends_what_a_command_started(start_appliance, tmp_path: Path) -> None:
+    """The kernel ends the shell with the appliance, and not the engine that it started with other words."""
+    line = f"'{sys.executable}' '{ENGINE}' & echo $! >'{tmp_path}/pid'; wait"
+    config = tmp_path / "engine.json"
+    config.write_text(json.dumps({"models": {"any": {"command": ["sh", "-c", line]}}}))
+    running = start_appliance(CONFIG_PATH=str(config))
+    assert said(running, "any") == ENGINE_REPLY
+    pid = int((tmp_path / "pid").read_text())
+    running.process.kill()
+    running.process.wait()
+    (record,) = (tmp_path / "state" / "runners").glob("*.json")
+    assert until(lambda: not runs(int(record.stem)))
+    assert runs(pid)
+    again = start_appliance(CONFIG_PATH=str(config))
+    assert until(lambda: not runs(pid))
+    assert not record.exists()
+    assert said(again, "any") == ENGINE_REPLY
 
 
 @pytest.mark.parametrize("is_child", [False, True], ids=["plain", "behind a wrapper"])

@@ -152,8 +152,8 @@ async def test_stop_during_the_start_leaves_nothing(yard: Yard, monkeypatch: pyt
     runner = yard.runner()
     add, spawned = yard.loader.records.add, list[int]()
 
-    def add_and_stop(pid: int, *, port: int, alias: str, command: list[str]) -> None:
-        add(pid, port=port, alias=alias, command=command)
+    def add_and_stop(pid: int, *, port: int, alias: str, command: list[str], mark: str) -> None:
+        add(pid, port=port, alias=alias, command=command, mark=mark)
         spawned.append(pid)
         runner.is_stop_requested = True  # its stop came a moment ago, when there was no process yet
 

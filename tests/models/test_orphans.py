@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from appliance.models.runner.orphans import Records, survivors
+from appliance.models.runner.orphans import MARK, Records, survivors
 from appliance.models.runner.proc import command_of, started_ticks
 
 pytestmark = pytest.mark.timeout(40)
@@ -226,3 +226,22 @@ def test_facts_read_about_a_process(spawn: Spawn) -> None:
     assert started_ticks(process.pid) is None  # a zombie does not count as a process
     process.wait()
     assert (started_ticks(process.pid), command_of(process.pid)) == (None, [])
+
+
+def test_a_command_is_found_by_its_mark_whatever_it_became(tmp_path: Path, spawn: Spawn) -> None:
+    """One that left the session, started with other words; another's process with another mark stays."""
+    mark, other = "0123456789abcdef", "fedcba9876543210"
+    code = "import os, time; os.fork() or os.setsid(); print('up', flush=True); time.sleep(60)"
+    started = spawn(["env", f"{MARK}={mark}", sys.executable, "-c", code])
+    foreign = spawn(["env", f"{MARK}={other}", *SLEEPER])
+    path = written(tmp_path, started, ["serve"], mark=mark)
+    record = json.loads(path.read_text())
+    found = survivors(record)
+    assert started.pid in found
+    assert len(found) == 2
+    assert survivors(record | {"boot": "another"}) == []
+    assert survivors(record | {"mark": "short"}) == []
+    assert [row["pid"] for row in Records(tmp_path).end_orphans()] == [started.pid]
+    started.wait()
+    assert [started_ticks(pid) for pid in found] == [None, None]
+    assert foreign.poll() is None

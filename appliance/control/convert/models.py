@@ -22,7 +22,7 @@ def to_model(view: ModelView, waiting: Mapping[str, int] | None = None) -> pb.Mo
     return pb.Model(
         alias=view.alias,
         status=to_model_status(view.status),
-        path=to_sendable(str(view.path)),
+        path=to_sendable(str(view.path or "")),
         context_tokens=view.context_tokens,
         slots=view.slots,
         replicas=view.replicas,

@@ -346,8 +346,10 @@ class ManagedBackend:
         return server
 
     def _make_server(self, runner: Runner) -> EngineServer:
-        """Return the server object for a llama-server of the manager."""
+        """Return the server object for a llama-server of the manager, or for another engine."""
         alias, state = runner.alias, self.manager.model_states.get(runner.alias)
+        engine = runner.model.engine
+        upstream = engine.served_model or alias if engine is not None else alias
         header = state.header if state is not None else None
         context_tokens = request_context_tokens(runner.model, header, runner.slots)
         card = ModelCard(alias, int(runner.started_at_s), "user", alias, context_tokens=context_tokens)
@@ -355,7 +357,7 @@ class ManagedBackend:
         spec = BackendSpec(
             url=f"http://127.0.0.1:{runner.port}",
             name=self.name,
-            kind="llamacpp",
+            kind=engine.kind if engine is not None else "llamacpp",
             pool=self.pool,
             models=(alias, *adapters),
         )
@@ -366,10 +368,14 @@ class ManagedBackend:
             clock=self._clock,
             metrics=self._metrics,
             origin="managed",
-            runner=RunnerPolicy(f"The llama-server of {alias}", self._on_released, LIMIT_NAMES),
+            runner=RunnerPolicy(
+                f"The {'llama-server' if engine is None else 'engine'} of {alias}",
+                self._on_released,
+                LIMIT_NAMES,
+            ),
         )
         server.state.health = EngineHealth(True)
-        models = {alias: ServedModel(card, alias), **adapters}
+        models = {alias: ServedModel(card, upstream), **adapters}
         server.state.update_facts(EngineFacts(models, context_tokens, runner.slots))
         return server
 

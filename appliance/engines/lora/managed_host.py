@@ -111,12 +111,16 @@ def check_adapter_file(manager: ModelManager, adapter: Adapter) -> Path:
         Invalid: It is missing, cannot be read, or is for another kind of model.
     """
     path = find_adapter_file(Path(adapter.path))
+    if manager.model_state(adapter.base_model).definition.engine is not None:
+        raise _unusable(
+            f"The model {adapter.base_model!r} runs by a command of the table: name its adapters there."
+        )
     if path.suffix.lower() != ".gguf":
         return path
     model_state = manager.model_state(adapter.base_model)
     try:
         header = read_header(path)
-        wanted = (model_state.header or read_header(model_state.path)).architecture
+        wanted = (model_state.header or read_header(model_state.path or Path())).architecture
     except (OSError, InvalidGguf) as exc:
         raise _unusable(f"Cannot read the adapter {path}: {exc}.") from None
     if header.kind != "adapter" or header.architecture != wanted:

@@ -82,12 +82,13 @@ class LocalModels:
             Unavailable: The file cannot be read.
         """
         view, model = self._manager.model(alias), self._manager.catalogue.models[alias]
-        details = await self._library.details(alias) if self._library else None
+        library = self._library if model.path is not None else None
+        details = await library.details(alias) if library else None
         template = details.template if details else ""
         # The template is in a field of its own.
         info = {key: value for key, value in details.info.items() if key != TEMPLATE} if details else {}
-        if verbose and self._library:
-            info |= await self._library.lists(alias)
+        if verbose and library:
+            info |= await library.lists(alias)
         parameters = _parameters(model, view, threads=self._manager.catalogue.system.cpu_threads)
         out = {
             "modelfile": _modelfile(model, template, parameters),
@@ -209,13 +210,15 @@ def _expiry_s(view: ModelView, now_s: float) -> float:
 
 
 def _context(view: ModelView) -> int:
-    """Return the context of one request in tokens, as far as its file was read."""
+    """Return the context of one request in tokens, as far as it is known."""
     return view.request_tokens or view.context_tokens // max(1, view.slots)
 
 
 def _parameters(model: Model, view: ModelView, *, threads: int) -> list[str]:
     """Return the lines of `parameters`: how the model is run here, with Ollama's names."""
     params = model.params
+    if model.engine is not None:
+        return [f"{'num_ctx':<{NAME_WIDTH}} {view.context_tokens}"] if view.context_tokens else []
     values = {
         "num_ctx": _context(view),
         "num_batch": params.batch_override or params.n_batch,
@@ -232,7 +235,8 @@ def _parameters(model: Model, view: ModelView, *, threads: int) -> list[str]:
 
 def _modelfile(model: Model, template: str, parameters: list[str]) -> str:
     """Return a Modelfile for this model; with the file's name only, not the folder."""
-    lines = [f"# {model.alias} runs here from its file", f"FROM {model.path.name}"]
+    how = "by a command of its own" if model.engine is not None else "from its file"
+    lines = [f"# {model.alias} runs here {how}", f"FROM {model.path.name if model.path else model.alias}"]
     if template:
         lines.append(f"TEMPLATE {_quoted(template)}")
     return "\n".join([*lines, *(f"PARAMETER {' '.join(line.split())}" for line in parameters)]) + "\n"

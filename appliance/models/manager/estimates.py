@@ -16,11 +16,17 @@ class Estimates:
         self._device_memory = device_memory
 
     def need_bytes(self, model: ModelState) -> int:
-        """Return the memory that a load will take; 0 = not known yet."""
+        """Return the memory that a load will take; 0 = not known yet.
+
+        Where the operator says it (`memory_mb`), a measurement counts only if it is more: some engines take
+        most of it later.
+        """
         record = self.record(model)
+        estimated = model.estimate.total if model.estimate is not None else 0
         if record is not None and record.memory_bytes:
-            return round(record.memory_bytes * MEASURED_MARGIN)
-        return model.estimate.total if model.estimate is not None else 0
+            measured = round(record.memory_bytes * MEASURED_MARGIN)
+            return measured if model.definition.engine is None else max(measured, estimated)
+        return estimated
 
     def load_s(self, model: ModelState) -> float:
         """Return the seconds that a load will take."""

@@ -1,13 +1,16 @@
 """Checks a model's file: header, memory need and slots, or why it cannot be loaded."""
 
 import asyncio
+import shutil
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from appliance.models.manager.model_state import ModelState
 from appliance.models.manager.state import ManagerState
 from appliance.models.runner.load_history import key_of
 from appliance.models.table.catalogue import Model, System
 from appliance.models.table.command import model_kind, request_context_tokens, slot_count
+from appliance.models.table.engine import EngineCommand
 from appliance.models.table.estimate import Estimate, estimate_memory
 from appliance.models.table.gguf import GgufHeader, InvalidGguf, check_split, check_whole, read_header
 
@@ -66,20 +69,39 @@ def read_file(model: Model, system: System) -> FileCheck:
     A file that is missing may be there later: it is checked again before each load.
     """
     slots = slot_count(model, system)
-    try:
-        header = read_header(model.path)
-        check_split(model.path, header)
-        check_whole(model.path)
-    except FileNotFoundError:
-        return FileCheck(slots, f"model file not found: {model.path}")
-    except OSError as exc:
-        return FileCheck(
-            slots, f"the file {exc.filename or model.path} cannot be read: {exc.strerror or exc}"
-        )
-    except InvalidGguf as exc:
-        return FileCheck(slots, f"the file {model.path} is not a GGUF model: {exc}")
+    if model.engine is not None:
+        return _check_engine(model, model.engine, slots)
+    assert model.path is not None
+    header, problem = _read_header(model.path)
+    if header is None:
+        return FileCheck(slots, problem)
     key = key_of(model.path, shape_text(model, system, slots))
     return FileCheck(slots, "", header, estimate_memory(model, system, header), key)
+
+
+def _read_header(path: Path) -> tuple[GgufHeader | None, str]:
+    try:
+        header = read_header(path)
+        check_split(path, header)
+        check_whole(path)
+        return header, ""
+    except FileNotFoundError:
+        return None, f"model file not found: {path}"
+    except OSError as exc:
+        return None, f"the file {exc.filename or path} cannot be read: {exc.strerror or exc}"
+    except InvalidGguf as exc:
+        return None, f"the file {path} is not a GGUF model: {exc}"
+
+
+def _check_engine(model: Model, engine: EngineCommand, slots: int) -> FileCheck:
+    """Check the program of an engine, and the model's file if the table names one."""
+    if engine.program and shutil.which(engine.program) is None:
+        return FileCheck(slots, f"program not found: {engine.program}")
+    header, problem = _read_header(model.path) if model.path is not None else (None, "")
+    if problem:
+        return FileCheck(slots, problem)
+    known = Estimate(engine.memory_bytes, 0, 0, is_rough=False) if engine.memory_bytes else None
+    return FileCheck(slots, "", header, known, key_of(model.path or Path(), f"{model.alias} {engine!r}"))
 
 
 def shape_text(model: Model, system: System, slots: int) -> str:

@@ -78,8 +78,8 @@ class ModelState:
         return self.definition.alias
 
     @property
-    def path(self) -> Path:
-        """Its file."""
+    def path(self) -> Path | None:
+        """Its file; None = only the command of its engine knows."""
         return self.definition.path
 
     @property

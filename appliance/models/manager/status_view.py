@@ -19,7 +19,7 @@ from appliance.models.status.views import (
     RequestSample,
     RunnerView,
 )
-from appliance.models.table.command import request_context_tokens
+from appliance.models.table.command import context_of, request_context_tokens
 
 DEGRADED, DOWN = 2, 5  # health probes that failed in a row
 PROBES_COUNTED = 20  # the latest health probes that statistics are made of
@@ -112,7 +112,7 @@ class StatusView:
             alias=model.alias,
             status=status_of(model),
             path=model.path,
-            context_tokens=model.definition.params.n_ctx,
+            context_tokens=context_of(model.definition),
             slots=model.slots,
             request_tokens=request_context_tokens(model.definition, model.header, model.slots),
             replicas=model.definition.replicas,

@@ -154,7 +154,8 @@ class RunnerSupervisor:
         else:
             runner.memory_by_device = self._device_memory.memory.of_process(process.pid)
         expected_bytes = model.size_bytes if model.header is not None else runner.need_bytes
-        percent = min(MAX_LOADING_PERCENT, int(100 * resident_bytes / max(1, expected_bytes)))
+        percent = int(100 * resident_bytes / expected_bytes) if expected_bytes else 0
+        percent = min(MAX_LOADING_PERCENT, percent)
         phase = runner.load_phase
         runner.load_phase = "loading" if process.is_listening else "starting"
         if (percent, runner.load_phase) != (runner.load_progress, phase):

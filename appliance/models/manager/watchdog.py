@@ -66,6 +66,8 @@ class Watchdog:
             return
         model.probes.append((is_healthy, (manager.clock.monotonic_s() - started_s) * 1000))
         model.probed_at_s = manager.clock.now_s()
+        if not is_healthy and runner.active and runner.model.engine is not None:
+            return  # many an engine answers nothing else while it computes
         runner.failed_probes = 0 if is_healthy else runner.failed_probes + 1
         model.failed_probes = max((one.failed_probes for one in model.runners), default=0)
         if not is_healthy:

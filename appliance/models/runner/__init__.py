@@ -1,9 +1,9 @@
-"""One llama-server process: its start, its memory, its stop, and processes that outlive the appliance.
+"""One process of an engine: its start, its memory, its stop, and processes that outlive the appliance.
 
 Modules:
-    failures: why a llama-server did not become ready.
+    failures: why an engine did not become ready.
     load_history: records of earlier loads, kept over restarts.
-    loader: starts and stops llama-servers: port, command line, process, record.
+    loader: starts and stops engines: port, command line, process, record.
     log_file: the log of a llama-server.
     orphans: records of started processes, and the end of those that outlived us.
     ports: which port is free, and which process listens on one.

@@ -1,4 +1,4 @@
-"""Why a llama-server did not become ready, read from its log."""
+"""Why an engine did not become ready, read from its log."""
 
 import re
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ MAX_COMPLAINT_CHARS = 300
 
 
 class LoadFailed(Exception):
-    """A llama-server did not become ready.
+    """An engine did not become ready.
 
     Args:
         reason: Why, for the operator.
@@ -56,6 +56,24 @@ def failure_of_exit(exit_code: int, tail: Sequence[str]) -> LoadFailed:
         + (f": {complaint.strip()[:MAX_COMPLAINT_CHARS]}" if complaint else ""),
         is_port=is_port,
         can_retry=is_port or not is_permanent,
+    )
+
+
+def failure_of_command(program: str, exit_code: int, tail: Sequence[str]) -> LoadFailed:
+    """Say why the command of a model exited before it was ready, with the last line that it wrote.
+
+    Args:
+        program: Its name.
+        exit_code: Its exit code, or minus the signal that ended it.
+        tail: The last lines of its log.
+    """
+    text = "\n".join(tail).lower()
+    last = next((line.strip() for line in reversed(tail) if line.strip()), "")
+    is_port = any(one in text for one in PORT_TAKEN)
+    return LoadFailed(
+        f"{program} {exit_text(exit_code)}" + (f": {last[:MAX_COMPLAINT_CHARS]}" if last else ""),
+        is_port=is_port,
+        can_retry=exit_code not in NOT_STARTED,
     )
 
 

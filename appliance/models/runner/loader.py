@@ -1,6 +1,7 @@
-"""Starts and stops a llama-server: its port, its command line, its process, its record."""
+"""Starts and stops an engine: its port, its command line, its process, its record."""
 
 import asyncio
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -9,14 +10,22 @@ from appliance.base.tasks import Tasks
 from appliance.base.wire.pool import ConnectionPool
 from appliance.models.runner.failures import LoadFailed
 from appliance.models.runner.log_file import log_name
-from appliance.models.runner.orphans import Records
+from appliance.models.runner.orphans import MARK, Records
 from appliance.models.runner.ports import find_free_port
-from appliance.models.runner.process import Process, StopOutcome, StopTimes, environment
+from appliance.models.runner.process import (
+    LLAMA_SERVER,
+    Process,
+    ReadyRule,
+    StopOutcome,
+    StopTimes,
+    environment,
+)
 from appliance.models.runner.program import NO_FLAGS, Program, find_program
 from appliance.models.runner.runner import Runner
 from appliance.models.settings import FIRST_PORT, LAST_PORT
 from appliance.models.table.catalogue import Catalogue
 from appliance.models.table.command import InvalidCommand, build_command
+from appliance.models.table.engine import EngineCommand, InvalidReference, fill_words
 from appliance.models.table.gguf import GgufHeader
 
 log = get_logger("models")
@@ -88,9 +97,10 @@ class Loader:
         Raises:
             LoadFailed: It did not become ready; its process has exited.
         """
-        await self.find_program(catalogue)
-        if self.program.problem:
-            raise LoadFailed(self.program.problem, can_retry=False)
+        if runner.model.engine is None:
+            await self.find_program(catalogue)
+            if self.program.problem:
+                raise LoadFailed(self.program.problem, can_retry=False)
         tried: set[int] = set()
         while True:
             runner.port = find_free_port({*self._ports, *tried}, self.first_port, self.last_port)
@@ -115,41 +125,62 @@ class Loader:
     ) -> None:
         """Start it on its port."""
         self._ports[runner.port] = runner.serial
+        engine = runner.model.engine
+        mark = secrets.token_hex(16) if engine is not None else ""
+        environ = self._environ_of(runner, mark)
         try:
-            command = build_command(
-                self.program.path,
-                runner.model,
-                catalogue.system,
-                self.program.flags,
-                port=runner.port,
-                header=header,
-            )
-        except InvalidCommand as exc:
+            command = self._command(runner, header, catalogue, environ)
+        except (InvalidCommand, InvalidReference) as exc:
             self._ports.pop(runner.port)
             raise LoadFailed(str(exc), can_retry=False) from None
+        limit_s = float(catalogue.system.wait_ready_sec)
+        if engine is not None and engine.ready_timeout_s is not None:
+            limit_s = engine.ready_timeout_s
         process = runner.process = Process(
             command,
             port=runner.port,
             log_path=self.log_dir / log_name(runner.alias, runner.port),
             tasks=self._tasks,
             wire=self._wire,
-            environ=environment(
-                self._environ, runner.devices, hides_gpus=runner.model.params.n_gpu_layers == 0
-            ),
+            environ=environ,
+            rule=ready_rule(engine, command) if engine is not None else LLAMA_SERVER,
         )
         is_ready = False
         try:
             if runner.is_stop_requested:
                 raise LoadFailed("it was stopped before it was started")
             await process.start()
-            self.records.add(process.pid, port=runner.port, alias=runner.alias, command=command)
+            self.records.add(process.pid, port=runner.port, alias=runner.alias, command=command, mark=mark)
             if runner.is_stop_requested:
                 raise LoadFailed("it was stopped while it was started")
-            await process.wait_ready(float(catalogue.system.wait_ready_sec), on_progress)
+            await process.wait_ready(limit_s, on_progress)
             is_ready = True
         finally:
             if not is_ready:
                 await self.stop(runner)
+
+    def _environ_of(self, runner: Runner, mark: str) -> dict[str, str]:
+        found = environment(self._environ, runner.devices, hides_gpus=runner.model.params.n_gpu_layers == 0)
+        if runner.model.engine is not None:
+            found |= {"PORT": str(runner.port), "MODEL": runner.alias, MARK: mark}
+        return found
+
+    def _command(
+        self, runner: Runner, header: GgufHeader | None, catalogue: Catalogue, environ: Mapping[str, str]
+    ) -> list[str]:
+        model = runner.model
+        if model.engine is not None:
+            return fill_words(
+                model.engine.words, port=runner.port, alias=model.alias, path=model.path, environ=environ
+            )
+        return build_command(
+            self.program.path,
+            model,
+            catalogue.system,
+            self.program.flags,
+            port=runner.port,
+            header=header,
+        )
 
     async def stop(self, runner: Runner) -> StopOutcome:
         """End its process (see Process.stop); its port and its record are free afterwards."""
@@ -163,3 +194,9 @@ class Loader:
         if runner.pid:
             self.records.remove(runner.pid)
         return outcome
+
+
+def ready_rule(engine: EngineCommand, command: list[str]) -> ReadyRule:
+    """Return when an engine with a command is ready."""
+    limit_name = "wait_ready_sec" if engine.ready_timeout_s is None else "ready_timeout_sec"
+    return ReadyRule(engine.health_paths, Path(command[0]).name, limit_name, is_llama_server=False)

@@ -1,8 +1,11 @@
-"""Records of started llama-servers: those that outlive the appliance are stopped at its next start.
+"""Records of started engines: those that outlive the appliance are stopped at its next start.
 
 A record is one small file: process id, when the process started (the kernel's ticks, and which boot), its
 command line, and who owns it. A process is an orphan if all of that still holds, and its owner has exited.
 Process ids are reused, so that an id alone proves nothing.
+
+What a command of the table starts may be anything: a script that starts an engine with other words, and
+exits. Its processes have a mark of the record in their environment, which no other process has.
 """
 
 import os
@@ -16,11 +19,13 @@ from appliance.base import jsons
 from appliance.base.files import DEFAULT_MODE, write_atomic
 from appliance.base.logs import get_logger
 from appliance.host.boot import boot_id
-from appliance.models.runner.proc import command_of, session_of, started_ticks
+from appliance.models.runner.proc import command_of, marked_with, session_of, started_ticks
 
 log = get_logger("orphans")
 TERM_S, KILL_S = 5.0, 5.0
 POLL_S = 0.05
+MIN_MARK_CHARS = 16
+MARK = "APPLIANCE_PROCESS"  # the variable with the mark
 
 
 class Records:
@@ -29,8 +34,8 @@ class Records:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def add(self, pid: int, *, port: int, alias: str, command: list[str]) -> None:
-        """Record a process that was just started.
+    def add(self, pid: int, *, port: int, alias: str, command: list[str], mark: str = "") -> None:
+        """Record a process that was just started; `mark` is in its environment, "" = none.
 
         A folder that cannot be written is only logged: an orphan would then not be found.
         """
@@ -43,7 +48,7 @@ class Records:
             "port": port,
             "owner": os.getpid(),
             "owner_ticks": started_ticks(os.getpid()),
-        }
+        } | ({"mark": mark} if mark else {})
         try:
             write_atomic(self._folder / f"{pid}.json", jsons.dumps(value), mode=DEFAULT_MODE, is_synced=False)
         except OSError as exc:
@@ -100,8 +105,11 @@ def survivors(record: dict[str, Any]) -> list[int]:
     """Return the running processes of a record: its own, and those that it started with the same arguments.
 
     The process led a session of its own. A script that started llama-server may have exited while
-    llama-server runs.
+    llama-server runs. With a mark: all processes that have it.
     """
+    mark = record.get("mark")
+    if isinstance(mark, str) and len(mark) >= MIN_MARK_CHARS:
+        return marked_with(MARK, mark) if record.get("boot") == boot_id() else []
     pid, ticks, command = int(record["pid"]), record.get("ticks"), record.get("command")
     is_usable = isinstance(command, list) and len(command) > 1 and pid > 1 and isinstance(ticks, int)
     if not is_usable or record.get("boot") != boot_id():

@@ -59,6 +59,23 @@ def descendants_of(pid: int, proc: Path = PROC) -> list[int]:
     return found
 
 
+def marked_with(name: str, value: str) -> list[int]:
+    """Return the running processes that have a variable with this value in the environment they began with.
+
+    Those of other users cannot be read, and are left out.
+    """
+    wanted = f"{name}={value}".encode()
+    found = []
+    for one in map(int, filter(str.isdigit, os.listdir(PROC))):
+        try:
+            variables = (PROC / str(one) / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if wanted in variables and started_ticks(one) is not None:
+            found.append(one)
+    return found
+
+
 def memory_bytes(pid: int) -> tuple[int, int]:
     """Return the memory of a process as (resident bytes, bytes of these that are pages of files).
 

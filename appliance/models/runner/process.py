@@ -1,4 +1,4 @@
-"""One llama-server process.
+"""One process of an engine: a llama-server, or what a command of the table starts.
 
 It is started in a session of its own, writes its output to a file, is probed until it is ready, and is
 stopped together with its process group. Where the machine has `setpriv`, the kernel kills it when the
@@ -20,7 +20,7 @@ from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import Target, Timeouts, WireError
-from appliance.models.runner.failures import LoadFailed, failure_of_exit
+from appliance.models.runner.failures import LoadFailed, failure_of_command, failure_of_exit
 from appliance.models.runner.log_file import open_log, read_tail, trim_log
 from appliance.models.runner.ports import owner_of
 
@@ -33,6 +33,7 @@ _PASSED_VARIABLES = re.compile(
     r"|OMP_.*|GOMP_.*|VK_.*"
 )
 StopOutcome = Literal["exited", "term", "kill", "stuck"]
+_NO_SUCH_PAGE = frozenset({404, 405, 501})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,28 @@ class StopTimes:
 
     term_s: float = 15.0
     kill_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyRule:
+    """When a process is ready, and how failures name it.
+
+    Attributes:
+        paths: It is ready when the first of these that it has answers with a 2xx; none = when it accepts
+            connections.
+        name: Of the program, at the start of an error.
+        limit_name: The setting that limits how long it may take.
+        is_llama_server: Its log is known, and only its own process listens on its port. Another engine may
+            let another program listen (a container).
+    """
+
+    paths: tuple[str, ...] = ("/health",)
+    name: str = "llama-server"
+    limit_name: str = "wait_ready_sec"
+    is_llama_server: bool = True
+
+
+LLAMA_SERVER = ReadyRule()
 
 
 def pause_after(loading_s: float) -> float:
@@ -54,7 +77,7 @@ def pause_after(loading_s: float) -> float:
 def environment(
     environ: Mapping[str, str], devices: Sequence[int], *, hides_gpus: bool = False
 ) -> dict[str, str]:
-    """Return the environment of a llama-server: a part of ours, and the GPUs that it is to use.
+    """Return the environment of an engine: a part of ours, and the GPUs that it is to use.
 
     Args:
         environ: Our environment.
@@ -72,7 +95,7 @@ def environment(
 
 
 class Process:
-    """One llama-server process.
+    """One process of an engine.
 
     Args:
         command: Program and arguments.
@@ -81,6 +104,7 @@ class Process:
         environ: Its whole environment.
         tasks: Runs the task that waits for its exit.
         wire: Connections for health probes.
+        rule: When it is ready.
 
     Attributes:
         exited: Set when it has exited.
@@ -97,6 +121,7 @@ class Process:
         environ: Mapping[str, str],
         tasks: Tasks,
         wire: ConnectionPool,
+        rule: ReadyRule = LLAMA_SERVER,
     ) -> None:
         self.command, self.port, self.log_path = command, port, log_path
         self.exited = asyncio.Event()
@@ -106,6 +131,7 @@ class Process:
         self._environ = dict(environ)
         self._tasks = tasks
         self._wire = wire
+        self._rule = rule
         self._target = Target.parse(f"http://127.0.0.1:{port}")
         self._process: asyncio.subprocess.Process | None = None
 
@@ -171,14 +197,17 @@ class Process:
             on_progress()
             if await self.is_healthy():
                 owner = owner_of(self.port, self.pid)
-                if owner == "ours":
+                if owner == "ours" or not self._rule.is_llama_server:
                     return
                 if owner == "shared":
                     raise LoadFailed(f"another program listens on port {self.port} as well", is_port=True)
             if self.exited.is_set():
-                raise failure_of_exit(self.exit_code or 0, await asyncio.to_thread(self.log_tail))
+                tail = await asyncio.to_thread(self.log_tail)
+                if self._rule.is_llama_server:
+                    raise failure_of_exit(self.exit_code or 0, tail)
+                raise failure_of_command(self._rule.name, self.exit_code or 0, tail)
             if loop.time() >= until_s:
-                raise LoadFailed(f"it was not ready within {limit_s:g} s (wait_ready_sec)")
+                raise LoadFailed(f"it was not ready within {limit_s:g} s ({self._rule.limit_name})")
             pause_s = pause_after(loop.time() - started_s)
             try:
                 await asyncio.wait_for(self.exited.wait(), min(pause_s, max(0.001, until_s - loop.time())))
@@ -186,28 +215,48 @@ class Process:
                 pass
 
     async def is_healthy(self, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
-        """Ask /health whether it is ready.
+        """Ask whether it is ready.
 
         Source:
             llama-server README, `GET /health`.
         """
+        if not self._rule.paths:
+            return await self._accepts_connections(timeout_s)
+        for path in self._rule.paths:
+            status = await self._status_of(path, timeout_s)
+            if status not in _NO_SUCH_PAGE:
+                return 200 <= status < 300
+        return False
+
+    async def _status_of(self, path: str, timeout_s: float) -> int:
+        """Return the status of one of its pages; 0 = it did not answer."""
         try:
             response = await self._wire.send(
                 self._target,
                 method=b"GET",
-                path=b"/health",
+                path=path.encode(),
                 timeouts=Timeouts(timeout_s, timeout_s, timeout_s, timeout_s),
             )
         except WireError:
-            return False
+            return 0
         try:
             await response.read()
             self.is_listening = True
-            return response.status == 200
+            return response.status
         except WireError:
-            return False
+            return 0
         finally:
             response.close()
+
+    async def _accepts_connections(self, timeout_s: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        except (OSError, TimeoutError):
+            return False
+        writer.close()
+        self.is_listening = True
+        return True
 
     def log_tail(self, lines: int = TAIL_LINES) -> list[str]:
         """Return the last lines of its log (blocks)."""

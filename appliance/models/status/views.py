@@ -61,7 +61,8 @@ class ModelView:
     """One model of the table, loaded or not.
 
     Attributes:
-        context_tokens: For all slots together (n_ctx).
+        path: Its file; None = it runs by a command that has its own.
+        context_tokens: For all slots together (n_ctx); with a command that of one request. 0 = not known.
         request_tokens: The context that one request may have; 0 = not known.
         load_progress: 0 to 100 while it starts or loads (100 once ready), None when off.
         error_message: Why it crashed or failed.
@@ -76,7 +77,7 @@ class ModelView:
 
     alias: str
     status: ModelStatus
-    path: Path
+    path: Path | None
     context_tokens: int
     slots: int
     request_tokens: int = 0

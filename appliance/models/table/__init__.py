@@ -6,6 +6,7 @@ Modules:
     details: facts about a model, from its header.
     differences: the changes of a reload, as sentences.
     digests: SHA-256 of model files, kept over restarts.
+    engine: engines of any kind that a command of the table starts.
     estimate: the memory that a model will take.
     file_state: a file's size and time of change.
     file_walk: all files of a folder that may be models.
@@ -14,4 +15,5 @@ Modules:
     library: facts about models; reads each file once.
     pulled: the index of pulled models.
     schema: the JSON schema of the table, for editors.
+    section: the base of all sections of the table.
 """

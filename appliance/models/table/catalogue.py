@@ -18,8 +18,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     GetJsonSchemaHandler,
     ValidationError,
@@ -30,19 +28,17 @@ from pydantic_core import CoreSchema
 from appliance.base import jsons
 from appliance.base.settings import Problem
 from appliance.models.settings import ModelSettings
+from appliance.models.table.engine import EngineCommand, EngineKeys, engine_of, names_model_path
 from appliance.models.table.folder import FoundModel, scan_folder
 from appliance.models.table.gguf import is_regular
 from appliance.models.table.pulled import read_pulled
+from appliance.models.table.section import Section
 
 CacheType = Literal["f16", "f32", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
 README_CONTEXT = (4096, 8192)  # what older readers of this file allow for n_ctx
-
-
-class Section(BaseModel):
-    """A section of the file: no unknown key, and no change after it was read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+# What a model with a command may have of the keys that are otherwise for llama-server.
+ENGINE_PARAMS = frozenset({"embedding", "n_gpu_layers"})
 
 
 class Api(Section):
@@ -224,10 +220,13 @@ class LoraEntry(Section):
         return {"anyOf": [made["properties"]["path"], made]}
 
 
-class ModelEntry(Section):
+class ModelEntry(EngineKeys):
     """One model of the table."""
 
-    model_path: GgufPath = Field(description="The model (.gguf); of a model in parts, the first")
+    model_path: GgufPath | None = Field(
+        default=None,
+        description="The model (.gguf); of a model in parts, the first. Required without a command",
+    )
     params: Params = Field(default=Params(), description="How it is run")
     replicas: int = Field(
         default=1, ge=1, le=16, description="How many llama-servers may run it at the same time"
@@ -244,6 +243,32 @@ class ModelEntry(Section):
     pooling: Pooling | None = Field(
         default=None, description="How the tokens become one embedding; null = as the file says"
     )
+    max_concurrency: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Requests that each server of it gets at a time; others wait. null = its slots, with a "
+        "command 10",
+    )
+
+    @model_validator(mode="after")
+    def _has_engine(self) -> Self:
+        if self.command is None:
+            if self.model_path is None:
+                raise ValueError("model_path or command is required")
+            of_command = EngineKeys.model_fields.keys() & self.model_fields_set - {"command"}
+            if of_command:
+                raise ValueError(f"{', '.join(sorted(of_command))} needs a command")
+            return self
+        if self.model_path is None and names_model_path(self.command):
+            raise ValueError("the command names ${MODEL_PATH}, but there is no model_path")
+        other = {"lora", "draft_model_path", "mmproj_path", "pooling"} & self.model_fields_set
+        other |= {f"params.{key}" for key in self.params.model_fields_set - ENGINE_PARAMS}
+        if other:
+            raise ValueError(
+                f"{', '.join(sorted(other))} is for a llama-server; with a command, say it in the command"
+            )
+        return self
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -285,13 +310,16 @@ class Model:
         origin: The table, the folder (MODEL_DIR), or a pull.
         replicas: llama-servers that may run it at the same time.
         pinned: Never unloaded, neither for other models nor when idle.
+        path: The model's file; None = only the command of its engine knows.
         draft_model_path: A small model that drafts tokens, which this one only verifies.
         mmproj_path: The projector that turns images into embeddings for the model.
         reranking: False = as its file says, as pooling None.
+        engine: What runs it; None = a llama-server.
+        max_concurrency: Requests that each server of it gets at a time; None = as many as it has slots.
     """
 
     alias: str
-    path: Path
+    path: Path | None
     params: Params
     origin: Literal["table", "folder", "pulled"]
     replicas: int = 1
@@ -301,6 +329,9 @@ class Model:
     mmproj_path: Path | None = None
     reranking: bool = False
     pooling: Pooling | None = None
+    # Not in repr: records of earlier loads are found by it (manager/model_file.py).
+    engine: EngineCommand | None = field(default=None, repr=False)
+    max_concurrency: int | None = field(default=None, repr=False)
 
     @property
     def files(self) -> dict[str, Path]:
@@ -361,7 +392,7 @@ def read_catalogue(
             )
     server = str(settings.llama_server_path or "") or found.system.llama_server_path
     has_server = shutil.which(server or "llama-server") is not None
-    if models and not has_server:
+    if any(model.engine is None for model in models.values()) and not has_server:
         problems.append(_no_server(settings, server))
     elif pulled and not has_server:  # a pull must not keep the appliance from starting
         problems.append(replace(_no_server(settings, server), is_fatal=False))
@@ -425,7 +456,7 @@ def _resolve(alias: str, entry: ModelEntry, base: Path) -> Model:
 
     return Model(
         alias,
-        whole(entry.model_path),
+        whole(entry.model_path) if entry.model_path else None,
         entry.params,
         "table",
         entry.replicas,
@@ -435,6 +466,8 @@ def _resolve(alias: str, entry: ModelEntry, base: Path) -> Model:
         whole(entry.mmproj_path) if entry.mmproj_path else None,
         entry.reranking,
         entry.pooling,
+        engine_of(entry),
+        entry.max_concurrency,
     )
 
 
@@ -492,7 +525,9 @@ def _find_warnings(model: Model) -> list[Problem]:
     where, n_ctx = f"models.{model.alias}", model.params.n_ctx
     low, high = README_CONTEXT
     found = (
-        []
+        _find_engine_warnings(model.engine, where)
+        if model.engine is not None
+        else []
         if low <= n_ctx <= high
         else [
             Problem(
@@ -514,4 +549,16 @@ def _find_warnings(model: Model) -> list[Problem]:
         )
         for key, path in model.files.items()
         if not is_regular(path)
+    ]
+
+
+def _find_engine_warnings(engine: EngineCommand, where: str) -> list[Problem]:
+    found = []
+    if engine.program and shutil.which(engine.program) is None:
+        found.append(f"Program not found: {engine.program}. The model cannot be loaded until it exists.")
+    if not engine.names_port:
+        found.append("It does not have ${PORT}: the engine must listen on the port in its variable PORT.")
+    return [
+        Problem("CONFIG_PATH", f"{where}.command", "a command line", remedy, is_fatal=False)
+        for remedy in found
     ]

@@ -13,6 +13,7 @@ from appliance.models.table.catalogue import LoraAdapter, Model, System
 from appliance.models.table.gguf import GgufHeader
 
 MIN_SLOT_TOKENS = 2048  # of context: there are fewer slots if each would have less
+ENGINE_CONCURRENCY = 10  # requests at a time of an engine with a command; it may queue some itself
 Kind = Literal["text", "embedding", "reranking"]
 _FLAG = re.compile(r"(?<![\w-])(--?[a-zA-Z][\w-]*)")
 _ENTRY = re.compile(r"\n(?=[ ]{0,12}--?[A-Za-z])")  # where the text of the next flag begins
@@ -65,9 +66,22 @@ class Flags:
 
 
 def slot_count(model: Model, system: System) -> int:
-    """Return how many requests run at a time: as the table says, but with MIN_SLOT_TOKENS each."""
-    wanted = model.params.parallel_override or system.parallel_requests
+    """Return how many requests each server of a model gets at a time.
+
+    1. an engine with a command    → `max_concurrency`, else ENGINE_CONCURRENCY
+    2. a llama-server              → its slots: as the table says, but with MIN_SLOT_TOKENS each, and not more
+                                     than `max_concurrency`
+    """
+    if model.engine is not None:  # 1
+        return model.max_concurrency or ENGINE_CONCURRENCY
+    wanted = model.params.parallel_override or system.parallel_requests  # 2
+    wanted = min(wanted, model.max_concurrency or wanted)
     return max(1, min(wanted, model.params.n_ctx // MIN_SLOT_TOKENS))
+
+
+def context_of(model: Model) -> int:
+    """Return the tokens of context of a model; with a command those of one request, 0 = unknown."""
+    return model.params.n_ctx if model.engine is None else model.engine.context_tokens
 
 
 def model_kind(model: Model, header: GgufHeader | None) -> Kind:
@@ -83,12 +97,15 @@ def request_context_tokens(model: Model, header: GgufHeader | None, slots: int) 
     1. llama-server divides a model's context among its slots
     2. none gets more than the model was trained with, whatever `n_ctx` says (seen with build 11669)
     3. a text for an embedding or a score is read as one batch
+    4. of an engine with a command the operator says it; 0 = not known
 
     Args:
         model: As it is run.
         header: Of its file; None = not read.
         slots: Of one llama-server.
     """
+    if model.engine is not None:  # 4
+        return model.engine.context_tokens
     tokens = model.params.n_ctx // max(1, slots)  # 1
     if header is not None and header.context_tokens:
         tokens = min(tokens, header.context_tokens)  # 2

@@ -5,6 +5,7 @@ from typing import Any
 
 from appliance.base import jsons
 from appliance.models.table.catalogue import Catalogue, Model
+from appliance.models.table.engine import EngineCommand
 
 
 def differences(old: Catalogue, new: Catalogue) -> list[str]:
@@ -31,7 +32,15 @@ def differences(old: Catalogue, new: Catalogue) -> list[str]:
 
 
 def _flat(model: Model) -> dict[str, Any]:
-    values = {field.name: getattr(model, field.name) for field in fields(model) if field.name != "params"}
+    values = {
+        field.name: getattr(model, field.name)
+        for field in fields(model)
+        if field.name not in {"params", "engine"}
+    }
+    engine = model.engine or EngineCommand(())
+    values |= {"command": engine.words} | {
+        f"engine.{field.name}": getattr(engine, field.name) for field in fields(engine)[1:]
+    }
     values["lora"] = [f"{one.path} × {one.scale:g}" for one in model.lora]
     return values | {f"params.{key}": value for key, value in model.params.model_dump().items()}
 

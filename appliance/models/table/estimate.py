@@ -56,6 +56,7 @@ def estimate_memory(model: Model, system: System, header: GgufHeader | None) -> 
         system: How models are run.
         header: Of the model's file (its first part), None = it could not be read.
     """
+    assert model.path is not None
     params, size = model.params, gguf_size_bytes(model.path)
     known = replace(header, size_bytes=max(size, header.size_bytes)) if header else GgufHeader(0, 0, {}, size)
     extras = _draft_bytes(model, system) + round(

@@ -56,9 +56,9 @@ class ModelLibrary:
 
         Raises:
             NoSuchModel: The table has no such model.
-            Unavailable: Its file cannot be read, or is not GGUF.
+            Unavailable: It has no file, or that cannot be read, or is not GGUF.
         """
-        model = self._model(alias)
+        model = self._model_with_file(alias)
         try:
             kept = self._kept[alias] = await asyncio.to_thread(_look, model, self._kept.get(alias))
         except (OSError, InvalidGguf) as exc:
@@ -73,8 +73,9 @@ class ModelLibrary:
             needs_digests: Whether to compute the files' digests, and to wait a moment for them.
         """
         table = self._models()
+        models = [table[alias] for alias in aliases if alias in table]
         found = await asyncio.to_thread(
-            _look_at_each, [table[alias] for alias in aliases if alias in table], dict(self._kept)
+            _look_at_each, [model for model in models if model.path is not None], dict(self._kept)
         )
         self._kept |= found
         if not needs_digests:
@@ -88,17 +89,24 @@ class ModelLibrary:
             NoSuchModel: The table has no such model.
             Unavailable: Its file cannot be read, or is not GGUF.
         """
-        model = self._model(alias)
+        model = self._model_with_file(alias)
+        assert model.path is not None
         try:
             header = await asyncio.to_thread(read_header, model.path, max_kept=EVERYTHING)
         except (OSError, InvalidGguf) as exc:
             raise _unreadable(alias, exc) from None
         return {key: value for key, value in header.values.items() if isinstance(value, list)}
 
-    def _model(self, alias: str) -> Model:
+    def _model_with_file(self, alias: str) -> Model:
         found = self._models().get(alias)
         if found is None:
             raise NoSuchModel(f"The model {alias[:200]!r} does not exist here.", param="model")
+        if found.path is None:
+            raise Unavailable(
+                f"The model {alias!r} runs by a command: the table names no file of it (`model_path`).",
+                code="model_unreadable",
+                details={"model": alias},
+            )
         return found
 
     async def _with_digests(self, found: list[_Kept]) -> list[ModelDetails]:
@@ -118,6 +126,7 @@ def _look_at_each(models: list[Model], kept: Mapping[str, _Kept]) -> dict[str, _
 
 def _look(model: Model, kept: _Kept | None) -> _Kept:
     """Return a model's facts, from `kept` if its files have not changed. Raises OSError, InvalidGguf."""
+    assert model.path is not None
     files = tuple(FileState.read(path) for path in gguf_parts(model.path))
     if kept is not None and kept.files == files and kept.params == model.params:
         return kept
