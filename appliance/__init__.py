@@ -23,10 +23,12 @@ Modules:
     models: models that run here: table, scheduler, processes.
     parts: the parts of a running appliance.
     reload: applies new settings while requests run.
+    service_manager: what systemd is told: ready, reloading, stopping, signs of life.
     settings: all settings together.
     settings_checks: checks that concern settings of several packages.
     settings_text: all settings, rendered for people.
     sidecar: the verb `sidecar`.
+    signals: SIGTERM, SIGINT and SIGHUP of a serving process.
 """
 
 __version__ = "0.2.0"

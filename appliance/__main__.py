@@ -154,6 +154,9 @@ def serve() -> int:
     """Serve until asked to stop; return the exit code."""
     import ctypes
 
+    from appliance.signals import ignore_hangups
+
+    ends_with_terminal = ignore_hangups()
     try:  # glibc keeps an arena per thread; two are enough for one busy thread
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
     except (AttributeError, OSError):
@@ -164,7 +167,7 @@ def serve() -> int:
 
     from appliance.app import serve as serve_until_stopped
 
-    return uvloop.run(serve_until_stopped())
+    return uvloop.run(serve_until_stopped(ends_with_terminal=ends_with_terminal))
 
 
 def healthcheck() -> int:

@@ -1,10 +1,8 @@
 """Run the appliance: open its parts in order, close them in reverse order. Nothing is global."""
 
-import asyncio
 import ctypes
 import gc
 import os
-import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -26,14 +24,18 @@ from appliance.models.status.file import keeping_status_file
 from appliance.models.status.measures import RequestStatistics
 from appliance.models.table.library import ModelLibrary
 from appliance.parts import Appliance
-from appliance.reload import Reloader
+from appliance.reload import Reloader, reload_on_request
+from appliance.service_manager import ServiceManager, from_environ
 from appliance.settings import Settings, learn_secrets, load_or_raise
+from appliance.signals import handle_signals, hold_hangups
 
 log = get_logger("appliance")
 
 
 @asynccontextmanager
-async def running(settings: Settings, *, warnings: list[str] | None = None) -> AsyncIterator[Appliance]:
+async def running(
+    settings: Settings, *, warnings: list[str] | None = None, service: ServiceManager | None = None
+) -> AsyncIterator[Appliance]:
     """Open every part in order; close them in reverse order, also when one of them cannot be opened.
 
     1. models, since they are one of the backends
@@ -44,6 +46,7 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
 
     Args:
         warnings: Warnings about the settings; None = none.
+        service: Is told of reloads that `lifecycle` asks for; None = there is no service manager.
 
     Raises:
         OSError: An address cannot be listened on; its text names it.
@@ -72,16 +75,20 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
         await open_machine(appliance, server, stack)  # 4
         worker = appliance.worker
         assert worker is not None
+        reloader = Reloader(appliance)
         if settings.control.control:  # 5
             appliance.control_addresses = await stack.enter_async_context(
-                serving_control(settings.control, control_parts(appliance, Reloader(appliance)))
+                serving_control(settings.control, control_parts(appliance, reloader))
             )
         stack.push_async_callback(worker.close)
         await start_worker(appliance, worker)
         lifecycle.set_state("serving")
+        reporting = (service or ServiceManager()).reloading
+        reloads = appliance.tasks.start(reload_on_request(lifecycle, reloader, reporting), name="reload")
         try:
             yield appliance
         finally:
+            reloads.cancel()
             lifecycle.set_state("stopping")
             await close_feeds(appliance)
 
@@ -152,25 +159,29 @@ async def close_feeds(appliance: Appliance) -> None:
 # ---- the process
 
 
-async def serve(environ: Mapping[str, str] | None = None) -> int:
-    """Serve until SIGTERM, SIGINT or control's Shutdown.
+async def serve(environ: Mapping[str, str] | None = None, *, ends_with_terminal: bool = False) -> int:
+    """Serve until SIGTERM, SIGINT or control's Shutdown; SIGHUP reloads the settings.
 
     Args:
         environ: Where the settings are read from; None = os.environ.
+        ends_with_terminal: Whether SIGHUP stops it when its terminal is gone.
 
     Returns:
         The exit code: 0; 1 when it cannot listen on an address or a background task died; 78 for invalid
         settings.
     """
+    held, service = hold_hangups(), from_environ()
     settings, problems = load_or_raise(environ)
-    loop = asyncio.get_running_loop()
+    warnings = [str(problem) for problem in problems]
     try:
-        async with running(settings, warnings=[str(problem) for problem in problems]) as appliance:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, appliance.lifecycle.shutdown)
+        async with running(settings, warnings=warnings, service=service) as appliance:
+            handle_signals(appliance.lifecycle, held=held, ends_with_terminal=ends_with_terminal)
+            service.start_pings(appliance.tasks)
+            service.ready(f"Serving on {', '.join(f'{h}:{p}' for h, p in appliance.http_addresses)}.")
             announce(appliance)
             settle_memory()
             await appliance.lifecycle.stop_requested.wait()
+            service.stopping()
             log.info("stopping", grace_s=appliance.grace_s())
         log.info("stopped")
         return appliance.lifecycle.exit_code

@@ -1,4 +1,4 @@
-"""The state of the process, the request to stop it, and the grace period of running requests."""
+"""The state of the process, the requests to stop it or to reload, the grace period of running requests."""
 
 import asyncio
 
@@ -16,6 +16,7 @@ class Lifecycle:
         changed: Rises with each change of what the status shows.
         stop_requested: Set when the process is to stop.
         hurry: Set when running requests are to be cut off.
+        reload_requested: Set when the settings are to be read again; cleared when that begins.
         grace_s: The grace period that was requested with the stop, in seconds; None = as configured.
         exit_code: Of the process.
         warnings: Warnings for the operator, in the order in which they were found.
@@ -26,6 +27,7 @@ class Lifecycle:
         self.changed: Watched[int] = Watched(0)
         self.stop_requested = asyncio.Event()
         self.hurry = asyncio.Event()
+        self.reload_requested = asyncio.Event()
         self.grace_s: float | None = None
         self.exit_code = 0
         self.warnings = warnings

@@ -1,6 +1,9 @@
 """Reload: read the settings again, list the changes, apply them while requests run, or roll back."""
 
 import asyncio
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 from appliance.base import logs
 from appliance.base.logs import get_logger
@@ -8,19 +11,50 @@ from appliance.base.proxies import Proxies
 from appliance.base.settings import Problem, SettingDescription
 from appliance.build import download_roots, lora_folders
 from appliance.control.parts import ReloadResult, SettingChange
+from appliance.downloads.engine import DownloadEngine
+from appliance.engines.fleet import Fleet
+from appliance.engines.lora.orders import AdapterOrders
+from appliance.front.pipeline.pipeline import RequestPipeline
+from appliance.lifecycle import Lifecycle
+from appliance.models.manager.manager import ModelManager
 from appliance.models.table.differences import differences
-from appliance.parts import Appliance
 from appliance.settings import PACKAGES, Settings, described, learn_secrets, load
 
 log = get_logger("reload")
 PROXY_VARIABLES = "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY"
 
 
-class Reloader:
-    """Runs one reload at a time. Overrides of earlier reloads stay in force until the process ends."""
+class Reloadable(Protocol):
+    """The parts that a reload changes: those of the appliance, or of a sidecar.
 
-    def __init__(self, appliance: Appliance) -> None:
+    Attributes:
+        settings: Those in force; a reload replaces them.
+        manager: Runs the models of this machine; None = none can be run here.
+    """
+
+    settings: Settings
+    lifecycle: Lifecycle
+    pipeline: RequestPipeline
+    fleet: Fleet
+    downloader: DownloadEngine
+    lora_orders: AdapterOrders
+    manager: ModelManager | None
+
+
+Read = Callable[[dict[str, str]], tuple[Settings | None, list[Problem]]]
+
+
+class Reloader:
+    """Runs one reload at a time. Overrides of earlier reloads stay in force until the process ends.
+
+    Args:
+        appliance: The parts.
+        read: Reads the settings from an environment, as `settings.load` does.
+    """
+
+    def __init__(self, appliance: Reloadable, *, read: Read = load) -> None:
         self._appliance = appliance
+        self._read = read
         self._given = dict(appliance.settings.given)
         self._lock = asyncio.Lock()
 
@@ -45,7 +79,7 @@ class Reloader:
         """
         async with self._lock:
             given = {**self._given, **overrides}
-            wanted, problems = load(given)
+            wanted, problems = self._read(given)
             fatal = tuple(problem for problem in problems if problem.is_fatal)
             unknown = _unknown(overrides, self.described())
             if wanted is None or unknown:  # 1
@@ -68,7 +102,7 @@ class Reloader:
             self._given = given  # 4
             late = [change.variable for change in changes if change.needs_restart]
             text = "Applied." if not late else f"Applied, except for {', '.join(late)}: these need a restart."
-            log.info("reloaded", changes=[change.variable for change in changes], need_restart=late)
+            log.info("reloaded", text=text, changes=[one.variable for one in changes], need_restart=late)
             return ReloadResult(changes, (), True, text)
 
     # ---- what differs
@@ -154,6 +188,32 @@ class Reloader:
         if manager.catalogue != settings.catalogue:
             manager.apply(settings.catalogue)
         appliance.fleet.refresh_managed(settings.engines)
+
+
+async def reload_on_request(
+    lifecycle: Lifecycle, reloader: Reloader, reporting: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """Reload whenever `lifecycle.reload_requested` is set; requests during a reload lead to one more.
+
+    Args:
+        reporting: Returns a context that is open while a reload runs.
+    """
+    while True:
+        await lifecycle.reload_requested.wait()
+        lifecycle.reload_requested.clear()
+        with reporting():
+            try:
+                log_result(await reloader.reload({}, dry_run=False))
+            except Exception as exc:  # the settings in force stay, and so does this task
+                log.error("reload_failed", error=repr(exc), exc_info=exc)
+
+
+def log_result(result: ReloadResult) -> None:
+    """Log how a reload ended whose response no client reads."""
+    if result.problems:
+        log.error("reload_refused", text=result.message, problems=list(map(str, result.problems)))
+    elif not result.applied:
+        log.info("reloaded", text=result.message, changes=[], need_restart=[])
 
 
 def _not_applied(error: Exception) -> Problem:

@@ -7,9 +7,7 @@ APPLIANCE_API_KEYS or OPERATOR_API_KEYS. For compatibility of flags and defaults
 """
 
 import argparse
-import asyncio
 import os
-import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -22,16 +20,24 @@ from appliance.base.logs import get_logger
 from appliance.base.metrics.registry import Metrics
 from appliance.base.settings import InvalidSettings, Problem
 from appliance.base.tasks import Tasks
-from appliance.base.watch import Watched
-from appliance.build import build_services, download_folders
+from appliance.build import Services, build_services, download_folders
+from appliance.downloads.engine import DownloadEngine
+from appliance.engines.fleet import Fleet
+from appliance.engines.lora.orders import AdapterOrders
 from appliance.engines.metrics.scrape import Scraper, ScrapeTarget
 from appliance.engines.specs import BackendSpec, EngineKind, FleetSpec
+from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.front.server.server import serving_http
 from appliance.front.settings import split_keys
 from appliance.interfaces import SidecarEngine, SidecarNames, build_sidecar
+from appliance.lifecycle import Lifecycle
+from appliance.models.manager.manager import ModelManager
 from appliance.models.table.catalogue import Catalogue
+from appliance.reload import Reloader, reload_on_request
+from appliance.service_manager import ServiceManager, from_environ
 from appliance.settings import Settings, learn_secrets, load_or_raise
 from appliance.settings_checks import is_open_host
+from appliance.signals import handle_signals, hold_hangups, ignore_hangups
 
 log = get_logger("sidecar")
 KINDS: dict[str, EngineKind] = {
@@ -140,13 +146,56 @@ def sidecar_settings(options: SidecarOptions, environ: Mapping[str, str]) -> tup
     ), problems
 
 
+class Sidecar:
+    """The parts of a sidecar, as far as a reload changes them (`Reloadable`).
+
+    Attributes:
+        settings: As they are in force; a reload replaces them.
+        manager: None: no model is run by a sidecar.
+    """
+
+    def __init__(self, settings: Settings, services: Services, lifecycle: Lifecycle) -> None:
+        self.settings = settings
+        self.lifecycle = lifecycle
+        self.pipeline: RequestPipeline = services.pipeline
+        self.fleet: Fleet = services.fleet
+        self.downloader: DownloadEngine = services.downloader
+        self.lora_orders: AdapterOrders = services.lora_orders
+        self.manager: ModelManager | None = None
+
+
+def _build_reloader(options: SidecarOptions, sidecar: Sidecar) -> Reloader:
+    def read(environ: dict[str, str]) -> tuple[Settings | None, list[Problem]]:
+        try:
+            return sidecar_settings(options, environ)
+        except InvalidSettings as exc:
+            return None, exc.problems
+
+    return Reloader(sidecar, read=read)
+
+
 @asynccontextmanager
-async def running(options: SidecarOptions, settings: Settings) -> AsyncIterator[list[tuple[str, int]]]:
-    """Run the sidecar; yield the addresses that it listens on."""
-    clock, metrics, state = SystemClock(), Metrics(), Watched("serving")
+async def running(
+    options: SidecarOptions,
+    settings: Settings,
+    *,
+    lifecycle: Lifecycle | None = None,
+    service: ServiceManager | None = None,
+) -> AsyncIterator[list[tuple[str, int]]]:
+    """Run the sidecar; yield the addresses that it listens on.
+
+    Args:
+        options: The command line.
+        settings: As `sidecar_settings` returns them.
+        lifecycle: Asks for reloads and the stop; None = nothing does.
+        service: Is told of reloads; None = there is no service manager.
+    """
+    clock, metrics, lifecycle = SystemClock(), Metrics(), lifecycle or Lifecycle([])
+    lifecycle.state.set("serving")
     async with AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(Tasks())
-        services = build_services(settings, tasks=tasks, clock=clock, metrics=metrics, state=state)
+        services = build_services(settings, tasks=tasks, clock=clock, metrics=metrics, state=lifecycle.state)
+        sidecar = Sidecar(settings, services, lifecycle)
         await services.open(stack)
         engine = SidecarEngine(services.router, NAME)
         scraper = Scraper(
@@ -163,35 +212,42 @@ async def running(options: SidecarOptions, settings: Settings) -> AsyncIterator[
             engine=engine,
             scraper=scraper,
             names=SidecarNames(options.pod, options.model),
-            folders=lambda: download_folders(settings),
+            folders=lambda: download_folders(sidecar.settings),
         )
         if kv_events is not None:
             stack.push_async_callback(kv_events.close)
             kv_events.start()
-        yield await stack.enter_async_context(
+        addresses = await stack.enter_async_context(
             serving_http(
                 server,
                 [(options.host, options.port)],
-                hurry=asyncio.Event(),
+                hurry=lifecycle.hurry,
                 tasks=tasks,
-                grace_s=lambda: settings.front.shutdown_grace_s,
+                grace_s=lambda: sidecar.settings.front.shutdown_grace_s,
             )
         )
-        state.set("stopping")
+        service = service or ServiceManager()
+        service.start_pings(tasks)
+        reloader = _build_reloader(options, sidecar)
+        reloads = tasks.start(reload_on_request(lifecycle, reloader, service.reloading), name="reload")
+        yield addresses
+        reloads.cancel()
+        lifecycle.state.set("stopping")
         # Waits for downloads and feeds about them would last for the whole grace period.
         await services.jobs.close()
 
 
-async def serve(options: SidecarOptions, environ: Mapping[str, str]) -> int:
-    """Serve until SIGTERM or SIGINT; return the exit code."""
+async def serve(options: SidecarOptions, environ: Mapping[str, str], *, ends_with_terminal: bool) -> int:
+    """Serve until SIGTERM or SIGINT; SIGHUP reloads the settings. Return the exit code."""
+    held, service = hold_hangups(), from_environ()
     settings, problems = sidecar_settings(options, environ)
     learn_secrets(settings)
     logs.configure(level=settings.general.log_level, form=settings.general.log_format)
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    lifecycle = Lifecycle([])
     try:
-        async with running(options, settings) as addresses:
+        async with running(options, settings, lifecycle=lifecycle, service=service) as addresses:
+            handle_signals(lifecycle, held=held, ends_with_terminal=ends_with_terminal)
+            service.ready(f"Serving on {', '.join(f'{host}:{port}' for host, port in addresses)}.")
             log.info(
                 "sidecar",
                 http=[f"{host}:{port}" for host, port in addresses],
@@ -204,7 +260,8 @@ async def serve(options: SidecarOptions, environ: Mapping[str, str]) -> int:
                     log.warning("notice", text=str(problem))
             if is_open_host(options.host) and not split_keys(settings.front.appliance_api_keys):
                 log.warning("open_port", text=OPEN_PORT.format(port=addresses[0][1]))
-            await stop.wait()
+            await lifecycle.stop_requested.wait()
+            service.stopping()
     except OSError as exc:
         print(f"error: {exc}", file=sys.stderr)  # noqa: T201 - the log may be written elsewhere
         return 1
@@ -217,8 +274,9 @@ def main(arguments: list[str]) -> int:
     import uvloop
 
     options = parse(arguments)
+    ends_with_terminal = ignore_hangups()
     try:
-        return uvloop.run(serve(options, os.environ))
+        return uvloop.run(serve(options, os.environ, ends_with_terminal=ends_with_terminal))
     except InvalidSettings as exc:
         for problem in exc.problems:
             print(f"error: {problem}", file=sys.stderr)  # noqa: T201 - the log is not configured yet

@@ -1,14 +1,18 @@
 """A reload: refusals, the list of changes, the roll-back."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from appliance.base.settings import Problem
 from appliance.control.parts import ReloadResult
+from appliance.lifecycle import Lifecycle
 from appliance.parts import Appliance
-from appliance.reload import Reloader
+from appliance.reload import Reloader, reload_on_request
 from appliance.settings import load_or_raise
 
 
@@ -103,3 +107,52 @@ async def test_a_failed_reload_is_rolled_back(appliance: Appliance, monkeypatch:
     assert applied == [7, former.engines.queue_ageing_s]
     assert appliance.settings is former
     assert appliance.pipeline.heartbeat_s() == 10
+
+
+# ---- reloads that a signal asks for
+
+
+class SlowReloader:
+    """Counts reloads; each ends when the test lets it."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.begun = asyncio.Semaphore(0)
+        self.go_on = asyncio.Semaphore(0)
+        self.failures = list(failures)
+
+    async def reload(self, overrides: dict[str, str], dry_run: bool) -> ReloadResult:
+        assert (overrides, dry_run) == ({}, False)
+        self.begun.release()
+        await self.go_on.acquire()
+        if self.failures:
+            raise self.failures.pop()
+        return ReloadResult((), (Problem("X", "", "y", "z"),), False, "Nothing was changed.")
+
+
+async def test_requests_during_a_reload_lead_to_one_more() -> None:
+    lifecycle, reloader = Lifecycle([]), SlowReloader()
+    task = asyncio.create_task(reload_on_request(lifecycle, reloader, nullcontext))  # type: ignore[arg-type]
+    lifecycle.reload_requested.set()
+    await reloader.begun.acquire()
+    lifecycle.reload_requested.set()
+    lifecycle.reload_requested.set()
+    reloader.go_on.release()
+    await reloader.begun.acquire()
+    reloader.go_on.release()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert reloader.begun.locked()
+    assert not lifecycle.reload_requested.is_set()
+    task.cancel()
+
+
+async def test_a_reload_that_fails_does_not_end_the_next_one() -> None:
+    lifecycle, reloader = Lifecycle([]), SlowReloader(RuntimeError("no"))
+    task = asyncio.create_task(reload_on_request(lifecycle, reloader, nullcontext))  # type: ignore[arg-type]
+    for _ in range(2):
+        lifecycle.reload_requested.set()
+        await reloader.begun.acquire()
+        reloader.go_on.release()
+    await asyncio.sleep(0)
+    assert not task.done()
+    task.cancel()
