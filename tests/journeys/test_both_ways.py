@@ -4,12 +4,14 @@ Recorded answers of engines, whole and as streams, right and broken, cut at rand
 """
 
 import asyncio
+import gc
 import json
 import random
 import re
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -451,3 +453,67 @@ async def test_running_streams_end_as_the_server_ends(
         ends = sorted(line[1] for line in lines.lines)
         assert ends == {"drain": ["done"] * 8, "stop": ["done"] * 4, "cut": ["cut_off"] * 4}[how]
         assert not [line for line in appliance.lines.tail(5000) if "unhandled" in line.text]
+
+
+@contextmanager
+def kept_garbage() -> Iterator[Counter[str]]:
+    """Count what only the garbage collector ends: objects of a request, by their class."""
+    kinds: Counter[str] = Counter()
+    gc.collect()
+    gc.disable()
+    try:
+        yield kinds
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        kinds.update(type(one).__name__ for one in gc.garbage if type(one).__name__ in OF_A_REQUEST)
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
+OF_A_REQUEST = {
+    *("Request", "EngineRequest", "Slot", "UpstreamStream", "StreamRelay", "InlineRunner", "Signal"),
+    *("Connection", "PendingResponse", "UpstreamResponse", "UpstreamCall", "LateResponse", "FastConnection"),
+}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("backend", ["pool", "hosted"])
+async def test_no_answer_leaves_work_for_the_garbage_collector(
+    start: Start, server: RawServer, way: None, backend: str, dialect: str
+) -> None:
+    """Whatever the server sends: a request's body is freed when it has ended, not when the collector runs."""
+    running, path = await start(**variables(server, backend), ACCESS_LOG="0"), DIALECTS[dialect]
+    client = Client(running)
+    cases = [(name, False) for name in WHOLE if name != "429"] + [(name, True) for name in STREAMS]
+    for name, stream in cases:  # what is made once for all
+        await client.send(path, chat(f"{name}:1", stream))
+    with kept_garbage() as kinds:
+        for name, stream in cases:
+            await client.send(path, chat(f"{name}:1", stream))
+    assert not kinds
+    client.close()
+
+
+@pytest.mark.parametrize("backend", ["pool", "hosted"])
+async def test_no_client_that_leaves_leaves_work_for_the_garbage_collector(
+    start: Start, way: None, backend: str
+) -> None:
+    async with RawServer(Dripping()) as server:
+        running = await start(**variables(server, backend))
+        request = raw("/v1/chat/completions", stream_body("any:1"))
+
+        async def leave(stage: int) -> None:
+            _, writer = await asyncio.open_connection(*running.appliance.http_addresses[0])
+            writer.write(request * 2)
+            await asyncio.sleep(stage * 0.002)
+            writer.transport.abort()
+            await asyncio.sleep(0.01)
+            assert await is_settled(running)
+
+        await leave(5)
+        with kept_garbage() as kinds:
+            for stage in range(10):
+                await leave(stage)
+        assert not kinds

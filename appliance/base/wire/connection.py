@@ -130,6 +130,18 @@ class PendingResponse:
         self.unread_bytes = 0
         return chunk
 
+    def failure(self) -> WireError:
+        """Return the error to raise, a new one each time.
+
+        The traceback of one that is raised refers to frames that hold this response; if it were kept here,
+        they would be, too, until the garbage collector runs.
+        """
+        error = self.error
+        assert error is not None
+        return type(error)(
+            error.message, phase=error.phase, was_sent=error.was_sent, has_begun=error.has_begun
+        )
+
     def too_large(self) -> BrokenResponse:
         """Return the error of a body that is too long to be read whole."""
         return BrokenResponse(

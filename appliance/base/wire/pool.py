@@ -154,11 +154,10 @@ class ConnectionPool:
                 if response.connection is not None:
                     connection.abort(None)
                 raise
-            error = response.error
-            if error is None or response.status:  # an error after the head is met by the reader
+            if response.error is None or response.status:  # an error after the head is met by the reader
                 return UpstreamResponse(response)  # 3
-            if is_fresh or is_retry or not _can_retry(error, can_repeat=can_repeat):
-                raise _final(error, is_fresh=is_fresh)  # 5
+            if is_fresh or is_retry or not _can_retry(response.error, can_repeat=can_repeat):
+                raise _final(response.failure(), is_fresh=is_fresh)  # 5
             is_retry = True  # 4
 
     def fail_waiting(self, origin: Origin, message: str) -> int:

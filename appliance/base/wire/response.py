@@ -106,9 +106,9 @@ class UpstreamResponse:
         if pending.error is None and pending.unread_bytes > pending.max_body_bytes:
             pending.error = pending.too_large()
         if pending.error is not None:
-            pending.chunks.clear()  # the error refers to this frame, which would keep them
+            pending.chunks.clear()  # the error's traceback refers to this frame, which would keep them
             pending.unread_bytes = 0
-            raise pending.error
+            raise pending.failure()
         return pending.take_chunk()
 
     async def next_chunk(self) -> bytes | None:
@@ -123,7 +123,7 @@ class UpstreamResponse:
         pending = self._pending
         while not pending.chunks:
             if pending.error is not None:
-                raise pending.error
+                raise pending.failure()
             connection = pending.connection
             if connection is None:
                 return None
@@ -166,11 +166,14 @@ class UpstreamResponse:
             finally:
                 pending.on_event = None
             if passing.error is not None:
-                raise passing.error
+                try:
+                    raise passing.error
+                finally:
+                    passing.error = None  # its traceback refers to this frame
             if not passing.is_wanted:
                 return False
         if pending.error is not None:
-            raise pending.error
+            raise pending.failure()
         return True
 
     def watch(self, progress: Callable[[], int] | None) -> None:

@@ -237,6 +237,7 @@ class EngineServer:
             if outcome is Outcome.OK and slot.times is not None:
                 self._add_latencies(slot, slot.times)
         finally:  # a measurement that fails keeps neither the lease nor the probe of the circuit
+            slot.times = None  # its stream refers to the slot
             self.models.adapters.release(slot)
             if self._runner is not None:
                 self._runner.on_released(slot, outcome)
