@@ -55,6 +55,7 @@ def check_default_model(engines: EngineSettings, fleet: FleetSpec, catalogue: Ca
     if is_other and _hosted_names(engines).matches(wanted):
         return []
     names = {*known, *(alias.partition("=")[0] for alias in engines.model_aliases)}
+    names |= {alias for model in catalogue.models.values() for alias in model.aliases}
     if not names.isdisjoint((wanted, wanted.removesuffix(":latest"))):
         return []
     shown = ", ".join([*known, *([engines.public_model] if is_other else [])][:SHOWN_MODELS])

@@ -123,6 +123,123 @@ def test_the_schema_has_limits_and_adapter_forms() -> None:
         ({"system": {"flash_attention": "yes"}}, "system.flash_attention", "on"),
         ({"system": {"preload_models": ["b"]}}, "system.preload_models", "'b'"),
         ({"system": {"oops": 1}}, "system.oops", "Unknown key"),
+        ({"system": {"paralel_requests": 1}}, "system.paralel_requests", "Did you mean parallel_requests?"),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "params": {"ctx": 1}}}},
+            "models.a.params.ctx",
+            "Did you mean n_ctx?",
+        ),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "defaults": {"temp": 1}}}},
+            "models.a.defaults.temp",
+            "mean temperature?",
+        ),
+        ({"models": {"a": {"model_path": "a.gguf", "zzz": 1}}}, "models.a.zzz", "Allowed: aliases, command"),
+        ({"models": {"a": {"model_path": "a.gguf", "aliases": ["b,c"]}}}, "models.a.aliases.0", "no comma"),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "aliases": ["a"]}}},
+            "models.a.aliases.0",
+            "of 'a' already",
+        ),
+        (
+            {"models": {n: {"model_path": "a.gguf", "aliases": ["x"]} for n in "ab"}},
+            "models.b.aliases.0",
+            "'x' is a name of 'a' already",
+        ),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "defaults": {"temperature": "hot"}}}},
+            "models.a.defaults.temperature",
+            "number",
+        ),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "force": {"max_tokens": 0}}}},
+            "models.a.force.max_tokens",
+            "1",
+        ),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "force": {"stream": True}}}},
+            "models.a.force.stream",
+            "Unknown key",
+        ),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "system_prompt": ""}}},
+            "models.a.system_prompt",
+            "at least 1",
+        ),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "extra_args": ["--host", "0.0.0.0"]}}},
+            "models.a.extra_args.0",
+            "where its llama",
+        ),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "extra_args": ["--api_key", "x"]}}},
+            "models.a.extra_args.0",
+            "--api-key cannot",
+        ),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "extra_args": ["--port=1"]}}},
+            "models.a.extra_args.0",
+            "--port cannot",
+        ),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "extra_args": ["--log-file", "x"]}}},
+            "models.a.extra_args.0",
+            "MODEL_LOG_DIR",
+        ),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "extra_args": ["--ssl-key-file", "x"]}}},
+            "models.a.extra_args.0",
+            "cannot be given",
+        ),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "extra_args": ["--version"]}}},
+            "models.a.extra_args.0",
+            "exit",
+        ),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "extra_args": ["--gpt-oss-20b-default"]}}},
+            "models.a.extra_args.0",
+            "model_path",
+        ),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "extra_args": ["-c", "1"]}}},
+            "models.a.extra_args.0",
+            "`params.n_ctx`",
+        ),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "extra_args": ["--keep 4"]}}},
+            "models.a.extra_args.0",
+            "two arguments",
+        ),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "extra_args": ["4"]}}},
+            "models.a.extra_args",
+            "must be a flag",
+        ),
+        ({"models": {"a": {"model_path": "a.gguf", "env": {"1A": "x"}}}}, "models.a.env.1A.[key]", "digit"),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "env": {"CUDA_VISIBLE_DEVICES": "1"}}}},
+            "models.a.env",
+            "gpu_devices",
+        ),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "env": {"LLAMA_ARG_HOST": "x"}}}},
+            "models.a.env",
+            "extra_args",
+        ),
+        ({"models": {"a": {"model_path": "a.gguf", "env": {"A": True}}}}, "models.a.env.A", "string"),
+        ({"models": {"a": {"model_path": "a.gguf", "env": {"A": "x\0"}}}}, "models.a.env.A", "zero byte"),
+        ({"models": {"a": {"model_path": "a.gguf", "idle_timeout_sec": 0}}}, "models.a", "-1 (never)"),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "idle_timeout_sec": 9, "pin": True}}},
+            "models.a",
+            "never unloaded",
+        ),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "pinned": False, "pin": True}}},
+            "models.a",
+            "one of them",
+        ),
         ({"models": {"a": {"model_path": "a.gguf", "replicas": 17}}}, "models.a.replicas", "16"),
         ({"models": {"a": {"model_path": "a.gguf", "pooling": "max"}}}, "models.a.pooling", "cls"),
         (
@@ -599,3 +716,44 @@ def test_wrong_usage_is_reported() -> None:
         check=False,
     )
     assert (done.returncode, "usage: appliance models check" in done.stderr) == (2, True)
+
+
+def test_settings_of_a_model_are_read(tmp_path: Path) -> None:
+    row = {
+        "model_path": "a.gguf",
+        "aliases": ["gpt-4", "best"],
+        "defaults": {"temperature": 0, "stop": ["x"], "top_k": None},
+        "force": {"seed": -1},
+        "system_prompt": "Be short.",
+        "extra_args": ["--threads-batch", 4, "--prio", "-1"],
+        "env": {"A": "b", "N": 4},
+        "pin": True,
+        "preload": True,
+    }
+    catalogue, problems = read(tmp_path, {"models": {"a": row, "b": {"model_path": "b.gguf"}}})
+    assert [problem.value for problem in problems if problem.is_fatal] == []
+    model, other = catalogue.models["a"], catalogue.models["b"]
+    assert (model.aliases, model.pinned, model.preload) == (("gpt-4", "best"), True, True)
+    assert model.requests.defaults == {"temperature": 0, "stop": ["x"]}
+    assert (model.requests.force, model.requests.system_prompt) == ({"seed": -1}, "Be short.")
+    assert model.extra_args == ("--threads-batch", "4", "--prio", "-1")
+    assert model.env == (("A", "b"), ("N", "4"))
+    assert not other.requests
+    assert [catalogue.name_of(name) for name in ("a", "best", "c")] == ["a", "a", None]
+    assert catalogue.preloaded() == ["a"]
+
+
+def test_preloaded_models_may_be_named_by_an_alias(tmp_path: Path) -> None:
+    models = {
+        "a": {"model_path": "a.gguf", "aliases": ["x"]},
+        "b": {"model_path": "b.gguf", "preload": True},
+    }
+    catalogue, problems = read(tmp_path, {"system": {"preload_models": ["x"]}, "models": models})
+    assert not any(problem.is_fatal for problem in problems)
+    assert catalogue.preloaded() == ["a", "b"]
+
+
+def test_arguments_for_llama_server_are_not_for_another_engine(tmp_path: Path) -> None:
+    row = {"command": "engine --port ${PORT}", "extra_args": ["--keep", "4"], "env": {"A": "b"}}
+    _, problems = read(tmp_path, {"models": {"a": row}})
+    assert ["extra_args is for a llama-server" in problem.remedy.lower() for problem in problems] == [True]

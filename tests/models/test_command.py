@@ -1,5 +1,6 @@
 """What a table adds to a model, for old and new llama-servers; and the memory that it takes."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -239,3 +240,27 @@ def test_the_estimate_counts_all_parts(tmp_path: Path) -> None:
         ).weights
         == made.weights
     )
+
+
+def test_further_arguments_come_last() -> None:
+    made = model(extra_args=("--pooling", "cls", "--batch-size", "-1"))
+    assert words(NEW, made).endswith("--pooling cls --batch-size -1 ")
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        (
+            "--poling",
+            "`extra_args` has --poling, which this llama-server does not have: did you mean --pooling?",
+        ),
+        (
+            "--fly",
+            "`extra_args` has --fly, which this llama-server does not have: install a newer one, or remove",
+        ),
+        ("--draft-max", "--draft-max, which this llama-server does not have"),
+    ],
+)
+def test_argument_that_the_server_lacks_is_refused(argument: str, said: str) -> None:
+    with pytest.raises(InvalidCommand, match=re.escape(said)):
+        words(NEW, model(extra_args=(argument,)))

@@ -8,6 +8,7 @@ import pytest
 
 from appliance.models.table.catalogue import Catalogue, LoraAdapter, Model, Params, System
 from appliance.models.table.differences import differences
+from appliance.models.table.sampling import RequestSettings
 
 A, B = (Model(alias, Path(f"/m/{alias}.gguf"), Params(), "table") for alias in "ab")
 OLD = Catalogue({"a": A}, System(), llama_server="/bin/one")
@@ -33,6 +34,11 @@ def with_a(**changes: Any) -> Catalogue:
             with_a(lora=(LoraAdapter(Path("/l.gguf"), 0.5),)),
             ['The model a changes: lora [] → ["/l.gguf × 0.5"].'],
         ),
+        (
+            with_a(env=(("TOKEN", "secret"),), requests=RequestSettings({}, {"seed": 1}, "long")),
+            ['The model a changes: env, force "{}" → "{\\"seed\\":1}", system_prompt.'],
+        ),
+        (with_a(aliases=("x",)), ['The model a changes: aliases [] → ["x"].']),
         (with_a(path=Path("/m/c.gguf")), ['The model a changes: path "/m/a.gguf" → "/m/c.gguf".']),
         (
             replace(OLD, system=System(idle_timeout_sec=60, gpu_devices=(0, 1))),

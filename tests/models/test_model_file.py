@@ -64,6 +64,17 @@ def test_text_of_the_key_stays_from_release_to_release() -> None:
         "lora=(Lora(path=PosixPath('/m/l.gguf'), scale=0.5, name=''),), draft_model_path=None, "
         "mmproj_path=None, reranking=False, pooling=None) 8 4 on True"
     )
+    assert shape_text(replace(model, aliases=("x",), preload=True), SYSTEM, 4) == shape_text(model, SYSTEM, 4)
+
+
+def test_further_arguments_make_another_key() -> None:
+    """They change how much memory a model takes, and how long it loads."""
+    model = model_of("a")
+    texts = {
+        shape_text(one, SYSTEM, 4)
+        for one in (model, replace(model, extra_args=("--swa-full",)), replace(model, env=(("A", "b"),)))
+    }
+    assert len(texts) == 3
 
 
 def test_problem_keeps_what_was_known_of_the_file() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from appliance.models.manager.retention import Retention
-from tests.models.manager_states import manager_state, model_state, runner_of
+from tests.models.manager_states import manager_state, model_of, model_state, runner_of
 
 NOW_S = 100.0
 IDLE = {"enable_idle_timeout": True, "idle_timeout_sec": 60, "keep_warm_models": 0}
@@ -19,17 +19,27 @@ IDLE = {"enable_idle_timeout": True, "idle_timeout_sec": 60, "keep_warm_models":
         pytest.param({}, {"keep_alive_s": 5.0, "idle_since_s": 90.0}, {}, 0.0, id="2-never-negative"),
         pytest.param({}, {"keep_alive_s": -1.0}, {}, None, id="2-negative-is-for-ever"),
         pytest.param({}, {"keep_alive_s": 30.0, "active": 1}, {}, 30.0, id="2-not-while-it-serves"),
-        pytest.param({"requests": 1}, {}, {"keep_warm_models": 1}, None, id="3-kept-warm"),
-        pytest.param({}, {}, {"enable_idle_timeout": False}, None, id="4-no-idle-timeout"),
-        pytest.param({}, {"idle_since_s": 70.0}, {}, 30.0, id="5-idle-timeout"),
-        pytest.param({}, {"idle_since_s": 10.0}, {}, 0.0, id="5-is-over"),
-        pytest.param({}, {"active": 1, "idle_since_s": 10.0}, {}, 60.0, id="5-not-while-it-serves"),
+        pytest.param({"own_s": 40}, {"idle_since_s": 90.0}, {}, 30.0, id="3-its-own"),
+        pytest.param({"own_s": -1}, {"idle_since_s": 1.0}, {}, None, id="3-never"),
+        pytest.param(
+            {"own_s": 40, "requests": 1},
+            {"idle_since_s": 90.0},
+            {"keep_warm_models": 1, "enable_idle_timeout": False},
+            30.0,
+            id="3-before-warm-and-system",
+        ),
+        pytest.param({"requests": 1}, {}, {"keep_warm_models": 1}, None, id="4-kept-warm"),
+        pytest.param({}, {}, {"enable_idle_timeout": False}, None, id="5-no-idle-timeout"),
+        pytest.param({}, {"idle_since_s": 70.0}, {}, 30.0, id="6-idle-timeout"),
+        pytest.param({}, {"idle_since_s": 10.0}, {}, 0.0, id="6-is-over"),
+        pytest.param({}, {"active": 1, "idle_since_s": 10.0}, {}, 60.0, id="6-not-while-it-serves"),
     ],
 )
 def test_how_long_a_model_stays(
     model: dict[str, Any], runner: dict[str, Any], system: dict[str, Any], expected: float | None
 ) -> None:
-    one = model_state("a", **model)
+    definition = model_of("a", idle_timeout_s=model.pop("own_s", None))
+    one = model_state("a", definition=definition, **model)
     server = runner_of(one, **runner)
     retention = Retention(manager_state(one, **(IDLE | system)))
     assert retention.expires_in_s(server, one, NOW_S) == expected

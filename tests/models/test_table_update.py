@@ -3,9 +3,12 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from appliance.models.manager.model_state import ModelState
 from appliance.models.manager.table_update import updated_models
 from appliance.models.table.catalogue import Catalogue, LoraAdapter, Model, Params, System
+from appliance.models.table.sampling import RequestSettings
 from tests.models.manager_states import model_of, model_state, runner_of
 
 NOW_AT_S = 1_800_000_000.0
@@ -35,6 +38,26 @@ def test_change_of_replicas_alone_keeps_the_state() -> None:  # 3
     now = update(replace(model_of("a"), replicas=2), former={"a": former})["a"]
     assert now is former
     assert (now.definition.replicas, now.history_key) == (2, "key-a")
+
+
+def test_what_concerns_requests_alone_keeps_the_state() -> None:  # 3
+    former = model_state("a")
+    new = replace(
+        model_of("a"),
+        aliases=("x",),
+        requests=RequestSettings({"seed": 1}, {}, "Be short."),
+        idle_timeout_s=9,
+        preload=True,
+    )
+    now = update(new, former={"a": former})["a"]
+    assert now is former
+    assert (now.definition, now.history_key) == (new, "key-a")
+
+
+@pytest.mark.parametrize("change", [{"extra_args": ("--keep", "4")}, {"env": (("A", "b"),)}])
+def test_other_arguments_and_variables_need_a_new_server(change: dict[str, Any]) -> None:  # 4
+    former = model_state("a")
+    assert update(replace(model_of("a"), **change), former={"a": former})["a"] is not former
 
 
 def test_changed_model_keeps_servers_and_counts_but_not_its_file() -> None:  # 4

@@ -34,11 +34,13 @@ from appliance.engines.types import (
     ServedModel,
 )
 from appliance.engines.upstream.attempt import AttemptFailed
+from appliance.engines.upstream.request_settings import apply_settings, with_system_prompt
 from appliance.models.manager.manager import ModelManager
 from appliance.models.manager.waiters import Lease, WaitStatus
 from appliance.models.runner.runner import Runner
 from appliance.models.table.catalogue import Model
 from appliance.models.table.command import model_kind, request_context_tokens
+from appliance.models.table.sampling import RequestSettings
 
 log = get_logger("backend")
 MANAGED_BACKEND = "models"
@@ -100,6 +102,8 @@ class ManagedBackend:
         self._sent: dict[AnySlot, _SentRequest] = {}  # by the slot on the llama-server
         self._passthrough_leases: dict[AnySlot, Lease] = {}
         self._models: dict[str, ServedModel] = {}
+        self._by_alias: dict[str, ServedModel] = {}
+        self._request_settings: dict[str, RequestSettings] = {}  # of the models that have some
         self._models_of: tuple[int, int] | None = (
             None  # the versions of the models and of the adapters that they were made of
         )
@@ -132,8 +136,8 @@ class ManagedBackend:
         return [served.card for served in self._served_models().values()]
 
     def find_model(self, model: str) -> ServedModel | None:
-        """Return the model of this name; None = it is not in the table."""
-        return self._served_models().get(model)
+        """Return the model of this name or alias; None = it is not in the table."""
+        return self._served_models().get(model) or self._by_alias.get(model)
 
     def _served_models(self) -> dict[str, ServedModel]:
         made_of = (self.manager.models_version, self.adapters.version)
@@ -146,10 +150,17 @@ class ManagedBackend:
                     created_s,
                     "user",
                     alias,
+                    aliases=state.definition.aliases,
                     context_tokens=request_context_tokens(state.definition, state.header, state.slots),
                     is_text=model_kind(state.definition, state.header) == "text",
                 )
                 models[alias] = ServedModel(card, alias)
+            self._by_alias = {alias: served for served in models.values() for alias in served.card.aliases}
+            self._request_settings = {
+                alias: state.definition.requests
+                for alias, state in self.manager.model_states.items()
+                if state.definition.requests
+            }
             self._models = self.adapters.apply_to(models)
             self._models_of = made_of
         return self._models
@@ -213,13 +224,16 @@ class ManagedBackend:
                 param="model",
                 code="not_supported",
             )
-        return name
+        return served.card.id if served is not None else name
 
     async def count_tokens(self, model: str, body: dict[str, Any]) -> int | None:
         """Let a llama-server of the model count them, where one is loaded (see TokenCounter)."""
         served = self.find_model(model)
-        state = self.manager.model_states.get(served.card.parent or model) if served is not None else None
+        name = served.card.parent or served.card.id if served is not None else ""
+        state = self.manager.model_states.get(name)
         runners = [runner for runner in state.runners if runner.phase == "ready"] if state is not None else []
+        if name in self._request_settings:
+            body = with_system_prompt(body, self._request_settings[name])
         return await self._server(runners[0]).count_tokens(model, body) if runners else None
 
     # ---- sending
@@ -231,6 +245,7 @@ class ManagedBackend:
         """
         reply = None
         try:
+            self._apply_table(request)
             self.adapters.acquire(request.wanted_model, slot)
             last: AttemptFailed | None = None
             for retries_left in range(MAX_RETRIES, -1, -1):
@@ -255,6 +270,16 @@ class ManagedBackend:
         finally:
             if reply is None:
                 slot.release(Outcome.REFUSED)  # the attempts in the receipt have the real outcomes
+
+    def _apply_table(self, request: EngineRequest) -> None:
+        """Name the model of a request by its own name, and change the request as the table says."""
+        served = self.find_model(request.wanted_model)
+        if served is None:
+            return
+        request.wanted_model = served.card.id
+        settings = self._request_settings.get(served.card.parent or served.card.id)
+        if settings is not None:
+            apply_settings(request, settings)
 
     async def _send(self, request: EngineRequest, slot: AnySlot, lease: Lease) -> EngineReply:
         try:

@@ -12,6 +12,7 @@ Modules:
     relay: a stream of events passed on to the client.
     reply_text: text, reasoning and refusals, under all their names.
     request_body: the body of an upstream request.
+    request_settings: what the model table says about requests, applied to one.
     response_builder: a stream joined to one whole response.
     spelling: options that each kind of engine spells in its own way.
     splice: the model's name replaced in the bytes of a JSON object.

@@ -228,7 +228,7 @@ class ManagerHandlers:
 
     async def only_post(self, request: Request) -> Response:
         """Refuse GET with 405 where only POST is allowed; 404 for an unknown model."""
-        if "alias" in request.params and request.params["alias"] not in self._manager.catalogue.models:
+        if "alias" in request.params and self._manager.catalogue.name_of(request.params["alias"]) is None:
             name = f"{request.params['alias']}/{request.params['verb']}"
             raise NoSuchModel(f"The model {name!r} does not exist here.", param="model")
         error = Invalid(f"GET is not allowed at {request.path}; use POST.", code="method_not_allowed")

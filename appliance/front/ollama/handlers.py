@@ -161,7 +161,7 @@ class OllamaHandlers:
         return json_response({"version": API_VERSION})
 
     async def tags(self, request: Request) -> Response:
-        """List the models.
+        """List the models; an alias of the table has a row of its own, as a copy has with Ollama.
 
         Returns:
             `{models: [{name, model, upstream, aliases, modified_at, size, digest, details, capabilities,
@@ -176,6 +176,11 @@ class OllamaHandlers:
                 "aliases": list(card.aliases),
             }
             for card in cards
+        ]
+        models += [
+            {**row, "name": alias, "model": alias, "aliases": []}
+            for row in models
+            for alias in (self._local.aliases(row["model"]) if self._local else ())
         ]
         return json_response({"models": models})
 

@@ -38,6 +38,11 @@ class LocalModels:
         """Whether the table has this model."""
         return alias in self._manager.catalogue.models
 
+    def aliases(self, alias: str) -> tuple[str, ...]:
+        """Return further names of a model, as the table has them."""
+        model = self._manager.catalogue.models.get(alias)
+        return model.aliases if model is not None else ()
+
     # ---- descriptions
 
     async def tags(self, aliases: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -133,7 +133,8 @@ class OpenAIHandlers:
 
     async def _row_of(self, wanted: str) -> dict[str, Any]:
         if (card := self._router.find_card(wanted)) is not None:
-            return (await self._model_rows())[card.id]
+            rows = await self._model_rows()
+            return rows.get(wanted) or rows[card.id]
         if self._manager is not None and wanted in self._manager.catalogue.models:
             return (await self._model_rows())[wanted]
         raise NoSuchModel(f"The model {wanted!r} does not exist here.", param="model")
@@ -141,7 +142,8 @@ class OpenAIHandlers:
     async def _model_rows(self) -> dict[str, dict[str, Any]]:
         """Return every model by its id.
 
-        Those that run here, loaded or not, with `n_ctx` and what their files say, and owned by `user`.
+        Those that run here, loaded or not, with `n_ctx` and what their files say, and owned by `user`; each
+        alias of the table has a row of its own.
         """
         rows = {card.id: _model_row(card) for card in self._router.cards()}
         if (manager := self._manager) is None:
@@ -157,6 +159,10 @@ class OpenAIHandlers:
                 "n_ctx": view.context_tokens,
                 **(_file_facts(details[view.alias]) if view.alias in details else {}),
             }
+            for alias in manager.catalogue.models[view.alias].aliases:
+                own = {"id": alias, "alias_of": view.alias}
+                row = {key: value for key, value in rows[view.alias].items() if key != "aliases"}
+                rows.setdefault(alias, row | own)
         return rows
 
     async def _answer(self, operation: Operation, body: dict[str, Any], request: Request) -> Response:

@@ -92,7 +92,7 @@ class Admission:
         """Load a model and wait until it is ready (see ModelManagerApi)."""
         await self.check_possible(self._state.model(alias))
         model = self._state.model(alias)
-        now_s = self._state.clock.monotonic_s()
+        alias, now_s = model.alias, self._state.clock.monotonic_s()
         for runner in model.current_runners():
             if runner.phase == "ready":
                 if keep_alive_s is not None:

@@ -138,9 +138,8 @@ class ModelManager:
         self._state.set_server_status("ready")
         # In the background, so that the first request need not wait for it.
         self._tasks.start(self.loader.find_program(self.catalogue), name="find-llama-server")
-        names = self.catalogue.system.preload_models
-        if names:
-            aliases = list(self._state.models) if "*" in names else list(names)
+        aliases = self.catalogue.preloaded()
+        if aliases:
             self._tasks.start(self._preload(aliases), name="preload-models")
 
     async def _check_files(self, models: Iterable[ModelState]) -> None:
@@ -200,6 +199,7 @@ class ModelManager:
         Requests for a changed model keep waiting.
         """
         former_models, former_system = self._state.models, self.catalogue.system
+        former_preloaded = set(self.catalogue.preloaded())
         self._state.catalogue = catalogue
         self._read_table()
         for alias, former in former_models.items():
@@ -219,6 +219,9 @@ class ModelManager:
         self._tasks.start(self._check_files(to_check), name="check-model-files")
         self._state.notify()
         self.reschedule()
+        new = [alias for alias in catalogue.preloaded() if alias not in former_preloaded]
+        if new:
+            self._tasks.start(self._preload(new), name="preload-models")
 
     def _read_table(self) -> None:
         self._state.models = updated_models(
@@ -309,7 +312,7 @@ class ModelManager:
         self._state.notify(model)
         for runner in runners:
             await runner.removed.wait()
-        return Ejected(alias, bool(runners), waited_for)
+        return Ejected(model.alias, bool(runners), waited_for)
 
     async def stop_now(self, runner: Runner) -> None:
         """End a llama-server at once, whatever it does, and wait until it is removed."""
@@ -332,7 +335,7 @@ class ModelManager:
     def reset(self, alias: str) -> FailedView | None:
         """Forget a model's failures (see ModelManagerApi)."""
         model = self._state.model(alias)
-        found = None
+        alias, found = model.alias, None
         if model.attempts:
             found = FailedView(alias, model.attempts, model.failure or model.last_error)
         model.clear_failures()

@@ -112,4 +112,5 @@ def shape_text(model: Model, system: System, slots: int) -> str:
     """
     started = repr(replace(model, pinned=False, replicas=1))
     started = started.replace("LoraAdapter(path=", "Lora(path=")  # the class's name in the first release
-    return f"{started} {system.cpu_threads} {slots} {system.flash_attention} {system.use_mmap}"
+    text = f"{started} {system.cpu_threads} {slots} {system.flash_attention} {system.use_mmap}"
+    return f"{text} {model.extra_args} {model.env}" if model.extra_args or model.env else text

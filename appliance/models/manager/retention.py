@@ -16,9 +16,10 @@ class Retention:
 
         1. its model is pinned              → for ever
         2. a request said how long          → that long
-        3. its model is kept warm           → for ever
-        4. there is no idle timeout         → for ever
-        5. else                             → idle_timeout_sec
+        3. its model has an idle timeout    → that long, negative = for ever
+        4. its model is kept warm           → for ever
+        5. there is no idle timeout         → for ever
+        6. else                             → idle_timeout_sec of the system
         """
         system = self._state.catalogue.system
         if model.is_pinned:  # 1
@@ -26,9 +27,12 @@ class Retention:
         idle_s = 0.0 if runner.active else now_s - runner.idle_since_s
         if runner.keep_alive_s is not None:  # 2
             return None if runner.keep_alive_s < 0 else max(0.0, runner.keep_alive_s - idle_s)
-        if not system.enable_idle_timeout or model.alias in self.warm_models():  # 3, 4
+        own_s = model.definition.idle_timeout_s
+        if own_s is not None:  # 3
+            return None if own_s < 0 else max(0.0, own_s - idle_s)
+        if not system.enable_idle_timeout or model.alias in self.warm_models():  # 4, 5
             return None
-        return max(0.0, system.idle_timeout_sec - idle_s)  # 5
+        return max(0.0, system.idle_timeout_sec - idle_s)  # 6
 
     def warm_models(self) -> set[str]:
         """Name the loaded models that are requested most, as many as keep_warm_models says."""

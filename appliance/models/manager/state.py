@@ -48,12 +48,12 @@ class ManagerState:
         self.server_started_at_s = self.server_updated_at_s = clock.now_s()
 
     def model(self, alias: str) -> ModelState:
-        """Return the state of a model.
+        """Return the state of a model, by its name or an alias.
 
         Raises:
             NoSuchModel: The table has no such model.
         """
-        model = self.models.get(alias)
+        model = self.models.get(alias) or self.models.get(self.catalogue.name_of(alias) or "")
         if model is None:
             known = ", ".join(list(self.models)[:NAMES_SHOWN])
             raise NoSuchModel(

@@ -22,7 +22,7 @@ def updated_models(
 
     1. a new model                               → a fresh state
     2. an unchanged model                        → its former state, the very same object
-    3. only pinned or replicas have changed      → its former state, changed in place
+    3. its llama-servers stay as they are        → its former state, changed in place
     4. it has changed                            → a new object with the former queue, counts and runners,
                                                    without what was known of its file and its failures
 
@@ -55,7 +55,7 @@ def with_adapters(model: Model, adapters: Mapping[str, tuple[LoraAdapter, ...]])
 def _changed(state: ModelState, model: Model, now_at_s: float) -> ModelState:
     follows_table = state.is_pinned == state.definition.pinned  # else an operator has pinned or unpinned it
     is_pinned = model.pinned if follows_table else state.is_pinned
-    if replace(state.definition, pinned=model.pinned, replicas=model.replicas) == model:
+    if state.definition.as_started() == model.as_started():
         state.definition, state.is_pinned = model, is_pinned
         return state
     return replace(

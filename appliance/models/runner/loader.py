@@ -161,6 +161,7 @@ class Loader:
 
     def _environ_of(self, runner: Runner, mark: str) -> dict[str, str]:
         found = environment(self._environ, runner.devices, hides_gpus=runner.model.params.n_gpu_layers == 0)
+        found |= dict(runner.model.env)
         if runner.model.engine is not None:
             found |= {"PORT": str(runner.port), "MODEL": runner.alias, MARK: mark}
         return found

@@ -8,12 +8,14 @@ Modules:
     digests: SHA-256 of model files, kept over restarts.
     engine: engines of any kind that a command of the table starts.
     estimate: the memory that a model will take.
+    extra_args: what a table may add to the command line and the environment of a llama-server.
     file_state: a file's size and time of change.
     file_walk: all files of a folder that may be models.
     folder: a folder of files as a table.
     gguf: the header of a GGUF file.
     library: facts about models; reads each file once.
     pulled: the index of pulled models.
+    sampling: the sampling parameters of a model, and what is changed in requests for it.
     schema: the JSON schema of the table, for editors.
-    section: the base of all sections of the table.
+    section: the base of the sections of the file, and what is said of an invalid key.
 """

@@ -5,9 +5,8 @@ for here, not read (`models/check.py` reads them). A missing one is only a warni
 still serve.
 
 The file is compatible with another project's (docs/compatibility.md), whose README and newest source have
-different limits. Both are accepted; a value that its README refuses is a warning. We add `replicas`,
-`pinned`, `lora`, `draft_model_path`, `mmproj_path`, `reranking`, `pooling` of a model and `use_mlock` of the
-system.
+different limits. Both are accepted; a value that its README refuses is a warning. We add to a model all keys
+but `model_path` and `params`, and `use_mlock` to the system.
 """
 
 import shutil
@@ -16,23 +15,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    GetJsonSchemaHandler,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic_core import CoreSchema
 
 from appliance.base import jsons
 from appliance.base.settings import Problem
 from appliance.models.settings import ModelSettings
 from appliance.models.table.engine import EngineCommand, EngineKeys, engine_of, names_model_path
+from appliance.models.table.extra_args import Environment, ExtraArgs
 from appliance.models.table.folder import FoundModel, scan_folder
 from appliance.models.table.gguf import is_regular
 from appliance.models.table.pulled import read_pulled
-from appliance.models.table.section import Section
+from appliance.models.table.sampling import NO_REQUEST_SETTINGS, RequestSettings, SamplingFields
+from appliance.models.table.section import Section, explain
 
 CacheType = Literal["f16", "f32", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
@@ -250,6 +245,30 @@ class ModelEntry(EngineKeys):
         description="Requests that each server of it gets at a time; others wait. null = its slots, with a "
         "command 10",
     )
+    aliases: tuple[Alias, ...] = Field(default=(), max_length=32, description="Further names of it")
+    defaults: SamplingFields = Field(
+        default=SamplingFields(), description="Sampling parameters of requests that do not set them"
+    )
+    force: SamplingFields = Field(
+        default=SamplingFields(), description="Sampling parameters of all requests, whatever they set"
+    )
+    system_prompt: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=100_000,
+        description="The system message of chats that have none",
+    )
+    extra_args: ExtraArgs = Field(default=(), description="Further arguments for llama-server, as a list")
+    env: Environment = Field(default={}, description="Variables of its llama-servers")
+    idle_timeout_sec: int | None = Field(
+        default=None,
+        ge=-1,
+        le=604_800,
+        description="Seconds without a request after which it is unloaded; -1 = never; null = as the system "
+        "says",
+    )
+    pin: bool | None = Field(default=None, description="The same as pinned")
+    preload: bool = Field(default=False, description="It is loaded at the start")
 
     @model_validator(mode="after")
     def _has_engine(self) -> Self:
@@ -262,7 +281,7 @@ class ModelEntry(EngineKeys):
             return self
         if self.model_path is None and names_model_path(self.command):
             raise ValueError("the command names ${MODEL_PATH}, but there is no model_path")
-        other = {"lora", "draft_model_path", "mmproj_path", "pooling"} & self.model_fields_set
+        other = {"lora", "draft_model_path", "mmproj_path", "pooling", "extra_args"} & self.model_fields_set
         other |= {f"params.{key}" for key in self.params.model_fields_set - ENGINE_PARAMS}
         if other:
             raise ValueError(
@@ -272,6 +291,12 @@ class ModelEntry(EngineKeys):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
+        if self.pin is not None and "pinned" in self.model_fields_set and self.pin != self.pinned:
+            raise ValueError("pin and pinned mean the same: give one of them")
+        if self.idle_timeout_sec == 0:
+            raise ValueError("idle_timeout_sec must be -1 (never), or at least 1")
+        if self.idle_timeout_sec is not None and (self.pin or self.pinned):
+            raise ValueError("a pinned model is never unloaded: remove idle_timeout_sec or the pin")
         if self.reranking and self.pooling not in {None, "rank"}:
             raise ValueError(f"reranking needs pooling rank, not {self.pooling}; leave pooling out")
         if self.draft_model_path and (self.reranking or self.params.embedding):
@@ -316,6 +341,13 @@ class Model:
         reranking: False = as its file says, as pooling None.
         engine: What runs it; None = a llama-server.
         max_concurrency: Requests that each server of it gets at a time; None = as many as it has slots.
+        aliases: Further names of it.
+        requests: What is changed in requests for it.
+        extra_args: Further arguments for llama-server.
+        env: Variables of its llama-servers, as (name, value).
+        idle_timeout_s: Seconds without a request after which it is unloaded; negative = never, None = as the
+            system says.
+        preload: It is loaded at the start.
     """
 
     alias: str
@@ -332,6 +364,24 @@ class Model:
     # Not in repr: records of earlier loads are found by it (manager/model_file.py).
     engine: EngineCommand | None = field(default=None, repr=False)
     max_concurrency: int | None = field(default=None, repr=False)
+    aliases: tuple[str, ...] = field(default=(), repr=False)
+    requests: RequestSettings = field(default=NO_REQUEST_SETTINGS, repr=False)
+    extra_args: tuple[str, ...] = field(default=(), repr=False)
+    env: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    idle_timeout_s: int | None = field(default=None, repr=False)
+    preload: bool = field(default=False, repr=False)
+
+    def as_started(self) -> "Model":
+        """Return the same model without what a running llama-server need not be restarted for."""
+        return replace(
+            self,
+            replicas=1,
+            pinned=False,
+            aliases=(),
+            requests=NO_REQUEST_SETTINGS,
+            idle_timeout_s=None,
+            preload=False,
+        )
 
     @property
     def files(self) -> dict[str, Path]:
@@ -353,6 +403,20 @@ class Catalogue:
     system: System = field(default_factory=System)
     api: Api = field(default_factory=Api)
     llama_server: str = ""  # "" = the one in PATH
+
+    def name_of(self, name: str) -> str | None:
+        """Return the name of the model that has this name or alias; None = there is none."""
+        if name in self.models:
+            return name
+        return next((model.alias for model in self.models.values() if name in model.aliases), None)
+
+    def preloaded(self) -> list[str]:
+        """List the names of the models that are loaded at the start: the system's first."""
+        if "*" in self.system.preload_models:
+            return list(self.models)
+        named = [self.name_of(name) or name for name in self.system.preload_models]
+        own = [model.alias for model in self.models.values() if model.preload]
+        return list(dict.fromkeys([*named, *own]))
 
 
 def read_catalogue(
@@ -385,8 +449,9 @@ def read_catalogue(
     for alias, entry in found.models.items():
         models[alias] = _resolve(alias, entry, base or (config_path.parent if config_path else Path()))
         problems += _find_warnings(models[alias])
+    problems += _find_alias_problems(models, config_path)
     for name in found.system.preload_models:
-        if name != "*" and name not in models:
+        if name != "*" and Catalogue(models).name_of(name) is None:
             problems.append(
                 _file_problem(config_path, "system.preload_models", f"The table has no model {name!r}.")
             )
@@ -460,7 +525,7 @@ def _resolve(alias: str, entry: ModelEntry, base: Path) -> Model:
         entry.params,
         "table",
         entry.replicas,
-        entry.pinned,
+        bool(entry.pin or entry.pinned),
         tuple(LoraAdapter(whole(one.path), one.scale) for one in entry.lora),
         whole(entry.draft_model_path) if entry.draft_model_path else None,
         whole(entry.mmproj_path) if entry.mmproj_path else None,
@@ -468,7 +533,30 @@ def _resolve(alias: str, entry: ModelEntry, base: Path) -> Model:
         entry.pooling,
         engine_of(entry),
         entry.max_concurrency,
+        aliases=entry.aliases,
+        requests=RequestSettings(
+            entry.defaults.fields_set(), entry.force.fields_set(), entry.system_prompt or ""
+        ),
+        extra_args=entry.extra_args,
+        env=tuple(entry.env.items()),
+        idle_timeout_s=entry.idle_timeout_sec,
+        preload=entry.preload,
     )
+
+
+def _find_alias_problems(models: Mapping[str, Model], path: Path | None) -> list[Problem]:
+    """Find aliases that are the name of a model, or are given twice."""
+    owners: dict[str, str] = {}
+    problems = []
+    for model in models.values():
+        for number, alias in enumerate(model.aliases):
+            other = alias if alias in models else owners.setdefault(alias, model.alias)
+            is_twice = other != model.alias or model.aliases.index(alias) != number
+            if alias in models or is_twice:
+                where = f"models.{model.alias}.aliases.{number}"
+                remedy = f"{alias!r} is a name of {other!r} already. Take another one."
+                problems.append(_file_problem(path, where, remedy))
+    return problems
 
 
 def _read_file(path: Path | None) -> tuple[Table, list[Problem]]:
@@ -492,17 +580,9 @@ def _read_file(path: Path | None) -> tuple[Table, list[Problem]]:
         return Table.model_validate(own), []
     except ValidationError as exc:
         return Table(), [
-            _file_problem(path, ".".join(map(str, error["loc"])), _explain(error)) for error in exc.errors()
+            _file_problem(path, ".".join(map(str, error["loc"])), explain(error, Table))
+            for error in exc.errors()
         ]
-
-
-def _explain(error: Any) -> str:
-    """Return a validation error as a sentence, with the value that was given."""
-    fixed = {"missing": "It is missing.", "extra_forbidden": "Unknown key."}
-    if error["type"] in fixed:
-        return fixed[error["type"]]
-    text = str(error["msg"]).removeprefix("Value error, ")
-    return f"{text[0].upper()}{text[1:]}, not {str(error.get('input'))[:80]!r}."
 
 
 def _file_problem(path: Path | None, where: str, remedy: str, *, is_fatal: bool = True) -> Problem:

@@ -5,11 +5,13 @@ left out, or replaced by its own form. But a setting without which the model wou
 adapter, a projector, a template) is refused.
 """
 
+import difflib
 import re
 from dataclasses import dataclass
 from typing import Literal
 
 from appliance.models.table.catalogue import LoraAdapter, Model, System
+from appliance.models.table.extra_args import flag_name, is_flag
 from appliance.models.table.gguf import GgufHeader
 
 MIN_SLOT_TOKENS = 2048  # of context: there are fewer slots if each would have less
@@ -153,6 +155,7 @@ def build_command(
     words.offer("--cache-type-v", model.params.type_v)
     if flags.fa_takes_value or system.flash_attention == "on":
         words.offer("-fa", *([system.flash_attention] if flags.fa_takes_value else []))
+    words.add_extra(model.extra_args)
     return words.build()
 
 
@@ -184,6 +187,18 @@ class _CommandLine:
             )
         else:
             self._words += [known, *values]
+
+    def add_extra(self, arguments: tuple[str, ...]) -> None:
+        """Add the further arguments of the table; a flag that the server does not have is a problem."""
+        for word in arguments:
+            if is_flag(word) and (name := flag_name(word)) not in self.flags.names:
+                near = difflib.get_close_matches(name, self.flags.names, n=1, cutoff=0.75)
+                hint = f"did you mean {near[0]}? Else" if near else "install a newer one, or"
+                self._problems.append(
+                    f"`extra_args` has {name}, which this llama-server does not have: {hint} remove it from "
+                    "the table"
+                )
+            self._words.append(word)
 
     def add_lora(self, adapters: tuple[LoraAdapter, ...]) -> None:
         """Add all adapters by one flag: requests name them by their order."""

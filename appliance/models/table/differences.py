@@ -6,6 +6,9 @@ from typing import Any
 from appliance.base import jsons
 from appliance.models.table.catalogue import Catalogue, Model
 from appliance.models.table.engine import EngineCommand
+from appliance.models.table.sampling import RequestSettings
+
+NOT_SHOWN = {"env", "system_prompt"}  # variables may be secrets, and a prompt is long
 
 
 def differences(old: Catalogue, new: Catalogue) -> list[str]:
@@ -42,12 +45,16 @@ def _flat(model: Model) -> dict[str, Any]:
         f"engine.{field.name}": getattr(engine, field.name) for field in fields(engine)[1:]
     }
     values["lora"] = [f"{one.path} × {one.scale:g}" for one in model.lora]
+    requests: RequestSettings = values.pop("requests")
+    for name, fields_set in (("defaults", requests.defaults), ("force", requests.force)):
+        values[name] = jsons.dumps_text(fields_set)
+    values["system_prompt"] = requests.system_prompt
     return values | {f"params.{key}": value for key, value in model.params.model_dump().items()}
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return [
-        f"{key} {_shown(before[key])} → {_shown(value)}"
+        key if key in NOT_SHOWN else f"{key} {_shown(before[key])} → {_shown(value)}"
         for key, value in after.items()
         if before[key] != value
     ]
