@@ -52,7 +52,8 @@ lint: $(VENV)/dev.stamp proto  ## ruff, mypy, import-linter, shellcheck, hadolin
 
 fuzz: $(VENV)/dev.stamp proto  ## many heads and bodies of all sorts against a recording server; FUZZ_SEED=N repeats a run
 	@seed=$${FUZZ_SEED:-$$(date +%s)}; echo "FUZZ_SEED=$$seed"; \
-	FUZZ_SEED=$$seed FUZZ_CASES=$${FUZZ_CASES:-20000} $(BIN)/python -m pytest -q tests/front/test_request_fuzz.py
+	FUZZ_SEED=$$seed FUZZ_CASES=$${FUZZ_CASES:-20000} $(BIN)/python -m pytest -q tests/front/test_request_fuzz.py \
+		tests/front/test_known_heads.py tests/front/test_plain_chat.py tests/engines/test_plain_reply.py
 
 endurance: $(VENV)/dev.stamp proto  ## 20,000 requests with faults of all kinds, every one accounted for; ENDURANCE='--seed N --requests N'
 	$(BIN)/python -m tests.endurance $(ENDURANCE)
