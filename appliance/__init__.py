@@ -20,6 +20,7 @@ Modules:
     interfaces: builds the interfaces from the parts.
     lifecycle: the state of the process, from start to end.
     machine: the results of `prepare`, the worker's port, the worker.
+    model_files: notices when files of models come, change or go.
     models: models that run here: table, scheduler, processes.
     parts: the parts of a running appliance.
     reload: applies new settings while requests run.

@@ -20,6 +20,7 @@ from appliance.front.server.server import serving_http
 from appliance.front.status_listener import serving_status
 from appliance.interfaces import build_front, build_own_sidecar, control_parts
 from appliance.machine import LOOPBACK_OF, open_machine, start_worker
+from appliance.model_files import ModelFiles
 from appliance.models.status.file import keeping_status_file
 from appliance.models.status.measures import RequestStatistics
 from appliance.models.table.library import ModelLibrary
@@ -126,6 +127,9 @@ async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
     add_manager(
         appliance.fleet, manager, settings, wire=wire, clock=clock, metrics=appliance.metrics, tasks=tasks
     )
+    if own.model_files_look_s:
+        files = ModelFiles(appliance, manager)
+        tasks.every(own.model_files_look_s, files.look, name="look-at-model-files")
 
 
 async def open_sidecar(appliance: Appliance, stack: AsyncExitStack) -> None:

@@ -11,6 +11,7 @@ from appliance.base.clock import SystemClock, format_rfc3339
 from appliance.base.log_buffer import LogBuffer
 from appliance.base.logs import get_logger
 from appliance.base.metrics.registry import Metrics
+from appliance.base.settings import Problem
 from appliance.base.tasks import Tasks
 from appliance.build import build_services, download_folders
 from appliance.downloads.request import DownloadFolders
@@ -23,10 +24,12 @@ from appliance.models.manager.manager import ModelManager
 from appliance.models.pulls import PulledModels, Pulls
 from appliance.models.status.measures import measure
 from appliance.models.table.catalogue import read_catalogue
+from appliance.models.table.file_walk import WalkedFolder
 from appliance.models.table.library import ModelLibrary
 from appliance.settings import Settings, download_dir
 
 log = get_logger("appliance")
+FOLDER = "MODEL_DIR"  # the variable, at the start of each problem of its files
 
 
 class Appliance:
@@ -147,20 +150,43 @@ class Appliance:
         if self.manager is not None and alias in self.manager.model_states:
             await self.manager.eject(alias)
 
-    async def reread_models(self) -> None:
-        """Read the table of models again; called when models were pulled or deleted."""
+    async def reread_models(self, walked: WalkedFolder | None = None) -> None:
+        """Read the table of models again; called when models were pulled or deleted, or files came or went.
+
+        Args:
+            walked: What MODEL_DIR has; None = it is walked now.
+        """
         settings = self.settings
         catalogue, problems = await asyncio.to_thread(
             read_catalogue,
             settings.models,
             settings.engines.config_path,
             download_dir(settings.downloads, settings.host),
+            walked,
         )
+        if self.settings is not settings:  # a reload came in between: its settings must stay
+            return await self.reread_models(walked)
+        self._warn_of_files(problems)
         fatal = [str(problem) for problem in problems if problem.is_fatal]
         if fatal:
             log.error("table_not_read", problems=fatal)
-            return
+            return None
+        if catalogue == settings.catalogue:
+            return None
         self.settings = replace(settings, catalogue=catalogue)
         if self.manager is not None:
             self.manager.apply(catalogue)
             self.fleet.refresh_managed(settings.engines)
+        return None
+
+    def _warn_of_files(self, problems: list[Problem]) -> None:
+        """Log what is newly wrong with the files of MODEL_DIR, and show what is wrong now in the status."""
+        warnings = self.lifecycle.warnings
+        now = [str(one) for one in problems if one.variable == FOLDER and not one.is_fatal]
+        for text in now:
+            if text not in warnings:
+                log.warning("notice", text=text)
+        kept = [text for text in warnings if not text.startswith(FOLDER)]
+        if warnings != kept + now:
+            warnings[:] = kept + now
+            self.lifecycle.mark_changed()

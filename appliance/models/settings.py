@@ -46,6 +46,13 @@ class ModelSettings(PackageSettings):
     model_look_s: float = Field(
         30.0, gt=0, le=3600, description="Seconds between two health checks of each loaded model"
     )
+    model_files_look_s: float = Field(
+        3.0,
+        ge=0,
+        le=3600,
+        description="Seconds between two looks at MODEL_DIR and the files of models; 0 = none: new files are "
+        "seen at a reload, changed ones at the next load",
+    )
     model_first_port: int = Field(
         FIRST_PORT,
         ge=1024,

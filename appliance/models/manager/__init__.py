@@ -6,6 +6,7 @@ Modules:
     errors: why a model cannot serve a request now.
     estimates: what a load is expected to take, memory and time.
     events: what the manager reports as it happens.
+    file_watch: notices when the files of models change.
     leases: slots of llama-servers, given to requests and taken back.
     manager: ModelManager, which holds the other parts.
     model_file: checks a model's file.

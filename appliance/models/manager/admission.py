@@ -9,7 +9,7 @@ from appliance.base.inline import in_task
 from appliance.models.manager.errors import ModelFailed, QueueFull, QueueTimeout, ShuttingDown
 from appliance.models.manager.events import ManagerEvents
 from appliance.models.manager.leases import Leases
-from appliance.models.manager.model_file import check_file
+from appliance.models.manager.model_file import check_file, is_file_changed
 from appliance.models.manager.model_state import ModelState
 from appliance.models.manager.state import ManagerState
 from appliance.models.manager.status_view import StatusView
@@ -107,7 +107,8 @@ class Admission:
     async def check_possible(self, model: ModelState) -> None:
         """Refuse what would fail anyway, before another model is evicted for it.
 
-        A file that was missing or broken is checked again.
+        A file that was missing or broken is checked again. So is one that has changed since the model failed:
+        what was wrong may be repaired.
 
         Raises:
             ShuttingDown: The appliance is shutting down.
@@ -117,10 +118,13 @@ class Admission:
             raise ShuttingDown
         if model.has_ready_runner():
             return
-        if model.file_problem:
+        if model.failure and await is_file_changed(model):
+            model.clear_failures()
             await check_file(model, self._state)
-            if model.file_problem and not model.failure:
-                self._supervisor.record_failure(model, model.file_problem, can_retry=False)
+        elif model.file_problem:
+            await check_file(model, self._state)
+        if model.file_problem and not model.failure:
+            self._supervisor.record_failure(model, model.file_problem, can_retry=False)
         if model.failure:
             raise ModelFailed(model.alias, reason=model.failure, attempts=model.attempts)
 

@@ -318,6 +318,22 @@ class ModelManager:
         """End a llama-server at once, whatever it does, and wait until it is removed."""
         await self._supervisor.stop_now(runner)
 
+    async def take_changed_file(self, alias: str) -> None:
+        """Read a model's files again after a change, and forget what failed with the former ones.
+
+        Its llama-servers end their running requests and are unloaded; what was loaded is loaded anew.
+        """
+        model = self._state.model(alias)
+        log.info("model_file_changed", alias=alias, path=str(model.path or ""))
+        was_wanted = bool(model.current_runners()) or bool(model.background_load)
+        for runner in model.current_runners():
+            self._supervisor.request_stop(runner)
+        model.clear_failures()
+        await self._check_files([model])
+        if was_wanted and not model.file_problem:
+            self.restore(alias)
+        self._state.notify(model)
+
     def restore(self, alias: str) -> None:
         """Load a model again if it fits, although no request waits for it."""
         model = self._state.models.get(alias)

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from appliance.base.logs import get_logger
 from appliance.models.manager.model_state import ModelState
 from appliance.models.manager.state import ManagerState
 from appliance.models.runner.load_history import key_of
@@ -12,7 +13,18 @@ from appliance.models.table.catalogue import Model, System
 from appliance.models.table.command import model_kind, request_context_tokens, slot_count
 from appliance.models.table.engine import EngineCommand
 from appliance.models.table.estimate import Estimate, estimate_memory
-from appliance.models.table.gguf import GgufHeader, InvalidGguf, check_split, check_whole, read_header
+from appliance.models.table.file_state import FileState, read_states
+from appliance.models.table.gguf import (
+    GgufHeader,
+    InvalidGguf,
+    check_split,
+    check_whole,
+    gguf_parts,
+    gguf_size_bytes,
+    read_header,
+)
+
+log = get_logger("models")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +34,7 @@ class FileCheck:
     Attributes:
         problem: Why the file cannot be loaded; "" = it can. Only then header, estimate and history_key are
             set.
+        files: The states of the model's files before they were read.
     """
 
     slots: int
@@ -29,12 +42,16 @@ class FileCheck:
     header: GgufHeader | None = None
     estimate: Estimate | None = None
     history_key: str = ""
+    files: tuple[FileState | None, ...] = ()
 
     def apply_to(self, model: ModelState) -> None:
         """Write the result into the model's state; on the event loop, so that no reader sees half of it."""
         former_problem = model.file_problem
+        model.files = self.files
         model.file_problem, model.history_key, model.slots = self.problem, self.history_key, self.slots
         if self.problem:
+            if self.problem != former_problem:
+                log.warning("model_file_unusable", alias=model.alias, problem=self.problem)
             return
         model.header, model.estimate = self.header, self.estimate
         if former_problem and model.failure == former_problem:  # this was the only cause, and it is repaired
@@ -68,25 +85,38 @@ def read_file(model: Model, system: System) -> FileCheck:
 
     A file that is missing may be there later: it is checked again before each load.
     """
-    slots = slot_count(model, system)
+    slots, files = slot_count(model, system), read_states(files_of(model))
     if model.engine is not None:
-        return _check_engine(model, model.engine, slots)
+        return replace(_check_engine(model, model.engine, slots), files=files)
     assert model.path is not None
     header, problem = _read_header(model.path)
     if header is None:
-        return FileCheck(slots, problem)
-    key = key_of(model.path, shape_text(model, system, slots))
-    return FileCheck(slots, "", header, estimate_memory(model, system, header), key)
+        return FileCheck(slots, problem, files=files)
+    key = key_of(model.path, shape_text(model, system, slots), files[1:])
+    return FileCheck(slots, "", header, estimate_memory(model, system, header), key, files)
+
+
+def files_of(model: Model) -> list[Path]:
+    """List all files of a model, its first one first: all parts, and what is loaded with it."""
+    return [part for path in model.files.values() for part in gguf_parts(path)]
+
+
+async def is_file_changed(model: ModelState) -> bool:
+    """Whether a file of a model is another one, or has changed, since it was checked."""
+    if not model.files:
+        return False
+    return await asyncio.to_thread(read_states, files_of(model.definition)) != model.files
 
 
 def _read_header(path: Path) -> tuple[GgufHeader | None, str]:
+    """Return the header with the size of all parts, and "" or what is wrong with the file."""
     try:
         header = read_header(path)
         check_split(path, header)
         check_whole(path)
-        return header, ""
-    except FileNotFoundError:
-        return None, f"model file not found: {path}"
+        return replace(header, size_bytes=gguf_size_bytes(path)), ""
+    except FileNotFoundError as exc:
+        return None, f"model file not found: {exc.filename or path}"
     except OSError as exc:
         return None, f"the file {exc.filename or path} cannot be read: {exc.strerror or exc}"
     except InvalidGguf as exc:

@@ -12,6 +12,7 @@ from appliance.models.runner.runner import Runner
 from appliance.models.scheduler.demand import Demand
 from appliance.models.table.catalogue import Model
 from appliance.models.table.estimate import Estimate
+from appliance.models.table.file_state import FileState
 from appliance.models.table.gguf import GgufHeader
 
 KEPT_PROBES = 100
@@ -26,6 +27,7 @@ class ModelState:
         queue: The requests that wait for a slot.
         waiters: All waiters, of requests and of loads, in the order of arrival.
         header, estimate, history_key: Results of the file check; empty until then.
+        files: Its files as they were then, in the order of `files_of`.
         file_problem: Why its file cannot be loaded; "" = no problem is known.
         background_load: Load it although no request waits: at the start, or because it stopped unexpectedly.
         failure: Why it is not loaded again until it is reset; "" = it may be loaded.
@@ -47,6 +49,7 @@ class ModelState:
     file_problem: str = ""
     estimate: Estimate | None = None
     history_key: str = ""
+    files: tuple[FileState | None, ...] = ()
     slots: int = 1
     runners: list[Runner] = field(default_factory=list)
     waiters: dict[Waiter[Any], None] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from appliance.base.tasks import Tasks
 from appliance.models.manager.device_memory import DeviceMemory
 from appliance.models.manager.estimates import Estimates
 from appliance.models.manager.events import ManagerEvents
-from appliance.models.manager.model_file import check_file
+from appliance.models.manager.model_file import check_file, is_file_changed
 from appliance.models.manager.model_state import ModelState
 from appliance.models.manager.state import ManagerState
 from appliance.models.manager.status_view import StatusView
@@ -117,10 +117,11 @@ class RunnerSupervisor:
     async def _load(self, runner: Runner, model: ModelState) -> None:
         """Load it and complete its load waiters, or record why the load failed."""
         try:
-            if not model.history_key:
+            if not model.history_key or await is_file_changed(model):
                 await check_file(model, self._state)
             if model.file_problem:
                 raise LoadFailed(model.file_problem, can_retry=False)
+            runner.history_key = model.history_key
             await self._loader.load(
                 runner, model.header, self._state.catalogue, lambda: self._measure_load(runner, model)
             )
@@ -173,7 +174,7 @@ class RunnerSupervisor:
         runner.ready_since_s = runner.idle_since_s = now_s
         runner.load_s = model.load_s = now_s - runner.load_started_s
         model.background_load, model.failure, model.replica_failures = "", "", 0
-        self._history.record_load(model.history_key, seconds=runner.load_s, size_bytes=model.size_bytes)
+        self._history.record_load(runner.history_key, seconds=runner.load_s, size_bytes=model.size_bytes)
         self._state.count(loaded=1)
         self._events.loaded(model.alias, runner.load_s)
         log.info(

@@ -65,6 +65,7 @@ def _changed(state: ModelState, model: Model, now_at_s: float) -> ModelState:
         file_problem="",
         estimate=None,
         history_key="",
+        files=(),
         failure="",
         last_error="",
         attempts=0,

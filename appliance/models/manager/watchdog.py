@@ -32,10 +32,9 @@ class Watchdog:
         for runner in manager.runners():
             if runner.phase == "ready" and runner.process is not None:
                 is_measured = await asyncio.to_thread(self._measure_one, runner)
-                model = manager.model_states.get(runner.alias)
                 # An estimate must not be recorded: each load would add its margin to the one before.
-                if is_measured and model is not None and runner.phase == "ready":
-                    manager.history.record_memory(model.history_key, runner.memory_bytes)
+                if is_measured and runner.phase == "ready":
+                    manager.history.record_memory(runner.history_key, runner.memory_bytes)
         if manager.history.version != version:
             await asyncio.to_thread(manager.history.write)
 

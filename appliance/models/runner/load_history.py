@@ -5,6 +5,7 @@ the way it is run: another context or another type of cache has another record.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from appliance.base import jsons
 from appliance.base.files import DEFAULT_MODE, write_atomic
 from appliance.base.logs import get_logger
+from appliance.models.table.file_state import FileState
 
 log = get_logger("models")
 ASSUMED_BYTES_PER_S = 500e6  # of a file, while no load was seen yet
@@ -125,11 +127,13 @@ def _record(row: Any) -> LoadRecord:
     return LoadRecord(load_s, memory_bytes, loads)
 
 
-def key_of(path: Path, shape: str) -> str:
-    """Return the key of a model: by its file, and by `shape`, how it is run."""
+def key_of(path: Path, shape: str, others: Sequence[FileState | None] = ()) -> str:
+    """Return the key of a model: by its file, by `shape`, how it is run, and by its other files, if any."""
     try:
         stat = path.stat()
         file = f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
     except OSError:
         file = str(path)
+    for other in others:
+        file += f"\n{other.path}:{other.size_bytes}:{other.modified_ns}" if other is not None else "\n"
     return hashlib.sha256(f"{file}\n{shape}".encode()).hexdigest()[:32]

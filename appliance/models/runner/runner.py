@@ -32,6 +32,7 @@ class Runner:
         failed_probes: Health probes that failed in a row.
         idle: Set while no request holds a slot.
         load_ended: Set when its load has succeeded or failed.
+        history_key: Of the file that it was started with, see `load_history.key_of`; "" = not known.
         removed: Set when its process has exited and its memory is free.
     """
 
@@ -59,6 +60,7 @@ class Runner:
     load_progress: int = 0
     memory_by_device: dict[int, int] = field(default_factory=dict)
     file_bytes: int = 0
+    history_key: str = ""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     load_ended: asyncio.Event = field(default_factory=asyncio.Event)
     removed: asyncio.Event = field(default_factory=asyncio.Event)

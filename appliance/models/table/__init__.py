@@ -12,6 +12,7 @@ Modules:
     file_state: a file's size and time of change.
     file_walk: all files of a folder that may be models.
     folder: a folder of files as a table.
+    folder_watch: which whole files a folder has, whenever that changes.
     gguf: the header of a GGUF file.
     library: facts about models; reads each file once.
     pulled: the index of pulled models.

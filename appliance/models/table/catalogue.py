@@ -9,6 +9,7 @@ different limits. Both are accepted; a value that its README refuses is a warnin
 but `model_path` and `params`, and `use_mlock` to the system.
 """
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from appliance.base.settings import Problem
 from appliance.models.settings import ModelSettings
 from appliance.models.table.engine import EngineCommand, EngineKeys, engine_of, names_model_path
 from appliance.models.table.extra_args import Environment, ExtraArgs
+from appliance.models.table.file_walk import WalkedFolder
 from appliance.models.table.folder import FoundModel, scan_folder
 from appliance.models.table.gguf import is_regular
 from appliance.models.table.pulled import read_pulled
@@ -420,7 +422,10 @@ class Catalogue:
 
 
 def read_catalogue(
-    settings: ModelSettings, config_path: Path | None, downloads: Path | None = None
+    settings: ModelSettings,
+    config_path: Path | None,
+    downloads: Path | None = None,
+    walked: WalkedFolder | None = None,
 ) -> tuple[Catalogue, list[Problem]]:
     """Read the table, the folder, and what was pulled.
 
@@ -431,6 +436,7 @@ def read_catalogue(
         config_path: The file of CONFIG_PATH, None = there is none. Its other sections (`backends`, `pools`)
             belong to other packages.
         downloads: The folder of pulled models (DOWNLOAD_DIR), None = there is none.
+        walked: What MODEL_DIR has; None = it is walked now.
 
     Returns:
         (what could be read, problems); with a fatal problem it must not be used.
@@ -443,7 +449,7 @@ def read_catalogue(
     pulled = _read_pulled(downloads, problems)
     # MODEL_DIR and DOWNLOAD_DIR may be one folder, or one in the other.
     taken = {model.path for model in pulled.values()}
-    for one in _scan_folder(settings.model_dir, problems):
+    for one in _scan_folder(settings.model_dir, walked, problems):
         if one.path not in taken:
             models[one.alias] = Model(one.alias, one.path, Params(), "folder", mmproj_path=one.mmproj_path)
     for alias, entry in found.models.items():
@@ -590,13 +596,15 @@ def _file_problem(path: Path | None, where: str, remedy: str, *, is_fatal: bool 
     return Problem("CONFIG_PATH", shown, "a JSON file with `models` or `backends`", remedy, is_fatal=is_fatal)
 
 
-def _scan_folder(folder: Path | None, problems: list[Problem]) -> list[FoundModel]:
+def _scan_folder(
+    folder: Path | None, walked: WalkedFolder | None, problems: list[Problem]
+) -> list[FoundModel]:
     if folder is None:
         return []
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # Path.is_dir would raise where it may not look
         problems.append(Problem("MODEL_DIR", str(folder), "a folder of .gguf files", "No such folder."))
         return []
-    found, warnings = scan_folder(folder)
+    found, warnings = scan_folder(folder, walked)
     problems += warnings
     return found
 
