@@ -185,6 +185,16 @@ def test_a_brief_read_leaves_out_the_vocabulary(tiny_models: Path, tmp_path: Pat
     assert "incomplete, or still being written" in scan_folder(tmp_path)[1][0].remedy
 
 
+def test_a_file_named_as_an_alias_of_the_table_is_left_out(tmp_path: Path, llama_binary: str) -> None:
+    put(tmp_path, "big.gguf", "small.gguf")
+    config = tmp_path / "config.json"
+    config.write_text('{"models": {"one": {"model_path": "big.gguf", "aliases": ["small"]}}}')
+    settings = ModelSettings(model_dir=tmp_path, llama_server_path=Path(llama_binary))
+    catalogue, problems = read_catalogue(settings, config)
+    assert list(catalogue.models) == ["big", "one"]
+    assert [(one.is_fatal, Path(one.value).name) for one in problems] == [(False, "small.gguf")]
+
+
 # ---- entries that are not what they should be
 
 

@@ -449,8 +449,14 @@ def read_catalogue(
     pulled = _read_pulled(downloads, problems)
     # MODEL_DIR and DOWNLOAD_DIR may be one folder, or one in the other.
     taken = {model.path for model in pulled.values()}
+    names = {alias for entry in found.models.values() for alias in entry.aliases}
     for one in _scan_folder(settings.model_dir, walked, problems):
-        if one.path not in taken:
+        if one.alias in names:
+            remedy = f"{one.alias!r} is an alias of a model of the table. The file is left out."
+            problems.append(
+                Problem("MODEL_DIR", str(one.path), "model files (.gguf)", remedy, is_fatal=False)
+            )
+        elif one.path not in taken:
             models[one.alias] = Model(one.alias, one.path, Params(), "folder", mmproj_path=one.mmproj_path)
     for alias, entry in found.models.items():
         models[alias] = _resolve(alias, entry, base or (config_path.parent if config_path else Path()))
