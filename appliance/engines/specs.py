@@ -37,6 +37,7 @@ OTHER_KEYS = {
     "api",
     "system",
     "models",
+    "groups",
     "$schema",
 }  # in the same file: for the model manager, and for editors
 Spec = TypeVar("Spec")

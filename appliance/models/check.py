@@ -38,13 +38,20 @@ MAX_DRAFT_DIFFERENCE = 128  # tokens by which the vocabularies of a model and it
 
 @dataclass(slots=True)
 class ModelCheck:
-    """The findings about one model. `problem` is "" if it could be run; sizes in bytes."""
+    """The findings about one model.
+
+    Attributes:
+        problem: Why it could not be run; "" = it could.
+        facts: Sizes in bytes.
+        never_with: The models that are never loaded together with it.
+    """
 
     alias: str
     path: str
     problem: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
     command: list[str] = field(default_factory=list)
+    never_with: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -81,6 +88,7 @@ def check_models(catalogue: Catalogue) -> CheckReport:
 def _check_model(model: Model, catalogue: Catalogue, server: str, flags: Flags | None) -> ModelCheck:
     """Check one model's files. `flags` None: the server cannot be used, so there is no command line."""
     found = ModelCheck(model.alias, str(model.path or ""))
+    found.never_with = sorted(catalogue.conflicts.get(model.alias, ()))
     if model.engine is not None:
         return _check_engine(found, model, model.engine, catalogue)
     headers: dict[str, GgufHeader] = {}
@@ -228,6 +236,8 @@ def render_report(report: CheckReport) -> str:
             lines.append(f"  PROBLEM: {one.problem}")
         if one.facts:
             lines += _render_facts(one.facts)
+        if one.never_with:
+            lines.append(f"  never loaded together with: {', '.join(one.never_with)}")
         if one.command:
             lines.append(f"  {shlex.join(one.command)}")
     if not report.models:

@@ -288,7 +288,7 @@ async def managed(
 ) -> AsyncIterator[Managed]:
     """Start an appliance with a table.
 
-    `await managed("a", "b", variables={…}, binary=…, max_concurrent_models=1, a={…})`.
+    `await managed("a", "b", variables={…}, binary=…, max_concurrent_models=1, groups={…}, a={…})`.
     """
     appliances: list[ManagedAppliance] = []
     async with AsyncExitStack() as stack:
@@ -297,8 +297,9 @@ async def managed(
             *names: str, variables: Mapping[str, str] | None = None, binary: Path | str = "", **keys: Any
         ) -> ManagedAppliance:
             models = {name: keys.pop(name) for name in names if name in keys}
+            groups = {"groups": keys.pop("groups")} if "groups" in keys else {}
             config = tmp_path / f"config-{len(appliances)}.json"
-            table = table_of(tiny_models, names, system=keys, models=models)
+            table = table_of(tiny_models, names, system=keys, models=models) | groups
             config.write_text(json.dumps(table))
             running = await start(
                 CONFIG_PATH=str(config),

@@ -174,6 +174,7 @@ async def test_a_busy_engine_that_answers_no_probe_is_left_alone(
     monkeypatch.setattr(watchdog, "PROBE_TIMEOUT_S", 0.05)
     monkeypatch.setattr(watchdog, "RELOAD_AFTER_S", 0.0)
     appliance = await managed("any", any=engine("--answer-s", "0.3"))
+    appliance.manager.loader.times = StopTimes(term_s=0.2, kill_s=2.0)
     assert await appliance.chat("any") == ENGINE_REPLY
     pid, watched = appliance.pid("any"), Watchdog(appliance.manager)
     asked = asyncio.create_task(appliance.chat("any"))
@@ -183,9 +184,11 @@ async def test_a_busy_engine_that_answers_no_probe_is_left_alone(
         await watched.probe()
     os.kill(pid, signal.SIGCONT)
     assert (await asked, appliance.pid("any")) == (ENGINE_REPLY, pid)
+    assert await appliance.is_free()
     os.kill(pid, signal.SIGSTOP)
-    for _ in range(watchdog.DOWN):  # idle: it hangs
-        await watched.probe()
+    for _ in range(2 * watchdog.DOWN):  # idle: it hangs. It may still answer the first probe
+        if runs(pid):
+            await watched.probe()
     assert not runs(pid)
     assert await appliance.chat("any") == ENGINE_REPLY
 
@@ -200,3 +203,44 @@ async def test_requests_beyond_max_concurrency_wait(managed: Managed) -> None:
     port = appliance.manager.model("any").port
     async with appliance.session.get(f"http://127.0.0.1:{port}/most") as response:
         assert await response.json() == {"most": 2}
+
+
+# ---- groups
+
+
+async def test_models_of_a_group_swap_however_much_is_free(managed: Managed) -> None:
+    groups = {"one at a time": {"members": ["a", "any"], "exclusive": False}}
+    appliance = await managed("a", "b", "any", any=engine(), groups=groups)
+    assert [await appliance.chat(alias) for alias in ("b", "a")] == [REPLY] * 2
+    assert await appliance.chat("any") == ENGINE_REPLY
+    assert appliance.statuses() == {"a": "off", "b": "ready", "any": "ready"}
+    said = await asyncio.gather(*(appliance.chat(alias) for alias in ["a", "any"] * 4))
+    assert said == [REPLY, ENGINE_REPLY] * 4
+    assert await appliance.is_free()
+
+
+async def test_a_set_swaps_as_one(managed: Managed) -> None:
+    groups = {"set": {"members": ["a", "any"], "swap": False, "exclusive": True}}
+    appliance = await managed("a", "b", "any", any=engine(), groups=groups)
+    await appliance.chat("a")
+    await appliance.chat("any")
+    assert appliance.statuses() == {"a": "ready", "b": "off", "any": "ready"}
+    await appliance.chat("b")
+    assert appliance.statuses() == {"a": "off", "b": "ready", "any": "off"}
+    await appliance.chat("any")
+    assert appliance.statuses() == {"a": "off", "b": "off", "any": "ready"}
+
+
+async def test_a_pinned_model_of_the_group_is_named(managed: Managed) -> None:
+    groups = {"set": {"members": ["a", "any"]}}
+    appliance = await managed("a", "any", any=engine(), groups=groups)
+    await appliance.chat("any")
+    appliance.manager.pin("any")
+    status, _, value = await appliance.ask("a")
+    assert (status, value["error"]["code"]) == (503, "group_pinned")
+    assert (
+        "the pinned any may not be loaded beside it (`groups` of the model table)"
+        in value["error"]["message"]
+    )
+    appliance.manager.pin("any", pinned=False)
+    assert await appliance.chat("a") == REPLY

@@ -6,6 +6,7 @@ Models `a`, `b`, `c` … take 1 GiB and a second to load unless a row says other
 unless a row is about memory.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -1023,6 +1024,104 @@ def test_model_without_gpu_layers_uses_system_memory() -> None:
     ),
 )
 def test_refusal_for_memory_has_its_figures(state: SchedulerState, step: Any) -> None:
+    assert next_step(state) == step
+
+
+# ---- models that are never loaded together
+
+
+def apart(*pairs: str) -> dict[str, frozenset[str]]:
+    """Give the conflicts of pairs such as `ab`."""
+    return {
+        alias: frozenset("".join(pair for pair in pairs if alias in pair).replace(alias, ""))
+        for alias in dict.fromkeys("".join(pairs))
+    }
+
+
+def grouped(conflicts: dict[str, frozenset[str]], *parts: Any, **how: Any) -> SchedulerState:
+    return replace(scheduler_state(*parts, **how), conflicts=conflicts)
+
+
+@table(
+    (
+        "an-idle-one-is-unloaded-however-much-is-free",
+        grouped(apart("ab"), queue("a"), idle(1, "b"), idle(2, "c")),
+        Stop(1, "evicted", "a"),
+    ),
+    ("others-stay", grouped(apart("ab"), queue("a"), idle(2, "c"), idle(3, "d")), Start("a", (RAM,))),
+    (
+        "all-of-a-set-that-swaps-as-one",
+        grouped(apart("ab", "ac"), queue("a"), stopping(1, "b"), idle(2, "c")),
+        Stop(2, "evicted", "a"),
+    ),
+    (
+        "those-of-one-set-are-loaded-together",
+        grouped(apart("ab", "ac"), queue("c"), idle(1, "b")),
+        Start("c", (RAM,)),
+    ),
+    (
+        "not-before-it-has-stopped",
+        grouped(apart("ab"), queue("a"), stopping(1, "b")),
+        Wait(None, {"a": "memory is being freed for it"}),
+    ),
+    (
+        "a-busy-one-has-its-time",
+        grouped(apart("ab"), queue("a", 1), busy(1, "b")),
+        Wait(DUE_S - 1, {"a": "b is in use"}),
+    ),
+    ("a-busy-one-is-drained-when-due", grouped(apart("ab"), queue("a", 99), busy(1, "b")), Drain(1, "a")),
+    (
+        "one-that-is-being-loaded-is-waited-for",
+        grouped(apart("ab"), queue("a", 99), loading(1, "b")),
+        Wait(None, {"a": OTHER_LOADS_FIRST}),
+    ),
+    (
+        "the-first-of-two-that-wait-is-loaded",
+        grouped(apart("ab"), queue("a", 2), queue("b", 1)),
+        Start("a", (RAM,)),
+    ),
+    (
+        "a-queue-that-comes-first-keeps-the-other-out",
+        grouped(
+            apart("ab", "bc"),
+            queue("b", 99, has_reservation=True),
+            queue("a", 1),
+            busy(1, "c", is_draining=True),
+        ),
+        Wait(None, {"a": "b is loaded first", "b": "c finishes its running requests"}),
+    ),
+    (
+        "memory-and-group-together",
+        grouped(
+            apart("ab"),
+            queue("a"),
+            model("a", 6),
+            stopping(1, "b", gib=4),
+            idle(2, "c", gib=4),
+            free=1,
+            total=9,
+        ),
+        Stop(2, "evicted", "a"),
+    ),
+    (
+        "no-more-than-the-group-needs",
+        grouped(
+            apart("ab"), queue("a"), model("a", 6), idle(1, "b", gib=4), idle(2, "c", gib=4), free=4, total=12
+        ),
+        Stop(1, "evicted", "a"),
+    ),
+    (
+        "a-pinned-one-cannot-be-unloaded",
+        grouped(apart("ab"), queue("a"), idle(1, "b", is_pinned=True)),
+        Refuse("a", "group"),
+    ),
+    (
+        "preloading-unloads-none",
+        grouped(apart("ab"), loads("a", may_evict=False), idle(1, "b")),
+        Wait(None, {"a": DOES_NOT_FIT}),
+    ),
+)
+def test_models_of_groups(state: SchedulerState, step: Any) -> None:
     assert next_step(state) == step
 
 

@@ -26,6 +26,7 @@ from appliance.models.scheduler.state import (
     Wait,
 )
 from appliance.models.status.views import RAM
+from appliance.models.table.groups import Group, conflicts_of
 
 MAX_STEPS = 200  # of one turn
 EVENTS = 60  # while requests come
@@ -78,6 +79,21 @@ class RandomManager:
         self.priority = {alias: rng.randint(0, 2) for alias in self.facts}
         self.stays = {alias: rng.choice([None, None, 20.0]) for alias in self.facts}
         self.foreign = {device: rng.randint(0, 4) for device in self.total}
+        self.conflicts = self.random_groups() if rng.random() < 0.5 else {}
+
+    def random_groups(self) -> dict[str, frozenset[str]]:
+        aliases = list(self.facts)
+        cut = self.rng.randint(1, len(aliases))
+
+        def flag() -> bool:
+            return self.rng.random() < 0.5
+
+        groups = {
+            name: Group(members=members, swap=flag(), exclusive=flag(), persistent=flag())
+            for name, members in (("x", tuple(aliases[:cut])), ("y", tuple(aliases[cut : cut + 2])))
+            if members
+        }
+        return conflicts_of(groups, aliases)
 
     # ---- what the scheduler sees
 
@@ -110,6 +126,7 @@ class RandomManager:
             self.free(),
             self.total,
             self.rules,
+            self.conflicts,
         )
 
     def seen(self, server: Server) -> ResidentRunner:
@@ -226,6 +243,8 @@ class RandomManager:
         assert len({server.resident.alias for server in self.servers.values()}) <= self.rules.max_models, (
             "more models than places"
         )
+        beside = {server.resident.alias for server in self.servers.values()}
+        assert beside.isdisjoint(self.conflicts.get(step.alias, ())), "loaded together"
         assert (
             sum(
                 server.resident.alias == step.alias
@@ -243,6 +262,9 @@ class RandomManager:
         pinned = [server.resident for server in self.servers.values() if server.resident.alias in self.pinned]
         if step.why == "pinned":
             assert len({one.alias for one in pinned}) >= self.rules.max_models
+            return
+        if step.why == "group":
+            assert {one.alias for one in pinned} & self.conflicts[step.alias]
             return
         rooms = [
             size - self.foreign[device] - sum(one.memory.get(device, 0) for one in pinned)

@@ -135,6 +135,25 @@ class AllPinned(Unavailable):
         )
 
 
+class GroupPinned(Unavailable):
+    """Pinned models are loaded that are never loaded together with the model, so that waiting cannot help.
+
+    Args:
+        model: The alias of the model that cannot be loaded.
+        pinned: Aliases of these models.
+    """
+
+    retryable = False
+    default_code = "group_pinned"
+
+    def __init__(self, model: str, *, pinned: Sequence[str]) -> None:
+        super().__init__(
+            f"Model {model!r} cannot be loaded: the pinned {', '.join(pinned)} may not be loaded beside it "
+            "(`groups` of the model table). Unpin it, or change the groups.",
+            details={"error_fields": {"model": model, "pinned_models": list(pinned)}},
+        )
+
+
 class ShuttingDown(Unavailable):
     """The appliance is shutting down."""
 

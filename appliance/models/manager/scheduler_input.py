@@ -50,7 +50,8 @@ class SchedulerInput:
         rules = SchedulerRules(
             self._state.catalogue.system.max_concurrent_models, extra_wait_s, ageing_s=ageing_s
         )
-        return SchedulerState(queues, residents, facts, free, total, rules)
+        conflicts = self._state.catalogue.conflicts
+        return SchedulerState(queues, residents, facts, free, total, rules, conflicts)
 
     def _facts(self, model: ModelState, now_s: float) -> ModelFacts:
         blocked_s, replicas = max(0.0, model.blocked_until_s - now_s), model.definition.replicas

@@ -7,7 +7,7 @@ that the scheduler named.
 import asyncio
 
 from appliance.base.logs import get_logger
-from appliance.models.manager.errors import AllPinned, InsufficientMemory, ModelFailed
+from appliance.models.manager.errors import AllPinned, GroupPinned, InsufficientMemory, ModelFailed
 from appliance.models.manager.events import ManagerEvents
 from appliance.models.manager.leases import Leases
 from appliance.models.manager.model_state import ModelState
@@ -181,6 +181,16 @@ class SchedulerLoop:
                 model.alias,
                 limit=self._state.catalogue.system.max_concurrent_models,
                 pinned=[other.alias for other in models if other.is_pinned],
+            )
+        if step.why == "group":
+            beside = self._state.catalogue.conflicts.get(model.alias, frozenset())
+            return GroupPinned(
+                model.alias,
+                pinned=[
+                    other.alias
+                    for other in models
+                    if other.is_pinned and other.alias in beside and other.current_runners()
+                ],
             )
         loaded = [other.alias for other in models if other.current_runners()]
         model.rejected += 1

@@ -28,7 +28,8 @@ def find_devices(
 ) -> tuple[int, ...] | None:
     """Return the devices that a model fits on.
 
-    1. max_models is reached, now or once the reservations are used    → None
+    1. max_models is reached, or a model is loaded that is never loaded
+       together with it, now or once the reservations are used         → None
     2. one device holds it                                             → that with the most free memory, but
                                                                        first those without a running load
     3. no GPU alone could ever hold it, all together can               → all that have memory free
@@ -65,12 +66,17 @@ def largest_device_bytes(facts: ModelFacts, state: SchedulerState) -> int:
 def _is_allowed(
     alias: str, state: SchedulerState, removed: Collection[int], reservations: Sequence[Reservation]
 ) -> bool:
-    """Whether one more model may be loaded, now and once the reservations are used. Replicas count as one."""
+    """Whether a model may be loaded beside the others, now and once the reservations are used.
+
+    Replicas count as one.
+    """
     leaving = {serial for kept in reservations for serial in kept.serials}
     now = {one.alias for one in state.residents if one.serial not in removed}
     later = {
         one.alias for one in state.residents if one.serial not in removed and one.serial not in leaving
     } | {kept.alias for kept in reservations}
+    if not state.conflicts.get(alias, frozenset()).isdisjoint(now | later):
+        return False
     return all(alias in loaded or len(loaded) < state.rules.max_models for loaded in (now, later))
 
 

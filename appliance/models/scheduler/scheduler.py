@@ -13,6 +13,9 @@ loaded model are served together before it is unloaded for another:
   - A model that was just loaded stays for a while whatever waits (`min_stay_s`), else two due queues would
     only swap.
 
+Models that are never loaded together (groups of the table) are unloaded for each other as for memory: all of
+them, however much is free.
+
 Of the models that could be unloaded, the one with the least loss is unloaded first: how often it is
 requested, times how long it takes to load. Loads on one device follow each other, and nothing is unloaded for
 a load that could not begin yet. Memory that is freed for one queue is reserved for it.
@@ -306,17 +309,21 @@ class _Plan:
         1. it would fit without the reservations         → waits for the model that comes first
         2. a llama-server stops                          → waits: it may leave more than is known
         3. pinned models are as many as may be loaded    → Refuse
-        4. else memory does not suffice                  → Refuse
+        4. one of them is never loaded beside it         → Refuse
+        5. else memory does not suffice                  → Refuse
         """
         if find_devices(facts, self.state) is not None or self._pick_evicted(facts, []) is not None:  # 1
             return None, f"{self.reservations[0].alias} is loaded first"
         if any(one.phase == "stopping" for one in self.state.residents):  # 2
             return None, MEMORY_IS_FREED
         rules = self.state.rules
-        if len({one.alias for one in self.state.residents if one.is_pinned}) >= rules.max_models:  # 3
+        pinned = {one.alias for one in self.state.residents if one.is_pinned}
+        if len(pinned) >= rules.max_models:  # 3
             return Refuse(queue.alias, "pinned"), ""
+        if pinned & self.state.conflicts.get(queue.alias, frozenset()):  # 4
+            return Refuse(queue.alias, "group"), ""
         need_bytes = facts.need_bytes + rules.margin_bytes
-        return Refuse(queue.alias, "memory", need_bytes, max_available_bytes(facts, self.state)), ""  # 4
+        return Refuse(queue.alias, "memory", need_bytes, max_available_bytes(facts, self.state)), ""  # 5
 
     def _pick_evicted(
         self, facts: ModelFacts, reservations: list[Reservation]

@@ -117,6 +117,7 @@ class SchedulerState:
         facts: By alias, at least of the models in `queues`.
         free: Bytes by device, without what loading llama-servers will take. May be empty without queues.
         total: Bytes by device. May be empty without queues.
+        conflicts: By alias, the models that are never loaded together with one (groups of the table).
     """
 
     queues: Sequence[QueueState] = ()
@@ -125,6 +126,7 @@ class SchedulerState:
     free: Mapping[int, int] = field(default_factory=dict)
     total: Mapping[int, int] = field(default_factory=dict)
     rules: SchedulerRules = SchedulerRules()
+    conflicts: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 # ---- steps
@@ -175,13 +177,14 @@ class Refuse:
     """Fail all waiters: no allowed step would let the model be loaded.
 
     Attributes:
-        why: It has failed; memory does not suffice; or the pinned models reach the limit.
+        why: It has failed; memory does not suffice; the pinned models reach the limit; or one of them is
+            never loaded together with it.
         need_bytes: With `memory`: what a load takes, the margin included.
         available_bytes: With `memory`: the most that can be made free.
     """
 
     alias: str
-    why: Literal["failed", "memory", "pinned"]
+    why: Literal["failed", "memory", "pinned", "group"]
     need_bytes: int = 0
     available_bytes: int = 0
 

@@ -14,6 +14,7 @@ Modules:
     folder: a folder of files as a table.
     folder_watch: which whole files a folder has, whenever that changes.
     gguf: the header of a GGUF file.
+    groups: which models are loaded together, and which never.
     library: facts about models; reads each file once.
     pulled: the index of pulled models.
     sampling: the sampling parameters of a model, and what is changed in requests for it.

@@ -27,6 +27,7 @@ from appliance.models.table.extra_args import Environment, ExtraArgs
 from appliance.models.table.file_walk import WalkedFolder
 from appliance.models.table.folder import FoundModel, scan_folder
 from appliance.models.table.gguf import is_regular
+from appliance.models.table.groups import Group, conflicts_of, find_group_problems
 from appliance.models.table.pulled import read_pulled
 from appliance.models.table.sampling import NO_REQUEST_SETTINGS, RequestSettings, SamplingFields
 from appliance.models.table.section import Section, explain
@@ -312,6 +313,9 @@ class Table(Section):
     api: Api = Field(default=Api(), description="Kept for compatibility")
     system: System = Field(default=System(), description="How models are run")
     models: dict[Alias, ModelEntry] = Field(default={}, description="The models by name")
+    groups: dict[Alias, Group] = Field(
+        default={}, description="Models that are loaded together, or never, by the name of their group"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,12 +403,19 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """All models by alias, and how they are run."""
+    """All models by alias, and how they are run.
+
+    Attributes:
+        groups: By name.
+        conflicts: By alias, the models that are never loaded together with one; only where there are some.
+    """
 
     models: Mapping[str, Model]
     system: System = field(default_factory=System)
     api: Api = field(default_factory=Api)
     llama_server: str = ""  # "" = the one in PATH
+    groups: Mapping[str, Group] = field(default_factory=dict)
+    conflicts: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def name_of(self, name: str) -> str | None:
         """Return the name of the model that has this name or alias; None = there is none."""
@@ -474,7 +485,32 @@ def read_catalogue(
     elif pulled and not has_server:  # a pull must not keep the appliance from starting
         problems.append(replace(_no_server(settings, server), is_fatal=False))
         pulled = {}
-    return Catalogue({**pulled, **models}, found.system, found.api, server), problems
+    every = {**pulled, **models}
+    problems += [
+        _file_problem(config_path, f"groups.{where}", text)
+        for where, text in find_group_problems(found.groups, every)
+    ]
+    conflicts = conflicts_of(found.groups, every)
+    problems += _find_pinned_conflicts(config_path, every, conflicts)
+    return Catalogue(every, found.system, found.api, server, found.groups, conflicts), problems
+
+
+def _find_pinned_conflicts(
+    config_path: Path | None, models: Mapping[str, Model], conflicts: Mapping[str, frozenset[str]]
+) -> list[Problem]:
+    """Warn of pinned models that are never loaded together: the second is never loaded."""
+    pinned = [alias for alias, model in models.items() if model.pinned]
+    return [
+        _file_problem(
+            config_path,
+            "groups",
+            f"The models {one!r} and {other!r} are pinned and never loaded together: unpin one.",
+            is_fatal=False,
+        )
+        for number, one in enumerate(pinned)
+        for other in pinned[number + 1 :]
+        if other in conflicts.get(one, ())
+    ]
 
 
 def _path_or_none(text: str) -> Path | None:

@@ -27,6 +27,10 @@ def differences(old: Catalogue, new: Catalogue) -> list[str]:
     before, after = old.system.model_dump(), new.system.model_dump()
     del before["llama_server_path"], after["llama_server_path"]  # the one in force is Catalogue.llama_server
     sentences += [f"The system changes: {change}." for change in _changed(before, after)]
+    names = dict.fromkeys([*old.groups, *new.groups])
+    sentences += [
+        f"The group {name} changes." for name in names if old.groups.get(name) != new.groups.get(name)
+    ]
     if old.llama_server != new.llama_server:
         sentences.append(
             f"The llama-server changes: {_shown(old.llama_server)} → {_shown(new.llama_server)}."
