@@ -155,6 +155,7 @@ async def open_sidecar(appliance: Appliance, stack: AsyncExitStack) -> None:
 async def close_feeds(appliance: Appliance) -> None:
     """End waits for downloads and feeds about models, which would last for the whole grace period."""
     await appliance.jobs.close()
+    appliance.receipts.close()
     if appliance.manager is not None and appliance.manager_handlers is not None:
         appliance.manager.announce_shutdown()
         appliance.manager_handlers.close()

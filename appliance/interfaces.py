@@ -27,6 +27,7 @@ from appliance.front.passthrough.passthrough import Passthrough
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.access_tickets import AccessTickets
 from appliance.front.pipeline.pipeline import RequestPipeline
+from appliance.front.receipts import ReceiptHandlers
 from appliance.front.routes import join_routes
 from appliance.front.server.server import HttpServer
 from appliance.front.sidecar import DIALECT, SidecarHandlers, sidecar_groups, sidecar_routes
@@ -57,12 +58,12 @@ def build_front(appliance: Appliance) -> HttpServer:
         SystemHandlers(
             status=appliance.status,
             metrics=appliance.metrics,
-            receipts=appliance.receipts,
             measure=appliance.measure,
             engines=overview.families,
             may_see_details=may_see_details,
             is_operator=partial(_is_operator, pipeline),
         ),
+        ReceiptHandlers(appliance.receipts, clock=clock),
         TicketHandlers(tickets, find_access=lambda path: server.ticket_access(path), check=check),
         BalanceHandlers(
             router,

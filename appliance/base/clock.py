@@ -1,5 +1,6 @@
 """The one place that reads the time, so that tests can provide a clock of their own."""
 
+import re
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -52,3 +53,28 @@ def format_rfc3339(at_s: float, *, fraction_digits: int = 6) -> str:
     """
     text = datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
     return text[: -(6 - fraction_digits)] + "Z" if fraction_digits < 6 else text + "Z"
+
+
+_AGO = re.compile(r"(\d{1,9})(s|m|h|d)")
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def parse_moment_s(text: str, now_s: float) -> float:
+    """Read a moment: RFC 3339 (UTC if it names no zone), seconds since 1970, or how long ago (`10m`).
+
+    Args:
+        text: The moment.
+        now_s: The present time, seconds since 1970.
+
+    Returns:
+        Seconds since 1970.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    if ago := _AGO.fullmatch(text):
+        return now_s - int(ago.group(1)) * _UNIT_S[ago.group(2)]
+    if re.fullmatch(r"\d{1,12}(\.\d{1,9})?", text):
+        return float(text)
+    moment = datetime.fromisoformat(text)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

@@ -8,6 +8,7 @@ Modules:
     lora: commands about LoRA adapters.
     messages: the messages of the control API, imported when needed.
     models: commands about models, and `appliance models`.
+    receipts: commands about receipts.
     render: what is shown of each response.
     screen: where output goes: tables, lines or JSON.
     session: what every command shares: global options, connection, failures.

@@ -9,10 +9,9 @@ from typing import Annotated
 import typer
 
 from appliance.base import jsons
-from appliance.cli import backends, jobs, lora, models
+from appliance.cli import backends, jobs, lora, models, receipts
 from appliance.cli import messages as pb
 from appliance.cli.client import FAILED, USAGE, CallFailed
-from appliance.cli.render.backends import RECEIPT_HEADERS, receipt_pairs, receipt_row
 from appliance.cli.render.logs import log_style
 from appliance.cli.render.status import identity_pairs, status_line, status_pairs, worker_pairs
 from appliance.cli.render.values import as_object
@@ -305,32 +304,7 @@ def _write_part(screen: Screen, part: pb.ChatResponse) -> None:
         screen.say(value.text, end="")  # 4
 
 
-@app.command()
-@exits_on_failure
-def receipt(
-    ctx: typer.Context,
-    receipt_id: Annotated[str, typer.Argument(metavar="ID", help="The request's id (x-request-id).")],
-) -> None:
-    """Show what was decided for one request, and why."""
-    session = Session.of(ctx)
-    request = pb.GetReceiptRequest(id=receipt_id)
-    receipt = session.client.call(session.client.stub.GetReceipt, request).receipt
-    session.show(receipt, lambda screen: screen.pairs(receipt_pairs(receipt)))
-
-
-@app.command()
-@exits_on_failure
-def receipts(
-    ctx: typer.Context,
-    count: Annotated[int, typer.Option("--lines", "-n", min=1, max=1000, help="How many.")] = 20,
-) -> None:
-    """List the latest requests, newest first."""
-    session = Session.of(ctx)
-    response = session.client.call(session.client.stub.ListReceipts, pb.ListReceiptsRequest(count=count))
-    rows = [receipt_row(receipt) for receipt in response.receipts]
-    session.show(response, lambda screen: screen.table(RECEIPT_HEADERS, rows))
-
-
+receipts.add_to(app)
 backends.add_to(app)
 models.add_to(app)
 jobs.add_to(app)

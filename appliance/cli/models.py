@@ -189,9 +189,37 @@ def vram(ctx: typer.Context) -> None:
     session.show(response, lambda screen: screen.table(render.DEVICE_HEADERS, rows))
 
 
+@exits_on_failure
+def logs(
+    ctx: typer.Context,
+    alias: Alias,
+    count: Annotated[
+        int, typer.Option("--lines", "-n", min=0, max=2000, help="How many of the last lines to show.")
+    ] = 50,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Show new lines as they are written.")
+    ] = False,
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Of one of its llama-servers; 0 = the first one.")
+    ] = 0,
+) -> None:
+    """Show the last lines of the log of a model's llama-server."""
+    session = Session.of(ctx)
+    request = pb.TailModelLogsRequest(alias=alias, count=count, follow=follow, port=port)
+
+    def write(piece: pb.TailModelLogsResponse) -> None:
+        for line in piece.lines:
+            session.screen.say(line)
+
+    session.show_each(
+        session.client.stream(session.client.stub.TailModelLogs, request), lambda piece: piece, write
+    )
+
+
 Verb = Callable[..., None]
 VERBS: dict[str, Verb] = {
     "show": show_one,
+    "logs": logs,
     "load": load,
     "eject": eject,
     "reset": reset,
@@ -206,7 +234,9 @@ for _name, _verb in COMMANDS.items():
 def add_to(ctl: typer.Typer) -> None:
     """Add these commands to `appliance ctl`: models, model VERB, queue, vram."""
     ctl.command("models")(models)
-    one = typer.Typer(no_args_is_help=True, help="Show, load, eject, reset, pin or unpin one model.")
+    one = typer.Typer(
+        no_args_is_help=True, help="Show, load, eject, reset, pin or unpin one model; show its log."
+    )
     for name, verb in VERBS.items():
         one.command(name)(verb)
     ctl.add_typer(one, name="model")

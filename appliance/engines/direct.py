@@ -142,8 +142,9 @@ class DirectAccess:
             wanted = model if backend.is_managed and model else None
             return [self._pools.pool_of(backend)], wanted, "pinned"
         if model:  # 2
+            receipt.model = model
             route = self._routes.find(model)
-            receipt.model, receipt.public_model = model, route.card.id
+            receipt.public_model = route.card.id
             stages, wanted, reason = route.stages, route.model, route.reason
         elif not is_any and (default := self._default_model()) is not None:  # 3
             stages, wanted, reason = default.stages, default.model, default.reason

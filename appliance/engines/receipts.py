@@ -1,15 +1,20 @@
 """Receipts: what was decided for one request, and why. The latest ones are kept for the operator."""
 
+import asyncio
 import re
 from collections import deque
+from collections.abc import AsyncGenerator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
+from appliance.base.errors import Invalid, NotFound
 from appliance.engines.outcome import Finish, Outcome
 
 KEPT_RECEIPTS = 1000
+_KEY = re.compile(r"none|[0-9a-fA-F]{12,64}")
+_STATUS = re.compile(r"[1-5](\d\d|[xX]{2})")
 _ORIGIN = re.compile(r"\b[a-z]+://[^/\s']+|(?<!:)//[^/\s']+", re.IGNORECASE)
 
 
@@ -85,6 +90,7 @@ class Receipt:
         error: `kind: message`; "" = none.
         status: The HTTP status that the client got; 0 = none yet.
         began_s: When the request began, monotonic. JSON does not show it.
+        key: The digest of the caller's key, in short (see `access.key_name`); "" = none was sent.
     """
 
     id: str
@@ -112,6 +118,7 @@ class Receipt:
     error: str = ""
     status: int = 0
     began_s: float = 0.0
+    key: str = ""
 
     @property
     def finish_label(self) -> str:
@@ -199,18 +206,86 @@ def attempt_rows(attempts: list[Attempt]) -> list[dict[str, Any]]:
     return rows
 
 
+@dataclass(frozen=True, slots=True)
+class ReceiptFilter:
+    """What receipts have to fulfil; what is not given fits all.
+
+    Attributes:
+        model: As the client, the reply or the backend names it.
+        key: Of the caller, as receipts show it; "none" = no key was sent.
+        status: An HTTP status ("404") or its class ("4xx").
+        finish: How it ended.
+        since_s: It began then or later, seconds since 1970.
+        until_s: It began before then.
+    """
+
+    model: str = ""
+    key: str = ""
+    status: str = ""
+    finish: str = ""
+    since_s: float | None = None
+    until_s: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            Invalid: One cannot be that of a receipt. A key is not repeated: it may be a real one.
+        """
+        if self.key and not _KEY.fullmatch(self.key):
+            raise Invalid(
+                "`key` must be `none`, or 12 to 64 hexadecimal digits of a key's SHA-256, as in the field "
+                "`key` of a receipt; never the key itself.",
+                param="key",
+                code="invalid_value",
+            )
+        if self.status and not _STATUS.fullmatch(self.status):
+            raise Invalid(
+                f"`status` must be an HTTP status such as 404, or its class such as 4xx, not "
+                f"{self.status[:20]!r}.",
+                param="status",
+                code="invalid_value",
+            )
+        words = [finish.value for finish in Finish]
+        if self.finish and self.finish not in words:
+            raise Invalid(
+                f"`finish` must be one of {', '.join(words)}, not {self.finish[:20]!r}.",
+                param="finish",
+                code="invalid_value",
+            )
+
+    def fits(self, receipt: Receipt) -> bool:
+        """Whether a receipt fulfils it."""
+        status = str(receipt.status)
+        return (
+            (not self.model or self.model in (receipt.model, receipt.public_model, receipt.served_model))
+            and (not self.key or receipt.key == ("" if self.key == "none" else self.key.lower()[:12]))
+            and (not self.status or self.status.lower() in (status, f"{status[0]}xx"))
+            and (not self.finish or receipt.finish_label == self.finish)
+            and (self.since_s is None or receipt.at_s >= self.since_s)
+            and (self.until_s is None or receipt.at_s < self.until_s)
+        )
+
+
 class Receipts:
-    """The latest receipts, by id."""
+    """The latest receipts, by id, in the order in which their requests ended."""
 
     def __init__(self, capacity: int = KEPT_RECEIPTS) -> None:
         self._capacity = capacity
         self._by_id: dict[str, Receipt] = {}
         self._in_order: deque[Receipt] = deque()  # an older one of the same id stays in it until its turn
+        self._added = 0
+        self._changed = asyncio.Event()  # replaced with each receipt that a follower waits for
+        self._followers = 0
+        self._is_closed = False
 
     def add(self, receipt: Receipt) -> None:
         """Add a receipt; the oldest one is dropped if there are too many."""
         self._by_id[receipt.id] = receipt
         self._in_order.append(receipt)
+        self._added += 1
+        if self._followers:
+            self._wake()
         if len(self._in_order) > self._capacity:
             oldest = self._in_order.popleft()
             if self._by_id[oldest.id] is oldest:
@@ -225,5 +300,67 @@ class Receipts:
         by_id = self._by_id
         return list(islice((one for one in reversed(self._in_order) if by_id[one.id] is one), count))
 
+    def find(self, wanted: ReceiptFilter, count: int, *, before: str = "") -> tuple[list[Receipt], str]:
+        """Find receipts, newest first.
+
+        Args:
+            wanted: What they have to fulfil.
+            count: How many at most.
+            before: The id of a receipt; only older ones are returned. "" = from the newest on.
+
+        Returns:
+            (the receipts, the id to ask for the next ones with; "" = there are no more)
+
+        Raises:
+            NotFound: There is no receipt `before`.
+        """
+        rows = iter(self.latest(self._capacity))
+        if before:
+            if before not in self._by_id:
+                raise no_receipt(before)
+            for receipt in rows:
+                if receipt.id == before:
+                    break
+        found = list(islice(filter(wanted.fits, rows), count + 1))
+        is_more = len(found) > count
+        return found[:count], found[count - 1].id if is_more else ""
+
+    async def follow(self, wanted: ReceiptFilter, *, latest: int = 0) -> AsyncGenerator[Receipt, None]:
+        """Yield receipts as they are added, until `close`; a reader that is too slow misses the oldest.
+
+        Args:
+            wanted: What they have to fulfil.
+            latest: How many of those that are there already come first.
+        """
+        for receipt in reversed(self.find(wanted, latest)[0]):
+            yield receipt
+        seen = self._added
+        self._followers += 1
+        try:
+            while not self._is_closed:
+                changed, new = self._changed, self._added - seen
+                seen = self._added
+                for receipt in list(self._in_order)[-new:] if new else ():
+                    if wanted.fits(receipt):
+                        yield receipt
+                if changed is self._changed:
+                    await changed.wait()
+        finally:
+            self._followers -= 1
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def close(self) -> None:
+        """End everything that follows."""
+        self._is_closed = True
+        self._wake()
+
     def __len__(self) -> int:
         return len(self._by_id)
+
+
+def no_receipt(receipt_id: str) -> NotFound:
+    """Return the error for an id that no stored receipt has."""
+    return NotFound(f"There is no receipt {receipt_id[:200]!r}; only the last {KEPT_RECEIPTS} are stored.")

@@ -240,13 +240,13 @@ class Router:
             AdapterNotLoaded: It is for an adapter that no backend has at this moment.
         """
         receipt, options = request.receipt, request.options
+        receipt.model, receipt.streamed = request.model, request.stream
         if options.pin:
             route = self._routes.find_pinned(options.pin, request.model)
         else:
             route = self._routes.find(request.model)
         request.wanted_model, request.public_model = route.model, route.card.id
-        receipt.model, receipt.public_model, receipt.reason = request.model, route.card.id, route.reason
-        receipt.streamed = request.stream
+        receipt.public_model, receipt.reason = route.card.id, route.reason
         return route
 
     def _route(self, request: EngineRequest, deadline_s: float) -> DispatchRequest:

@@ -10,6 +10,7 @@ Modules:
     openai: OpenAI's dialect.
     passthrough: requests that are passed on to a backend unchanged.
     pipeline: the steps that every request passes.
+    receipts: the request log.
     routes: the table of all addresses.
     routes_text: the same table, rendered for people.
     server: the HTTP server and its connections.

@@ -13,6 +13,7 @@ from appliance.front.openai.handlers import OpenAIHandlers
 from appliance.front.openai.responses import ResponsesHandlers
 from appliance.front.passthrough.rules import QUESTIONS, WORK
 from appliance.front.pipeline.route import Route, RouteGroup
+from appliance.front.receipts import ReceiptHandlers
 from appliance.front.routes import join_routes
 from appliance.front.sidecar import SidecarHandlers, sidecar_routes
 from appliance.front.sidecar_metrics import SidecarMetricsHandlers
@@ -36,7 +37,7 @@ tables in the code by `appliance routes --markdown`.
   has, and answers a browser's preflight. Any other method gets 405 with `Allow`, an unknown address 404.
 """
 SECTIONS: tuple[tuple[str, tuple[type[RouteGroup], ...]], ...] = (
-    ("Health, metrics, receipts", (SystemHandlers,)),
+    ("Health, metrics, receipts", (SystemHandlers, ReceiptHandlers)),
     ("Tickets for browsers", (TicketHandlers,)),
     ("Backends and load balancing", (BalanceHandlers,)),
     ("Models of this machine", (ManagerHandlers,)),

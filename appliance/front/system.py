@@ -1,9 +1,8 @@
-"""The addresses about the appliance itself: health, metrics, receipts."""
+"""The addresses about the appliance itself: health and metrics."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from appliance.base.errors import NotFound
 from appliance.base.metrics.exposition_read import MetricFamily
 from appliance.base.metrics.exposition_write import (
     EOF_LINE,
@@ -14,7 +13,6 @@ from appliance.base.metrics.exposition_write import (
     wants_openmetrics,
 )
 from appliance.base.metrics.registry import Metrics
-from appliance.engines.receipts import Receipts
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response, json_response
@@ -24,12 +22,11 @@ SHORT_STATUS = ("ok", "state", "version", "demo", "public_model", "upstream_base
 
 
 class SystemHandlers:
-    """The handlers of health, metrics and receipts.
+    """The handlers of health and metrics.
 
     Args:
         status: Returns the object of /healthz, which the control API shows as well.
         metrics: The metrics of the appliance.
-        receipts: The latest receipts.
         measure: Updates the gauges; called before they are rendered.
         engines: Returns the metric families of the engines (engines/overview.py); None = none.
         may_see_details: Whether a caller (headers, address) sees more than the short form of /healthz.
@@ -41,7 +38,6 @@ class SystemHandlers:
         *,
         status: Callable[[], dict[str, Any]],
         metrics: Metrics,
-        receipts: Receipts,
         measure: Callable[[], None],
         engines: Callable[[], Awaitable[list[MetricFamily]]] | None = None,
         may_see_details: Callable[[dict[str, str], str], bool] = lambda headers, peer: True,
@@ -51,7 +47,6 @@ class SystemHandlers:
         self._may_see_details = may_see_details
         self._is_operator = is_operator
         self._metrics = metrics
-        self._receipts = receipts
         self._measure = measure
         self._engines = engines
 
@@ -60,10 +55,6 @@ class SystemHandlers:
         return [
             Route(("GET",), "/healthz", self.healthz, access=Access.PUBLIC, is_open_while_draining=True),
             Route(("GET",), "/metrics", self.metrics, is_open_while_draining=True),
-            Route(("GET",), "/receipts", self.receipts, access=Access.OPERATOR, is_open_while_draining=True),
-            Route(
-                ("GET",), "/receipts/{id}", self.receipt, access=Access.OPERATOR, is_open_while_draining=True
-            ),
         ]
 
     async def healthz(self, request: Request) -> Response:
@@ -94,19 +85,6 @@ class SystemHandlers:
         return Response(
             body=body, content_type=OPENMETRICS_CONTENT_TYPE if openmetrics else TEXT_CONTENT_TYPE
         )
-
-    async def receipts(self, request: Request) -> Response:
-        """List the receipts of the latest 100 requests, newest first."""
-        return json_response(
-            {"receipts": [r.as_dict() for r in self._receipts.latest(100)], "kept": len(self._receipts)}
-        )
-
-    async def receipt(self, request: Request) -> Response:
-        """Show the receipt of one request."""
-        receipt = self._receipts.get(request.params["id"])
-        if receipt is None:
-            raise NotFound(f"There is no receipt {request.params['id']!r}; only the last 1000 are stored.")
-        return json_response(receipt.as_dict())
 
 
 def _without_sentences(backend: dict[str, Any]) -> dict[str, Any]:

@@ -225,6 +225,39 @@ async def test_backends_and_receipts(terminal: Terminal) -> None:
     assert terminal.err == "error: There is no receipt 'r2'; only the last 1000 are stored.\n"
 
 
+async def test_receipts_are_filtered_paged_and_followed(terminal: Terminal) -> None:
+    for number, model in enumerate(("a", "b", "a")):
+        terminal.fake.receipts.add(
+            Receipt(f"r{number}", 0.0, "/x", model=model, status=200, key="0123456789ab")
+        )
+
+    async def ids(*arguments: str) -> list[str]:
+        shown = await terminal.json("receipts", *arguments)
+        assert shown["receipts"][0]["key"] == "0123456789ab"
+        return [receipt["id"] for receipt in shown["receipts"]]
+
+    assert await ids("--model", "a") == ["r2", "r0"]
+    assert await ids("-n", "1", "--before", "r2") == ["r1"]
+    assert await ids("--key", "0123456789ab", "--status", "2xx", "--until", "1s") == ["r2", "r1", "r0"]
+    assert (await terminal.json("receipts", "--since", "1s"))["receipts"] == []
+    assert await terminal.run("receipts", "--finish", "well") == 2
+    assert terminal.err == "error: --finish well: use one of done, client_left, cut_off, error.\n"
+    assert await terminal.run("receipts", "--since", "never") == 2
+    assert await terminal.run("receipts", "--key", "a-real-key") == 1
+    assert "never the key itself" in terminal.err
+
+    async def go_on() -> None:
+        await asyncio.sleep(0.2)
+        terminal.fake.receipts.add(Receipt("r3", model="a"))
+        terminal.fake.receipts.add(Receipt("r4", model="b"))
+        await asyncio.sleep(0.1)
+        terminal.fake.become("stopping")
+
+    code, _ = await asyncio.gather(terminal.run("receipts", "-f", "-n", "1", "--model", "a"), go_on())
+    assert code == 0
+    assert [line.split("\t")[1] for line in terminal.out.splitlines()] == ["r2", "r3"]
+
+
 # ---- errors and exit codes
 
 

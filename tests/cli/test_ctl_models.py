@@ -104,6 +104,23 @@ BOTH = pytest.mark.parametrize("spelling", [["models"], ["ctl", "model"]], ids=[
 # ---- seeing
 
 
+@BOTH
+async def test_the_log_of_a_model_is_shown_and_followed(
+    terminal: Terminal, spelling: list[str], tmp_path: Path
+) -> None:
+    path = terminal.manager.log_path = tmp_path / "big_8080.log"
+    path.write_text("one\ntwo\nthree\n")
+    assert await terminal.run(*spelling, "logs", "big", "-n", "2") == 0, terminal.err
+    assert terminal.out == "two\nthree\n"
+    async with terminal.begin(*spelling, "logs", "big", "-n", "1", "-f") as process:
+        assert await process.line() == "three"
+        with path.open("a") as file:
+            file.write("four\n")
+        assert await process.line() == "four"
+    assert await terminal.run(*spelling, "logs", "none-such") == 1
+    assert terminal.manager.asked[0] == ("log", "big", 0)
+
+
 @pytest.mark.parametrize("spelling", [["models"], ["models", "list"], ["ctl", "models"]], ids=" ".join)
 async def test_models_are_listed_in_a_table(terminal: Terminal, spelling: list[str]) -> None:
     assert await terminal.run(*spelling) == 0, terminal.err

@@ -1,6 +1,7 @@
 """A model manager that does what a test says: plain values, and loads that end on demand."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ class ScriptedManager:
         self.lines = [QueueView(view.alias, 0, 0, 0, 0, 0) for view in views]
         self.changed: Watched[int] = Watched(0)
         self.catalogue = Catalogue({})
+        self.log_path: Path | None = None
         self.asked: list[tuple[Any, ...]] = []
         self.failures: dict[str, FailedView] = {}
         self.places = [
@@ -102,6 +104,11 @@ class ScriptedManager:
         """Change a model."""
         self.views[view.alias] = view
         self.bump()
+
+    def log_finder(self, alias: str, port: int = 0) -> Callable[[], Path | None]:
+        self.asked.append(("log", alias, port))
+        path = self.log_path
+        return lambda: path
 
     def bump(self) -> None:
         self.changed.set(self.changed.value + 1)

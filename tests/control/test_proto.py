@@ -86,6 +86,8 @@ def test_every_call_that_orchestrators_rely_on_is_there(parsed: descriptor_pb2.F
         "LoadModel",
         "WatchModels",
         "WatchJob",
+        "WatchReceipts",
+        "TailModelLogs",
     }
     assert set(streams) >= {
         "GetStatus",

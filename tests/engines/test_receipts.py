@@ -32,6 +32,7 @@ def test_a_receipt_as_json() -> None:
         ),
         *("overflow", "streamed", "attempts", "queue_ms", "upstream_ms", "total_ms", "prompt_tokens"),
         *("completion_tokens", "tokens_from", "first_token_ms", "last_token_ms", "finish", "error", "status"),
+        "key",
     ]
     assert (shown["finish"], shown["status"]) == ("cut_off", 200)
     assert shown["attempts"] == [

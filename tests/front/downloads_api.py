@@ -93,7 +93,6 @@ async def downloads_api(
         system = SystemHandlers(
             status=lambda: {"ok": True},
             metrics=parts.metrics,
-            receipts=pipeline.receipts,
             measure=parts.measure,
         )
         handlers = DownloadHandlers(

@@ -1,7 +1,7 @@
 """A manager of plain values, and the real HTTP front over it: for tests of the manager's addresses."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -107,10 +107,16 @@ class StaticManager:
         self.failures: dict[str, FailedView] = {}
         self.looks: list[HealthView] = []
         self.samples: list[RequestSample] = []
+        self.log_path: Path | None = None
         self.asked: list[tuple[object, ...]] = []
         self.steps: asyncio.Queue[bool] = asyncio.Queue()  # True = go on, False = fail
         self.loads_cut = 0
         self.refusal: Exception | None = None  # what the next load raises
+
+    def log_finder(self, alias: str, port: int = 0) -> Callable[[], Path | None]:
+        self.asked.append(("log", alias, port))
+        path = self.log_path
+        return lambda: path
 
     def bump(self) -> None:
         self.changed.set(self.changed.value + 1)
@@ -222,9 +228,7 @@ async def serving_manager(
             if manager is not None:
                 measure(manager, parts.metrics.router, clock.now_s())
 
-        system = SystemHandlers(
-            status=lambda: {"ok": True}, metrics=parts.metrics, receipts=pipeline.receipts, measure=measured
-        )
+        system = SystemHandlers(status=lambda: {"ok": True}, metrics=parts.metrics, measure=measured)
         balance = BalanceHandlers(
             parts.router, clock=clock, set_strategy=parts.fleet.set_strategy, manager=manager
         )

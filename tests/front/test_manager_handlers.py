@@ -106,6 +106,25 @@ async def test_row_get_v1_models_alias_status(
     assert (response.status_code, response.json()) == (200, body)
 
 
+async def test_the_log_of_a_model_is_for_operators_and_followed(
+    http: httpx.AsyncClient, manager: StaticManager, tmp_path: Path
+) -> None:
+    url = "/v1/models/qwen3-8b/logs"
+    assert (await http.get(url)).json() == {"model": "qwen3-8b", "log": None, "lines": []}
+    path = manager.log_path = tmp_path / "log"
+    path.write_text("one\ntwo\n")
+    assert (await http.get(url, params={"lines": 1})).json()["lines"] == ["two"]
+    assert (await http.get(url, params={"lines": 2001})).json()["error"]["param"] == "lines"
+    assert (await http.get("/v1/models/none-such/logs")).status_code == 404
+    async with http.stream("GET", url, params={"lines": 1, "follow": 1, "port": 8085}) as response:
+        lines = response.aiter_lines()
+        assert [await anext(lines) for _ in range(3)] == ["event: log", 'data: {"lines":["two"]}', ""]
+        with path.open("a") as file:
+            file.write("three\n")
+        assert [await anext(lines) for _ in range(2)] == ["event: log", 'data: {"lines":["three"]}']
+    assert manager.asked[-1] == ("log", "qwen3-8b", 8085)
+
+
 async def test_row_get_v1_models_failed(http: httpx.AsyncClient, manager: StaticManager) -> None:
     rows = (await http.get("/v1/models/failed")).json()
     assert rows == {

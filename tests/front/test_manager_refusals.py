@@ -184,6 +184,7 @@ def test_every_address_says_who_may_call_it() -> None:
     routes = object.__new__(ManagerHandlers).routes()
     assert {route.path for route in routes if route.access is Access.OPERATOR} == {
         "/v1/models/eject",
-        *(f"/v1/models/{{alias:.+}}/{verb}" for verb in ("reset", "load", "pin", "unpin")),
+        *(f"/v1/models/{{alias:.+}}/{verb}" for verb in ("reset", "load", "pin", "unpin", "logs")),
     }
-    assert all(route.access is Access.CLIENT for route in routes if "GET" in route.methods)
+    reads = [route for route in routes if "GET" in route.methods and not route.path.endswith("/logs")]
+    assert all(route.access is Access.CLIENT for route in reads)

@@ -4,16 +4,14 @@ from typing import Any
 
 import pytest
 
-from appliance.base.errors import NotFound
 from appliance.base.metrics.exposition_read import MetricFamily
 from appliance.base.metrics.registry import Metrics
-from appliance.engines.receipts import Receipt, Receipts
 from appliance.front.system import SHORT_STATUS, SystemHandlers
 from tests.front.requests import json_of, make_request
 
 
 def handlers(status: dict[str, Any] | None = None, **parts: Any) -> SystemHandlers:
-    parts = {"metrics": Metrics(), "receipts": Receipts(), "measure": lambda: None, **parts}
+    parts = {"metrics": Metrics(), "measure": lambda: None, **parts}
     return SystemHandlers(status=lambda: status or {"ok": True}, **parts)
 
 
@@ -55,15 +53,3 @@ async def test_metrics_are_measured_and_in_the_wanted_format(accept: str, conten
     response = await group.metrics(make_request(headers={"accept": accept}))
     assert response.content_type.startswith(content_type)
     assert (measured, response.body.endswith(b"# EOF\n")) == ([True], bool(accept))
-
-
-async def test_receipts_are_listed_newest_first_and_shown() -> None:
-    receipts = Receipts()
-    for number in range(102):
-        receipts.add(Receipt(f"req_{number}"))
-    group = handlers(receipts=receipts)
-    body = json_of(await group.receipts(make_request()))
-    assert (len(body["receipts"]), body["receipts"][0]["id"], body["kept"]) == (100, "req_101", 102)
-    assert json_of(await group.receipt(make_request(id="req_7")))["id"] == "req_7"
-    with pytest.raises(NotFound, match="There is no receipt 'x'; only the last 1000 are stored"):
-        await group.receipt(make_request(id="x"))

@@ -7,19 +7,29 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc.aio import ServicerContext
 
 from appliance.base.errors import ApplianceError, Conflict, Invalid, Unavailable
-from appliance.control.calls.group import AnyContext, CallGroup, parse_interval_s, require_text
+from appliance.control.calls.group import (
+    AnyContext,
+    CallGroup,
+    parse_interval_s,
+    require_in_range,
+    require_text,
+)
 from appliance.control.convert.models import to_device, to_model, to_queue
 from appliance.control.convert.values import to_timestamp
 from appliance.control.follow import follow_until
 from appliance.control.v1 import control_pb2 as pb
 from appliance.control.writing import write
+from appliance.models.runner.log_reader import MAX_LINES, LogReader, follow_log
 from appliance.models.status.views import ModelManagerApi, ModelView
 
 MAX_KEEP_ALIVE_S = 31_536_000.0  # a year; a negative time means for ever
 
 
 class ModelCalls(CallGroup):
-    """ListModels, LoadModel, EjectModel, ResetModel, PinModel, WatchModels, GetQueue, GetVram."""
+    """ListModels, LoadModel, EjectModel, ResetModel, PinModel, WatchModels.
+
+    TailModelLogs, GetQueue, GetVram.
+    """
 
     async def ListModels(self, request: pb.ListModelsRequest, context: AnyContext) -> pb.ListModelsResponse:
         """Return every model, loaded or not; none where this appliance runs no models itself."""
@@ -95,6 +105,24 @@ class ModelCalls(CallGroup):
         manager, alias = self._manager(), self._require_alias(request.alias)
         view = manager.pin(alias, pinned=request.pinned or not request.HasField("pinned"))
         return pb.PinModelResponse(model=_model(manager, view))
+
+    async def TailModelLogs(
+        self,
+        request: pb.TailModelLogsRequest,
+        context: ServicerContext[pb.TailModelLogsRequest, pb.TailModelLogsResponse],
+    ) -> None:
+        """Send the last lines of a llama-server's log, and with `follow` new ones as they are written."""
+        count = int(require_in_range("count", request.count, 0, MAX_LINES))
+        port = int(require_in_range("port", request.port, 0, 65_535))
+        manager, alias = self._manager(), self._require_alias(request.alias)
+        if not request.follow:
+            lines = await asyncio.to_thread(LogReader().tail, manager.log_finder(alias, port), count)
+            await write(context, pb.TailModelLogsResponse(lines=lines))
+            return
+        source = follow_log(lambda: manager.log_finder(alias, port), lines=count, is_over=self._stopping)
+        async with aclosing(source) as pieces:
+            async for new in pieces:
+                await write(context, pb.TailModelLogsResponse(lines=new))
 
     async def GetQueue(self, request: pb.GetQueueRequest, context: AnyContext) -> pb.GetQueueResponse:
         """Return the queue of each model, or of one."""

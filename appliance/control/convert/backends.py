@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from appliance.control.convert.values import pick_fields, to_sendable, to_timestamp
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from appliance.control.convert.values import pick_fields, to_enum, to_sendable, to_timestamp
 from appliance.control.v1 import control_pb2 as pb
-from appliance.engines.receipts import Attempt, Receipt
+from appliance.engines.receipts import Attempt, Receipt, ReceiptFilter
 from appliance.engines.types import BackendState
 
 BACKEND_FIELDS = (
@@ -49,6 +51,9 @@ RECEIPT_FIELDS = (
     "last_token_ms",
     "error",
     "status",
+    "key",
+    "pool",
+    "overflow",
 )
 
 
@@ -70,8 +75,26 @@ def to_receipt(receipt: Receipt) -> pb.Receipt:
         at=to_timestamp(receipt.at_s),
         attempts=[_to_attempt(one) for one in receipt.attempts],
         finish=receipt.finish_label,
+        finish_kind=to_enum(pb.RequestFinish, "REQUEST_FINISH", receipt.finish_label),
         **values,
     )
+
+
+def to_filter(message: pb.ReceiptFilter) -> ReceiptFilter:
+    """Return what receipts have to fulfil; raises Invalid for values that no receipt has."""
+    word = pb.RequestFinish.Name(message.finish) if message.finish in pb.RequestFinish.values() else ""
+    return ReceiptFilter(
+        model=message.model,
+        key=message.key,
+        status=message.status,
+        finish=word.removeprefix("REQUEST_FINISH_").lower() if message.finish else "",
+        since_s=_seconds(message.since) if message.HasField("since") else None,
+        until_s=_seconds(message.until) if message.HasField("until") else None,
+    )
+
+
+def _seconds(moment: Timestamp) -> float:
+    return moment.seconds + moment.nanos / 1e9
 
 
 def _to_attempt(attempt: Attempt) -> pb.Attempt:

@@ -27,6 +27,9 @@ class StatusFeeds:
         manager: Returns the manager; None while there is none yet.
         silence_s: Seconds without an event after which a heartbeat is sent, above 0.
         every_s: Seconds between two `metrics` events, above 0.
+
+    Attributes:
+        closed: Set when all feeds end.
     """
 
     def __init__(
@@ -42,11 +45,11 @@ class StatusFeeds:
         self._silence_s = silence_s
         self._every_s = every_s
         self._began_s = clock.now_s()
-        self._closed = asyncio.Event()
+        self.closed = asyncio.Event()
 
     def close(self) -> None:
         """End every feed now: its last event says that the server is shutting down."""
-        self._closed.set()
+        self.closed.set()
         if (manager := self._manager()) is not None:
             manager.changed.set(manager.changed.value + 1)  # wakes those that wait for a change
 
@@ -54,7 +57,7 @@ class StatusFeeds:
         """Return the full status now, also before there is a manager."""
         manager = self._manager()
         status = as_status(manager) if manager is not None else before_manager(self._began_s)
-        if self._closed.is_set():
+        if self.closed.is_set():
             status["server"]["status"] = "shutting_down"
         return status
 
@@ -94,9 +97,9 @@ class StatusFeeds:
         """Wait for a change after version `seen`; return False when there was none for silence_s."""
         try:
             async with asyncio.timeout(self._silence_s):
-                while (manager := self._manager()) is None and not self._closed.is_set():
+                while (manager := self._manager()) is None and not self.closed.is_set():
                     await asyncio.sleep(POLL_S)
-                if manager is not None and seen >= 0 and not self._closed.is_set():
+                if manager is not None and seen >= 0 and not self.closed.is_set():
                     await manager.changed.newer(seen)
         except TimeoutError:
             return False
@@ -106,13 +109,13 @@ class StatusFeeds:
         """Yield `metrics` every every_s, a `heartbeat` every silence_s, and `shutdown` at the end."""
         manager = self._manager()
         beat_s = self._clock.monotonic_s()
-        while manager is not None and not self._closed.is_set() and manager.server_status != "shutting_down":
+        while manager is not None and not self.closed.is_set() and manager.server_status != "shutting_down":
             yield render_event("metrics", snapshot(manager, self._clock.now_s()))
             if self._clock.monotonic_s() - beat_s >= self._silence_s:
                 beat_s = self._clock.monotonic_s()
                 yield render_event("heartbeat", {"timestamp": format_rfc3339(self._clock.now_s())})
             try:
-                await asyncio.wait_for(self._closed.wait(), self._every_s)
+                await asyncio.wait_for(self.closed.wait(), self._every_s)
             except TimeoutError:
                 continue
         yield render_event("shutdown", {"message": "Server shutting down"})

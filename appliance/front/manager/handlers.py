@@ -6,6 +6,7 @@ objects.py, snapshot.py; streams: feeds.py. For compatibility, see docs/compatib
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,18 @@ from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.body import check_types, read_object
 from appliance.front.pipeline.durations import parse_keep_alive_s
 from appliance.front.pipeline.errors import error_body
+from appliance.front.pipeline.query import Query
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response, json_response
 from appliance.front.pipeline.route import Route
-from appliance.front.pipeline.sse import SSE_HEADERS, render_error_event
+from appliance.front.pipeline.sse import HEARTBEAT, SSE_HEADERS, render_error_event, render_event
+from appliance.models.runner.log_reader import MAX_LINES, LogReader, follow_log
 from appliance.models.status.measures import report
 from appliance.models.status.objects import as_file, as_model, as_status
 from appliance.models.status.views import ModelManagerApi, ModelView
 
 MAX_ERROR_CHARS = 200
+DEFAULT_LOG_LINES = 100
 VERBS = "reset|load|pin|unpin"
 
 
@@ -87,6 +91,7 @@ class ManagerHandlers:
             act("/v1/models/{alias:.+}/unpin", self.unpin),
             read(f"/v1/models/{{alias:.+}}/{{verb:{VERBS}}}", self.only_post),
             read("/v1/models/{alias:.+}/status", self.short_status),
+            read("/v1/models/{alias:.+}/logs", self.logs, access=Access.OPERATOR, takes_ticket=True),
             read("/v1/queue/stats", self.queue_stats),
             read("/v1/health/models", self.health),
             read("/v1/telemetry/summary", self.telemetry),
@@ -226,6 +231,36 @@ class ManagerHandlers:
         """Unpin a model."""
         return json_response(self._object(self._manager.pin(self._view(request).alias, pinned=False)))
 
+    async def logs(self, request: Request) -> Response:
+        """Show the last lines of the log of a model's llama-server; with `follow=1` new ones as events, too.
+
+        lines   how many, 0 to 2000, else 100
+        follow  1 → server-sent events: `log` with `{lines: […]}`, at the end `shutdown`
+        port    of one of its llama-servers; else the first one, or the latest that ended
+
+        Returns:
+            `{model, log, lines: [text, …]}`; `log` is the file, null where the model was never started.
+        """
+        query = Query(request.query, allowed=("lines", "follow", "port"))
+        lines = query.number("lines", default=DEFAULT_LOG_LINES, low=0, high=MAX_LINES)
+        port = query.number("port", default=0, low=1, high=65_535)
+        alias = self._view(request).alias
+        find_path = self._manager.log_finder(alias, port)
+        if query.flag("follow"):
+            return _stream(self._log_events(alias, port, lines), heartbeat=HEARTBEAT)
+        path = await asyncio.to_thread(find_path)
+        found = await asyncio.to_thread(LogReader().tail, lambda: path, lines)
+        return json_response({"model": alias, "log": str(path) if path else None, "lines": found})
+
+    async def _log_events(self, alias: str, port: int, lines: int) -> AsyncGenerator[bytes, None]:
+        follow = follow_log(
+            lambda: self._manager.log_finder(alias, port), lines=lines, is_over=self._feeds.closed
+        )
+        async with aclosing(follow) as pieces:
+            async for new in pieces:
+                yield render_event("log", {"lines": new})
+        yield render_event("shutdown", {"message": "Server shutting down"})
+
     async def only_post(self, request: Request) -> Response:
         """Refuse GET with 405 where only POST is allowed; 404 for an unknown model."""
         if "alias" in request.params and self._manager.catalogue.name_of(request.params["alias"]) is None:
@@ -279,10 +314,11 @@ class ManagerHandlers:
         return as_model(view, queues.get(view.alias))
 
 
-def _stream(pieces: AsyncGenerator[bytes, None]) -> Response:
+def _stream(pieces: AsyncGenerator[bytes, None], *, heartbeat: bytes = b"") -> Response:
     return Response(
         content_type=SSE_CONTENT_TYPE,
         headers=SSE_HEADERS,
         pieces=GeneratedStream(pieces),
         on_error=render_error_event,
+        heartbeat=heartbeat,
     )

@@ -15,6 +15,7 @@ Modules:
     options: how a request is routed, from its headers.
     origins: which web pages and host names may call without a key.
     pipeline: the steps from a request's id to its settlement.
+    query: the values of a query, checked.
     replies: engines' whole replies.
     request: what a handler receives.
     response: what a handler returns.

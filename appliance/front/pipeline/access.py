@@ -111,6 +111,12 @@ def read_key(headers: dict[str, str]) -> str:
     return headers["x-api-key"].strip() if "x-api-key" in headers else ""
 
 
+def key_name(headers: dict[str, str]) -> str:
+    """Return how receipts name the caller's key: the first 12 digits of its SHA-256; "" = none was sent."""
+    key = read_key(headers)
+    return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:12] if key else ""
+
+
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 

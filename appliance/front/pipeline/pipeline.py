@@ -21,7 +21,7 @@ from appliance.base.watch import Watched
 from appliance.engines.outcome import Finish
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.engines.stream import Stream
-from appliance.front.pipeline.access import Access, Keys
+from appliance.front.pipeline.access import Access, Keys, key_name
 from appliance.front.pipeline.access_log import AccessLog
 from appliance.front.pipeline.encoding import decode_body
 from appliance.front.pipeline.errors import error_body, error_headers, status_of
@@ -161,11 +161,13 @@ class RequestPipeline:
         is_known = known_caller is not None and known_caller.keys is keys
         self.identify(request)  # 1
         if not is_known:
+            request.receipt.key = key_name(request.headers)
             keys.check(access, request.headers, request.peer)  # 2
         self.check_limits(request, is_open_while_draining=is_open_while_draining)  # 3
         self.hold(request)  # 4
         if is_known and known_caller is not None:  # 5
             request.options = known_caller.options
+            request.receipt.key = known_caller.key
             return
         must_stay = keys.must_stay_local(request.headers)
         request.options = parse_options(request.headers, request.peer, must_stay_local=must_stay)
@@ -173,6 +175,7 @@ class RequestPipeline:
             keys.check(Access.OPERATOR, request.headers, request.peer)
         if known_caller is not None:
             known_caller.keys, known_caller.options = keys, request.options
+            known_caller.key = request.receipt.key
 
     def admit_guarded(self, request: Request) -> None:
         """Admit a request whose interface has checked access: actor, limits and hold, as in `admit`."""

@@ -23,12 +23,14 @@ class KnownCaller:
     Attributes:
         keys: The keys in force when it was decided; None = nothing was decided yet.
         options: How its requests are routed.
+        key: How receipts name its key.
     """
 
-    __slots__ = ("keys", "options")
+    __slots__ = ("key", "keys", "options")
 
     def __init__(self) -> None:
         self.keys: object = None
+        self.key = ""
         self.options = NO_OPTIONS
 
 

@@ -11,6 +11,8 @@ It is composed of parts that share one ManagerState, which is written on the eve
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from appliance.base.clock import Clock
@@ -36,6 +38,7 @@ from appliance.models.manager.table_update import updated_models, with_adapters
 from appliance.models.manager.waiters import Lease, WaitStatus
 from appliance.models.runner.load_history import LoadHistory
 from appliance.models.runner.loader import Loader
+from appliance.models.runner.log_reader import find_log
 from appliance.models.runner.runner import Runner
 from appliance.models.runner.vram import Memory
 from appliance.models.status.views import (
@@ -432,6 +435,14 @@ class ModelManager:
     def model(self, alias: str) -> ModelView:
         """Return one model; raises NoSuchModel."""
         return self._view.model(alias)
+
+    def log_finder(self, alias: str, port: int = 0) -> Callable[[], Path | None]:
+        """Return what finds a model's log (ModelManagerApi.log_finder)."""
+        running = [runner for runner in self._view.model(alias).runners if port in (0, runner.port)]
+        if running and running[0].log_path is not None:
+            path = running[0].log_path
+            return lambda: path
+        return partial(find_log, self.loader.log_dir, alias, port)
 
     def queues(self) -> list[QueueView]:
         """List the queue of every model."""

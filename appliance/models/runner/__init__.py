@@ -5,6 +5,7 @@ Modules:
     load_history: records of earlier loads, kept over restarts.
     loader: starts and stops engines: port, command line, process, record.
     log_file: the log of a llama-server.
+    log_reader: the log of a llama-server, read for operators.
     orphans: records of started processes, and the end of those that outlived us.
     ports: which port is free, and which process listens on one.
     proc: facts about processes, from /proc.

@@ -5,7 +5,7 @@ ready), standby (deprecated), stopping, crashed, failed, unknown. We use off, st
 stopping, crashed (it is tried again) and failed (it is not, until it is reset).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -239,6 +239,18 @@ class ModelManagerApi(Protocol):
 
     def model(self, alias: str) -> ModelView:
         """Return one model.
+
+        Raises:
+            NoSuchModel: The table has no such model.
+        """
+        ...
+
+    def log_finder(self, alias: str, port: int = 0) -> Callable[[], Path | None]:
+        """Return a function for a thread of its own that returns the path of a model's log; None = no log.
+
+        Args:
+            alias: The model.
+            port: Of one of its llama-servers; 0 = the first one, or the latest that ended.
 
         Raises:
             NoSuchModel: The table has no such model.
