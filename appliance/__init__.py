@@ -9,6 +9,8 @@ Modules:
     build: builds the parts that appliance and sidecar have in common.
     build_models: builds the model manager.
     cli: the command line of a running appliance.
+    command_lines: the verbs of the command, and the arguments of most of them.
+    completion: completion of the command in bash, zsh and fish.
     control: the gRPC control API.
     download: the verb `download`.
     download_output: what that verb prints.

@@ -6,34 +6,26 @@ Each verb imports what it needs when it is called: a health check must not load 
 import os
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from appliance import __version__
+from appliance.command_lines import USAGE, describe_unknown, parser_of
 
-USAGE = """usage: appliance VERB [ARGUMENT…]
-
-  serve         serve HTTP and the control API (what the container does)
-  check         read the environment; name every problem with its remedy; exit 78 if there is one
-  prepare       prepare the machine: machine-id, GPU identity, nvidia-smi, port 14444
-  settings      every variable: package, default, current value, help   [--json | --env-example | --markdown]
-  routes        every address of the HTTP API: method, path, access, errors, what it does   [--markdown]
-  models        the models of a running appliance: list, show, load, eject, pin, queue … (`models --help`)
-  models check  the command of each model of the table, and what is wrong with it   [--json]
-  models schema the JSON schema of the file of CONFIG_PATH (as etc/models.schema.json)
-  download      fetch model files: SOURCE [-o DIR] [-w N] [-c JSON] [--verify] [--repair] [--json]
-  healthcheck   check that the running appliance is healthy; exit 0 or 1
-  sidecar       serve beside one engine: its metrics, adapters, downloads, health (`sidecar --help`)
-  ctl           control a running appliance over its control API (`ctl --help`)
-  version       print the version
-"""
+if TYPE_CHECKING:
+    from appliance.base.settings import Problem
 
 
-def check() -> int:
+def check(arguments: list[str]) -> int:
     """Print every problem of the environment; return 78 if one is fatal, else 0."""
+    from appliance.base import jsons
     from appliance.settings import load
 
+    options = parser_of("check").parse_args(arguments)
     settings, problems = load()
-    for problem in problems:
-        print(f"{'error' if problem.is_fatal else 'warning'}: {problem}", file=sys.stderr)
+    if options.json:
+        print(jsons.dumps_pretty({"ok": settings is not None, "problems": list(map(as_object, problems))}))
+        return os.EX_CONFIG if settings is None else 0
+    print_problems(problems)
     fatal = sum(p.is_fatal for p in problems)
     if settings is None:
         print(
@@ -45,8 +37,32 @@ def check() -> int:
     return 0
 
 
-def prepare() -> int:
+def print_problems(problems: "list[Problem]") -> None:
+    """Print each problem on a line of stderr."""
+    for problem in problems:
+        print(f"{severity(problem)}: {problem}", file=sys.stderr)
+
+
+def severity(problem: "Problem") -> str:
+    """Return `error` where the appliance cannot start like this, else `warning`."""
+    return "error" if problem.is_fatal else "warning"
+
+
+def as_object(problem: "Problem") -> dict[str, str]:
+    """Return the object that `check --json` prints of a problem; `text` is the line without `--json`."""
+    return {
+        "severity": severity(problem),
+        "variable": problem.variable,
+        "value": problem.value,
+        "allowed": problem.allowed,
+        "remedy": problem.remedy,
+        "text": str(problem),
+    }
+
+
+def prepare(arguments: list[str]) -> int:
     """Prepare the machine; return 1 when a mandatory step failed, else 0."""
+    parser_of("prepare").parse_args(arguments)
     from appliance.base import logs
     from appliance.host.prepare import run_prepare
     from appliance.settings import learn_secrets, load_or_raise
@@ -64,27 +80,21 @@ def show_settings(arguments: list[str]) -> int:
     from appliance.settings import described, effective_environ, load
     from appliance.settings_text import as_env_example, as_page, as_text
 
+    options = parser_of("settings").parse_args(arguments)
     settings, _ = load()
     rows = described(settings, effective_environ(os.environ)[0])
-    match arguments:
-        case ["--json"]:
-            from dataclasses import asdict
+    if options.json:
+        from dataclasses import asdict
 
-            fields = [asdict(row) for row in rows]
-            # The package is called `room` on the wire, as in gRPC's Setting.
-            print(jsons.dumps_pretty([{"room": row.pop("package"), **row} for row in fields]))
-        case ["--env-example"]:
-            print(as_env_example(rows), end="")
-        case ["--markdown"]:
-            print(as_page(rows), end="")
-        case []:
-            print(as_text(rows), end="")
-        case _:
-            print(
-                f"settings: unknown argument {arguments[0]!r}; use --json, --env-example or --markdown.",
-                file=sys.stderr,
-            )
-            return 2
+        fields = [asdict(row) for row in rows]
+        # The package is called `room` on the wire, as in gRPC's Setting.
+        print(jsons.dumps_pretty([{"room": row.pop("package"), **row} for row in fields]))
+    elif options.env_example:
+        print(as_env_example(rows), end="")
+    elif options.markdown:
+        print(as_page(rows), end="")
+    else:
+        print(as_text(rows), end="")
     return 0
 
 
@@ -92,14 +102,8 @@ def show_routes(arguments: list[str]) -> int:
     """Print every address of the HTTP API: for a terminal, or as the page docs/http-api.md."""
     from appliance.front.routes_text import as_page, as_text
 
-    match arguments:
-        case ["--markdown"]:
-            print(as_page(), end="")
-        case []:
-            print(as_text(), end="")
-        case _:
-            print(f"routes: unknown argument {arguments[0]!r}; use --markdown.", file=sys.stderr)
-            return 2
+    options = parser_of("routes").parse_args(arguments)
+    print(as_page() if options.markdown else as_text(), end="")
     return 0
 
 
@@ -119,9 +123,7 @@ def models_schema(arguments: list[str]) -> int:
     from appliance.base import jsons
     from appliance.models.table.schema import build_schema
 
-    if arguments:
-        print("usage: appliance models schema", file=sys.stderr)
-        return 2
+    parser_of("models schema").parse_args(arguments)
     print(jsons.dumps_pretty(build_schema()))
     return 0
 
@@ -134,24 +136,22 @@ def models_check(arguments: list[str]) -> int:
     from appliance.models.check import check_models, render_report
     from appliance.settings import load
 
-    if arguments not in ([], ["--json"]):
-        print("usage: appliance models check [--json]", file=sys.stderr)
-        return 2
+    options = parser_of("models check").parse_args(arguments)
     settings, problems = load()
-    for problem in problems:
-        print(f"{'error' if problem.is_fatal else 'warning'}: {problem}", file=sys.stderr)
+    print_problems(problems)
     if settings is None:
         return os.EX_CONFIG
     report = check_models(settings.catalogue)
     print(
-        jsons.dumps_pretty(asdict(report)) if "--json" in arguments else render_report(report),
-        end="\n" if "--json" in arguments else "",
+        jsons.dumps_pretty(asdict(report)) if options.json else render_report(report),
+        end="\n" if options.json else "",
     )
     return 0 if report.is_ok else os.EX_CONFIG
 
 
-def serve() -> int:
+def serve(arguments: list[str]) -> int:
     """Serve until asked to stop; return the exit code."""
+    parser_of("serve").parse_args(arguments)
     import ctypes
 
     from appliance.signals import ignore_hangups
@@ -170,8 +170,10 @@ def serve() -> int:
     return uvloop.run(serve_until_stopped(ends_with_terminal=ends_with_terminal))
 
 
-def healthcheck() -> int:
+def healthcheck(arguments: list[str]) -> int:
     """Check that the running appliance is healthy; return 0 or 1."""
+    if arguments:  # it runs often: no parser for nothing
+        parser_of("healthcheck").parse_args(arguments)
     from appliance.healthcheck import main as healthcheck_main
 
     return healthcheck_main()
@@ -198,38 +200,38 @@ def ctl(arguments: list[str]) -> int:
     return int(ctl_main(arguments))
 
 
-def show_version() -> int:
+def show_version(arguments: list[str]) -> int:
     """Print the version."""
+    parser_of("version").parse_args(arguments)
     print(__version__)
     return 0
 
 
-def show_usage() -> int:
-    """Print how the command is used."""
+def show_help(arguments: list[str]) -> int:
+    """Print how the command is used, or one of its verbs."""
+    if arguments[:1] and arguments[0] in RUN:
+        return main([*arguments, "--help"])
     print(USAGE, end="")
     return 0
 
 
-WITH_ARGUMENTS: dict[str, Callable[[list[str]], int]] = {
+RUN: dict[str, Callable[[list[str]], int]] = {
+    "check": check,
     "ctl": ctl,
     "download": download,
+    "healthcheck": healthcheck,
     "models": models,
+    "prepare": prepare,
     "routes": show_routes,
+    "serve": serve,
     "settings": show_settings,
     "sidecar": sidecar,
-}
-WITHOUT_ARGUMENTS: dict[str, Callable[[], int]] = {
-    "check": check,
-    "healthcheck": healthcheck,
-    "prepare": prepare,
-    "serve": serve,
-}
-ALWAYS: dict[str, Callable[[], int]] = {
-    "--help": show_usage,
-    "--version": show_version,
-    "-h": show_usage,
-    "help": show_usage,
     "version": show_version,
+    # not in the usage
+    "--help": show_help,
+    "--version": show_version,
+    "-h": show_help,
+    "help": show_help,
 }
 
 
@@ -244,22 +246,22 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if argv is None else argv
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if verb in WITH_ARGUMENTS:
-        return WITH_ARGUMENTS[verb](rest)
-    if verb in ALWAYS:
-        return ALWAYS[verb]()
-    if verb not in WITHOUT_ARGUMENTS or rest:
-        unknown = f"argument {rest[0]!r}" if verb in WITHOUT_ARGUMENTS else f"verb {verb!r}"
-        print(f"appliance: unknown {unknown}.\n\n{USAGE}" if verb else USAGE, end="", file=sys.stderr)
+    if verb in ("--install-completion", "--show-completion") or os.environ.get("_APPLIANCE_COMPLETE"):
+        from appliance.completion import main as completion_main
+
+        return completion_main(arguments)
+    if verb not in RUN:
+        print(describe_unknown(verb) if verb else USAGE, end="", file=sys.stderr)
         return 2
     from appliance.base.settings import InvalidSettings
 
     try:
-        return WITHOUT_ARGUMENTS[verb]()
+        return RUN[verb](rest)
     except InvalidSettings as exc:
-        for problem in exc.problems:
-            print(f"error: {problem}", file=sys.stderr)
+        print_problems(exc.problems)
         return os.EX_CONFIG
+    except SystemExit as end:  # argparse: 0 after a help, 2 after an error
+        return end.code if isinstance(end.code, int) else 1
 
 
 if __name__ == "__main__":

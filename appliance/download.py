@@ -34,7 +34,7 @@ A download that was interrupted is continued."""
 
 def main(arguments: list[str]) -> int:
     """Download, verify or repair; return the exit code."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     source = options.source or options.source_option
     try:
         config = _parse_config(options.config)
@@ -54,7 +54,8 @@ def main(arguments: list[str]) -> int:
         return _print_failure(exc, is_json=options.json)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
     parser = argparse.ArgumentParser(prog="appliance download", description=HELP)
     parser.add_argument("source", nargs="?", help="what to download")
     parser.add_argument(

@@ -69,8 +69,8 @@ class SidecarOptions:
     model: str = ""
 
 
-def parse(arguments: list[str]) -> SidecarOptions:
-    """Read the command line; where it is wrong, print why and exit with 2, as argparse does."""
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
     parser = argparse.ArgumentParser(
         "appliance sidecar", description="Serve beside one engine: its metrics, adapters, downloads, health."
     )
@@ -102,6 +102,12 @@ def parse(arguments: list[str]) -> SidecarOptions:
         help="the model's name, where the engine does not report it (SIDECAR_MODEL); with a pod's name the "
         "engine's KV events are followed (docs/kv-events.md)",
     )
+    return parser
+
+
+def parse(arguments: list[str]) -> SidecarOptions:
+    """Read the command line; where it is wrong, print why and exit with 2, as argparse does."""
+    parser = build_parser()
     found = parser.parse_args(arguments)
     if not 0 <= found.port <= 65_535:
         parser.error(f"--port must be from 0 to 65535, not {found.port}")

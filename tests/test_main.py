@@ -9,22 +9,24 @@ from typing import Any
 
 import pytest
 
-from appliance.__main__ import ALWAYS, WITH_ARGUMENTS, WITHOUT_ARGUMENTS, main
+from appliance.__main__ import RUN, main
+from appliance.command_lines import VERBS
 
 
 @pytest.mark.parametrize(
     ("words", "text"),
     [
         (["nonsense"], "appliance: unknown verb 'nonsense'.\n\nusage: appliance VERB"),
-        (["check", "more"], "appliance: unknown argument 'more'.\n\nusage: appliance VERB"),
+        (["chekc"], "appliance: unknown verb 'chekc'. Did you mean 'check'?\n\nusage: appliance VERB"),
+        (["check", "more"], "usage: appliance check [-h] [--json]\n"),
+        (["serve", "--port", "1"], "usage: appliance serve [-h]\n"),
         ([], "usage: appliance VERB"),
-        (
-            ["settings", "--what"],
-            "settings: unknown argument '--what'; use --json, --env-example or --markdown.",
-        ),
-        (["routes", "--what"], "routes: unknown argument '--what'; use --markdown."),
-        (["models", "check", "--what"], "usage: appliance models check [--json]"),
-        (["models", "schema", "--what"], "usage: appliance models schema"),
+        (["settings", "--what"], "usage: appliance settings [-h] [--json | --env-example | --markdown]\n"),
+        (["routes", "--what"], "usage: appliance routes [-h] [--markdown]\n"),
+        (["models", "check", "--what"], "usage: appliance models check [-h] [--json]\n"),
+        (["models", "schema", "--what"], "usage: appliance models schema [-h]\n"),
+        (["healthcheck", "--what"], "usage: appliance healthcheck [-h]\n"),
+        (["--show-completion", "csh"], "error: --show-completion: give the shell: bash, fish, zsh; 'csh'"),
     ],
 )
 def test_a_wrong_command_line_ends_with_2(
@@ -42,6 +44,7 @@ def test_a_wrong_command_line_ends_with_2(
         (["--help"], "usage: appliance VERB"),
         (["-h"], "usage: appliance VERB"),
         (["help", "me"], "usage: appliance VERB"),
+        (["help", "check"], "usage: appliance check"),
         (["--version"], "0."),
         (["settings", "--markdown"], "# Configuration"),
         (["settings", "--env-example"], "#PROXY_PORT=14000"),
@@ -56,12 +59,63 @@ def test_verbs_that_only_print_do_so(capsys: pytest.CaptureFixture[str], words: 
 def test_the_usage_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     usage = capsys.readouterr().out
-    verbs = [
-        *WITH_ARGUMENTS,
-        *WITHOUT_ARGUMENTS,
-        *(verb for verb in ALWAYS if verb.isalpha() and verb != "help"),
-    ]
-    assert [verb for verb in verbs if f"\n  {verb} " not in usage] == []
+    assert [verb for verb in VERBS if f"\n  {verb} " not in usage] == []
+    in_usage = {verb for verb in RUN if not verb.startswith("-")} - {"help"}
+    assert in_usage == {name for name in VERBS if " " not in name}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    assert main([*verb.split(), "--help"]) == 0
+    said = capsys.readouterr()
+    assert f"usage: appliance {verb}" in said.out.replace("Usage", "usage")
+    assert said.err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["ctl", "nonsense"], "There is: status, identity, "),
+        (["ctl", "statsu"], "Did you mean 'status'? There is: "),
+        (["ctl", "worker", "x"], "There is: show, start, stop, restart."),
+        (["models", "x"], "There is: list, show, "),
+    ],
+)
+def test_an_unknown_command_is_told_what_there_is(
+    capsys: pytest.CaptureFixture[str], words: list[str], text: str
+) -> None:
+    assert main(words) == 2
+    plain = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert text in plain
+
+
+@pytest.mark.parametrize(
+    ("environ", "code", "severities"),
+    [
+        ({"PROXY_HOST": "127.0.0.1"}, 0, []),
+        ({"PROXY_HOST": "0.0.0.0"}, 0, ["warning"]),
+        ({"PROXY_PORT": "x", "PROXY_HOST": "0.0.0.0"}, 78, ["error"]),
+    ],
+)
+def test_check_for_programs_says_what_it_says_to_people(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    environ: dict[str, str],
+    code: int,
+    severities: list[str],
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert main(["check"]) == code
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert main(["check", "--json"]) == code
+    value = json.loads(capsys.readouterr().out)
+    assert value["ok"] is (code == 0)
+    assert [problem["severity"] for problem in value["problems"]] == severities
+    for problem in value["problems"]:
+        assert list(problem) == ["severity", "variable", "value", "allowed", "remedy", "text"]
+        assert f"{problem['severity']}: {problem['text']}\n" in said.err
 
 
 # ---- healthcheck

@@ -12,9 +12,11 @@ import typer
 from appliance.cli import messages as pb
 from appliance.cli.client import USAGE, CallFailed
 from appliance.cli.render.backends import BACKEND_HEADERS, backend_pairs, backend_rows
-from appliance.cli.session import Session, exits_on_failure
+from appliance.cli.session import CommandGroup, Session, exits_on_failure
 
-backend_app = typer.Typer(no_args_is_help=True, help="Show, add, remove, drain or resume one backend.")
+backend_app = typer.Typer(
+    cls=CommandGroup, no_args_is_help=True, help="Show, add, remove, drain or resume one backend."
+)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -16,18 +16,28 @@ from appliance.cli.render.logs import log_style
 from appliance.cli.render.status import identity_pairs, status_line, status_pairs, worker_pairs
 from appliance.cli.render.values import as_object
 from appliance.cli.screen import Screen
-from appliance.cli.session import Session, exits_on_failure, global_options, run, split_global_options
+from appliance.cli.session import (
+    CommandGroup,
+    Session,
+    exits_on_failure,
+    global_options,
+    run,
+    split_global_options,
+)
 
 WORKER_TIMEOUT_S = 90.0  # a worker gets WORKER_STOP_GRACE_S to stop
 RELOAD_TIMEOUT_S = 30.0
 
 app = typer.Typer(
+    cls=CommandGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="See and control a running appliance. The token comes from CONTROL_TOKEN or CONTROL_TOKEN_FILE.",
 )
-worker_app = typer.Typer(invoke_without_command=True, help="Show, start, stop or restart the worker.")
+worker_app = typer.Typer(
+    cls=CommandGroup, invoke_without_command=True, help="Show, start, stop or restart the worker."
+)
 app.add_typer(worker_app, name="worker")
 app.callback()(global_options)
 

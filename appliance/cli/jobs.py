@@ -13,7 +13,7 @@ from appliance.cli import messages as pb
 from appliance.cli.client import USAGE, CallFailed
 from appliance.cli.render.jobs import ACTIVE, JOB_HEADERS, job_pairs, job_progress, job_rows, outcome_text
 from appliance.cli.render.values import as_object, enum_word
-from appliance.cli.session import Session, exits_on_failure
+from appliance.cli.session import CommandGroup, Session, exits_on_failure
 
 CANCEL_TIMEOUT_S = 30.0
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id (`jobs` lists them).")]
@@ -173,7 +173,7 @@ def add_to(ctl: typer.Typer) -> None:
     """Add these commands to `appliance ctl`: download, jobs, job VERB."""
     ctl.command("download")(download)
     ctl.command("jobs")(jobs)
-    one = typer.Typer(no_args_is_help=True, help="Show, cancel or watch one download.")
+    one = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="Show, cancel or watch one download.")
     for name, verb in (("show", show_one), ("cancel", cancel), ("watch", watch)):
         one.command(name)(verb)
     ctl.add_typer(one, name="job")

@@ -11,10 +11,10 @@ from appliance.base import jsons
 from appliance.cli import messages as pb
 from appliance.cli.client import USAGE, CallFailed
 from appliance.cli.render.lora import HEADERS, adapter_lines, adapter_row, order_row
-from appliance.cli.session import Session, exits_on_failure
+from appliance.cli.session import CommandGroup, Session, exits_on_failure
 
 LOAD_TIMEOUT_S = 3600.0  # it may be downloaded first
-app = typer.Typer(no_args_is_help=True, help="List, load and unload LoRA adapters.")
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="List, load and unload LoRA adapters.")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name: the model name of requests.")]
 

@@ -16,7 +16,14 @@ from appliance.cli import messages as pb
 from appliance.cli.client import USAGE, CallFailed
 from appliance.cli.render import models as render
 from appliance.cli.render.values import as_object
-from appliance.cli.session import Session, exits_on_failure, global_options, run, split_global_options
+from appliance.cli.session import (
+    CommandGroup,
+    Session,
+    exits_on_failure,
+    global_options,
+    run,
+    split_global_options,
+)
 
 EJECT_TIMEOUT_S = 600.0  # running requests are finished first
 UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -25,6 +32,7 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 Alias = Annotated[str, typer.Argument(metavar="ALIAS", help="The model's name.")]
 app = typer.Typer(
+    cls=CommandGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -235,7 +243,9 @@ def add_to(ctl: typer.Typer) -> None:
     """Add these commands to `appliance ctl`: models, model VERB, queue, vram."""
     ctl.command("models")(models)
     one = typer.Typer(
-        no_args_is_help=True, help="Show, load, eject, reset, pin or unpin one model; show its log."
+        cls=CommandGroup,
+        no_args_is_help=True,
+        help="Show, load, eject, reset, pin or unpin one model; show its log.",
     )
     for name, verb in VERBS.items():
         one.command(name)(verb)
