@@ -231,6 +231,39 @@ async def test_after_three_failures_the_last_one_is_raised(open_backend: Open) -
 
 
 @pytest.mark.parametrize("stream", [False, True])
+async def test_a_silent_server_is_asked_once_and_replaced_after_two(open_backend: Open, stream: bool) -> None:
+    """Its /health is fine, so that no probe finds it."""
+    at = await open_backend("a", "b", servers=3, request_timeout_sec=0.1)
+    await at.harness.have("a", "b")
+    silent, other = at.engines[0], at.engines[1]
+    silent.faults = ["hang"] * 9
+    for number in (1, 2):
+        with pytest.raises(AttemptFailed) as caught:
+            await at.send(at.request(stream=stream))
+        assert caught.value.is_timeout
+        assert len(silent.asked) == number
+        await settle()
+        assert at.harness.loader.stopped == (["a"] if number == 2 else [])
+    await at.harness.loaded("a")  # without a further request
+    assert at.harness.statuses() == {"a": "ready", "b": "ready"}
+    reply = await at.send(at.request())
+    assert reply.status == 200
+    assert (len(silent.asked), len(other.asked), len(at.engines[2].asked)) == (2, 0, 1)
+    assert at.all_is_released()
+
+
+async def test_an_answer_in_between_keeps_a_slow_server(open_backend: Open) -> None:
+    at = await open_backend("a", request_timeout_sec=0.1)
+    await at.harness.have("a")
+    for _ in range(3):
+        at.engines[0].faults = ["hang"]
+        with pytest.raises(AttemptFailed):
+            await at.send(at.request())
+        assert (await at.send(at.request())).status == 200
+    assert at.harness.loader.stopped == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
 async def test_an_unknown_error_is_tried_once_more(open_backend: Open, stream: bool) -> None:
     at = await open_backend("a", slots=1)
     await at.harness.have("a")

@@ -50,6 +50,8 @@ LIMIT_NAMES = dict.fromkeys(("first_byte", "idle", "total"), "twice request_time
 # When a process exits, its connections break a moment earlier than the exit is seen.
 EXIT_WAIT_S = 0.5
 LISTED_ALIASES = 20
+MAX_SILENT = 2  # answers in a row that did not come in time; a healthy llama-server is replaced then
+SILENCES = frozenset({Outcome.FIRST_BYTE, Outcome.IDLE, Outcome.TOTAL})
 
 
 @dataclass(slots=True)
@@ -256,6 +258,9 @@ class ManagedBackend:
                     reply = await self._send(request, slot, lease)
                     return reply
                 except AttemptFailed as failure:
+                    if _was_silent(failure, request):
+                        self._record_silence(lease.runner)
+                        raise  # the same one would be silent again, for minutes
                     if not retries_left or not _may_retry(failure, last):
                         raise
                     last = failure
@@ -270,6 +275,13 @@ class ManagedBackend:
         finally:
             if reply is None:
                 slot.release(Outcome.REFUSED)  # the attempts in the receipt have the real outcomes
+
+    def _record_silence(self, runner: Runner) -> None:
+        """Count an answer that did not come in time; MAX_SILENT in a row replace the llama-server."""
+        runner.silent_answers += 1
+        log.warning("no_answer_in_time", alias=runner.alias, port=runner.port, in_a_row=runner.silent_answers)
+        if runner.silent_answers >= MAX_SILENT:
+            self.manager.replace_silent(runner)
 
     def _apply_table(self, request: EngineRequest) -> None:
         """Name the model of a request by its own name, and change the request as the table says."""
@@ -290,6 +302,7 @@ class ManagedBackend:
         inner = server.take("managed")
         sent = self._sent[inner] = _SentRequest(lease, request)
         reply = await server.send(request, inner, budget_s=self._budget_s)
+        lease.runner.silent_answers = 0
         if reply.events is not None:
             sent.outer = slot
         else:
@@ -465,6 +478,16 @@ def served_adapters(model: Model, base: ModelCard) -> dict[str, ServedModel]:
             lora = [*of_table, {"id": number, "scale": 1.0}]
             found[adapter.name] = ServedModel(card, base.id, (("lora", lora),))
     return found
+
+
+def _was_silent(failure: AttemptFailed, request: EngineRequest) -> bool:
+    """Whether a llama-server said nothing in the whole time that it had.
+
+    An answer that was begun and took too long as a whole is not silence.
+    """
+    if not failure.is_timeout or failure.outcome not in SILENCES:
+        return False
+    return failure.outcome is not Outcome.TOTAL or not request.receipt.upstream_ms
 
 
 def _may_retry(failure: AttemptFailed, former: AttemptFailed | None) -> bool:

@@ -337,6 +337,20 @@ class ModelManager:
             self.restore(alias)
         self._state.notify(model)
 
+    def replace_silent(self, runner: Runner) -> None:
+        """End a llama-server that is healthy and answers no request, and load its model anew.
+
+        Requests that wait for its answer fail, and are sent to the new one.
+        """
+        if runner.phase == "ready":
+            log.error("model_silent", alias=runner.alias, port=runner.port, in_a_row=runner.silent_answers)
+            self._supervisor.request_stop(runner, is_forced=True)
+            self._tasks.start(self._restore_after(runner), name=f"replace-{runner.alias}")
+
+    async def _restore_after(self, runner: Runner) -> None:
+        await runner.removed.wait()
+        self.restore(runner.alias)
+
     def restore(self, alias: str) -> None:
         """Load a model again if it fits, although no request waits for it."""
         model = self._state.models.get(alias)

@@ -30,6 +30,7 @@ class Runner:
         memory_by_device: Bytes that it takes, by device.
         file_bytes: Of its memory the pages of files, which the kernel counts as available.
         failed_probes: Health probes that failed in a row.
+        silent_answers: Requests in a row that got no answer in time although it is healthy.
         idle: Set while no request holds a slot.
         load_ended: Set when its load has succeeded or failed.
         history_key: Of the file that it was started with, see `load_history.key_of`; "" = not known.
@@ -52,6 +53,7 @@ class Runner:
     is_draining: bool = False
     is_stop_requested: bool = False
     failed_probes: int = 0
+    silent_answers: int = 0
     idle_since_s: float = 0.0
     ready_since_s: float = 0.0
     load_s: float = 0.0
