@@ -17,9 +17,9 @@ BARE = RAW.compress(b"{}") + RAW.flush()
     [
         (b"{}", ""),
         (b"{}", "identity"),
-        (gzip.compress(b"{}"), "gzip"),
-        (gzip.compress(b"{") + gzip.compress(b"}"), " GZIP "),
-        (gzip.compress(b"{}"), "x-gzip"),
+        (gzip.compress(b"{}", mtime=0), "gzip"),
+        (gzip.compress(b"{", mtime=0) + gzip.compress(b"}", mtime=0), " GZIP "),
+        (gzip.compress(b"{}", mtime=0), "x-gzip"),
         (zlib.compress(b"{}"), "deflate"),
         (BARE, "deflate"),
     ],
@@ -36,8 +36,8 @@ async def test_no_body_has_no_encoding() -> None:
     ("body", "encoding", "text", "status"),
     [
         (b"{}", "gzip", "not what its Content-Encoding says", None),
-        (gzip.compress(b"{}")[:-4], "gzip", "not what its Content-Encoding says", None),
-        (gzip.compress(b"{}") + b"more", "gzip", "not what its Content-Encoding says", None),
+        (gzip.compress(b"{}", mtime=0)[:-4], "gzip", "not what its Content-Encoding says", None),
+        (gzip.compress(b"{}", mtime=0) + b"more", "gzip", "not what its Content-Encoding says", None),
         (b"{}", "zstd", "The Content-Encoding 'zstd' is not supported; use gzip, deflate or none.", 415),
         (b"{}", "br", "'br' is not supported", 415),
         (b"{}", "gzip, gzip", "'gzip, gzip' is not supported", 415),
@@ -52,7 +52,11 @@ async def test_what_cannot_be_decoded_is_refused(
 
 
 async def test_a_body_that_grows_beyond_the_limit_is_refused() -> None:
-    assert len(await decode_body(gzip.compress(b"x" * 100), "gzip", 100)) == 100
-    for bomb in (gzip.compress(b"x" * 101), gzip.compress(b"x" * 60) * 2, gzip.compress(bytes(50_000_000))):
+    assert len(await decode_body(gzip.compress(b"x" * 100, mtime=0), "gzip", 100)) == 100
+    for bomb in (
+        gzip.compress(b"x" * 101, mtime=0),
+        gzip.compress(b"x" * 60, mtime=0) * 2,
+        gzip.compress(bytes(50_000_000)),
+    ):
         with pytest.raises(TooLarge, match="100 bytes"):
             await decode_body(bomb, "gzip", 100)
