@@ -107,7 +107,7 @@ class FastConnection(asyncio.Protocol):
         self._drained: Signal | None = None
         self._is_paused = False  # the client does not read, so nothing is written
         self._stalled_s = 0.0  # when the client stopped reading; 0 = it reads
-        self._unsent_bytes = 0  # unread by the client at the last tick
+        self._unsent_bytes = 0  # when the client stopped reading or left, or at the last tick after it
         self._is_unread = False  # reading is paused: enough is buffered
         self._is_closing = False
         self._keep_alive = True
@@ -166,6 +166,7 @@ class FastConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool | None:
         """Close: a client that closes its side is taken to have left; its request is cancelled."""
+        self._unsent_bytes = self._transport.get_write_buffer_size()
         if self._inner is not None:
             return self._inner.eof_received()
         return None
@@ -182,6 +183,7 @@ class FastConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Stop writing: the client does not read."""
         self._is_paused = True
+        self._unsent_bytes = self._transport.get_write_buffer_size()
         if self._inner is not None:
             self._inner.pause_writing()
 
@@ -189,6 +191,7 @@ class FastConnection(asyncio.Protocol):
         """Resume writing: the client has read."""
         self._is_paused = False
         self._stalled_s = 0.0
+        self._unsent_bytes = 0
         if self._inner is not None:
             self._inner.resume_writing()
         if self._drained is not None:  # not in this call: asyncio's transport must not be closed in it
@@ -342,6 +345,11 @@ class FastConnection(asyncio.Protocol):
         if unread:
             inner.data_received(unread)
 
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes of a response that were not written to the socket, also where it is closed."""
+        return self._transport.get_write_buffer_size() or self._unsent_bytes
+
     # ---- called by the inner protocol
 
     def write_last(self, response: Response) -> int:
@@ -406,6 +414,8 @@ class FastConnection(asyncio.Protocol):
                     await close_stream(response.pieces, request)
             finally:
                 self._heartbeat = b""
+                if request.finish is Finish.CLIENT_LEFT:
+                    request.sent_bytes = max(0, request.sent_bytes - self.unsent_bytes)
 
     def _cut_off(self, route: Route, request: Request, response: Response | None) -> None:
         """End a request that the grace period did not suffice for, and the connection.

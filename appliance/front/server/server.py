@@ -199,7 +199,12 @@ class HttpServer:
             params=parts,
         )
         is_view = route is not None and route.is_open_while_draining
-        with _busy(web_request), request, _counted_view(self.pipeline, is_view=is_view):
+        with (
+            _busy(web_request),
+            request,
+            _counted_view(self.pipeline, is_view=is_view),
+            _unsent(web_request, request),
+        ):
             try:
                 error = _head_error(web_request, self.settings.max_header_bytes)
                 if error is not None:
@@ -303,9 +308,9 @@ class HttpServer:
         if is_last or self.connections.is_stopping:
             web_response.force_close()
         await web_response.prepare(web_request)
+        request.sent_bytes = len(response.body) if request.method != "HEAD" else 0
         await web_response.write_eof()
         request.finish = Finish.DONE
-        request.sent_bytes = len(response.body) if request.method != "HEAD" else 0
         return web_response
 
     async def _refuse(self, web_request: web.Request, request: Request, response: Response) -> web.Response:
@@ -555,6 +560,18 @@ async def beating(
                 await asyncio.wait({waiting})
             if not waiting.cancelled():
                 waiting.exception()  # else asyncio logs that it was never retrieved
+
+
+@contextmanager
+def _unsent(web_request: web.Request, request: Request) -> Iterator[None]:
+    """Take what was not written to a client that has left off the bytes that were sent."""
+    transport = web_request.transport
+    connection = transport.get_protocol() if transport is not None else None
+    try:
+        yield
+    finally:
+        if request.finish is Finish.CLIENT_LEFT and isinstance(connection, FastConnection):
+            request.sent_bytes = max(0, request.sent_bytes - connection.unsent_bytes)
 
 
 @contextmanager
