@@ -32,6 +32,8 @@ Modules:
     settings_text: all settings, rendered for people.
     sidecar: the verb `sidecar`.
     signals: SIGTERM, SIGINT and SIGHUP of a serving process.
+    support: the verb `support`.
+    support_bundle: the file that it writes, without secrets.
 """
 
 __version__ = "0.2.0"

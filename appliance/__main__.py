@@ -193,6 +193,14 @@ def download(arguments: list[str]) -> int:
     return download_main(arguments)
 
 
+def support(arguments: list[str]) -> int:
+    """Write a file for those who help; return the exit code."""
+    options = parser_of("support").parse_args(arguments)
+    from appliance.support import main as support_main
+
+    return support_main(options.output)
+
+
 def ctl(arguments: list[str]) -> int:
     """Hand the arguments to the command line of the control API; return the exit code."""
     from appliance.cli.ctl import main as ctl_main
@@ -226,6 +234,7 @@ RUN: dict[str, Callable[[list[str]], int]] = {
     "serve": serve,
     "settings": show_settings,
     "sidecar": sidecar,
+    "support": support,
     "version": show_version,
     # not in the usage
     "--help": show_help,

@@ -51,6 +51,12 @@ def _models_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the same for programs")
 
 
+def _support(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="a new file; else appliance-support-TIME.tar.gz in this folder"
+    )
+
+
 VERBS: dict[str, Verb] = {
     "serve": Verb(
         "serve HTTP and the control API (what the container does)",
@@ -90,6 +96,13 @@ VERBS: dict[str, Verb] = {
     ),
     "sidecar": Verb(
         "serve beside one engine: its metrics, adapters, downloads, health (`sidecar --help`)", None
+    ),
+    "support": Verb(
+        "write a file for those who help: settings, status, log, metrics; no secrets   [-o FILE]",
+        _support,
+        "It has settings, status, the last log lines, receipts' heads, metrics, versions and facts about "
+        "this machine. Run it with the environment of `serve`. Exit codes: 0 written · 1 not written · "
+        "2 wrong arguments.",
     ),
     "ctl": Verb("control a running appliance over its control API (`ctl --help`)", None),
     "version": Verb("print the version"),
