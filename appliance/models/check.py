@@ -133,7 +133,8 @@ def _check_engine(found: ModelCheck, model: Model, engine: EngineCommand, catalo
             port=FIRST_PORT,
             alias=model.alias,
             path=model.path,
-            environ=environment(os.environ, ()),
+            # Variables may be secrets: they are named, not shown.
+            environ={name: f"${{env.{name}}}" for name in (*environment(os.environ, ()), *dict(model.env))},
         )
     except InvalidReference as exc:
         found.problem = str(exc)

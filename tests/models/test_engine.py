@@ -104,6 +104,16 @@ def test_a_model_with_a_command_needs_neither_file_nor_llama_server(tmp_path: Pa
         ({"command": "serve", "max_concurrency": 0}, "greater than or equal to 1"),
         ({"command": "serve", "lora": ["a.gguf"]}, "Lora is for a llama-server; with a command, say it"),
         ({"command": "serve", "params": {"n_ctx": 8192}}, "Params.n_ctx is for a llama-server"),
+        ({"command": "serve", "before_load": "x ${PORT}"}, r"Before_load names \$\{PORT\}, which is chosen"),
+        (
+            {"command": "serve", "after_unload": "x ${MODEL_PATH}"},
+            r"After_unload names \$\{MODEL_PATH\}, but",
+        ),
+        ({"command": "serve", "after_unload": []}, "models.a.after_unload: .* needs a program"),
+        (
+            {"command": "serve", "hook_timeout_sec": 0},
+            "models.a.hook_timeout_sec: .* greater than or equal to 1",
+        ),
         ({"model_path": "a.gguf", "memory_mb": 9, "served_model": "b"}, "Memory_mb, served_model needs a"),
     ],
 )

@@ -2,6 +2,7 @@
 
 Modules:
     failures: why an engine did not become ready.
+    hooks: runs the commands before a load and after an unload.
     load_history: records of earlier loads, kept over restarts.
     loader: starts and stops engines: port, command line, process, record.
     log_file: the log of a llama-server.

@@ -9,6 +9,8 @@ from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 from appliance.base.wire.pool import ConnectionPool
 from appliance.models.runner.failures import LoadFailed
+from appliance.models.runner.hooks import STOP_TIMES as HOOK_STOP_TIMES
+from appliance.models.runner.hooks import HookRunner
 from appliance.models.runner.log_file import log_name
 from appliance.models.runner.orphans import MARK, Records
 from appliance.models.runner.ports import find_free_port
@@ -65,6 +67,8 @@ class Loader:
         self._environ = environ
         self._tasks = tasks
         self._wire = wire
+        self._hooks = HookRunner(log_dir=log_dir, records=records, tasks=tasks, wire=wire)
+        self._loading: set[int] = set()  # serials
         self._ports: dict[int, int] = {}  # port → serial of its llama-server
         self._searched_for = ""
         self._finding = asyncio.Lock()
@@ -86,10 +90,10 @@ class Loader:
         catalogue: Catalogue,
         on_progress: Callable[[], None],
     ) -> None:
-        """Start a llama-server and wait until it is ready.
+        """Start an engine and wait until it is ready; before that, run the model's hook.
 
         Args:
-            runner: The llama-server to start; its port and process are set.
+            runner: The engine to start; its port and process are set.
             header: Of the model's file.
             catalogue: The table.
             on_progress: Called repeatedly until it is ready.
@@ -97,6 +101,25 @@ class Loader:
         Raises:
             LoadFailed: It did not become ready; its process has exited.
         """
+        is_ready = False
+        self._loading.add(runner.serial)
+        try:
+            await self._hooks.before_load(runner, self._environ_of(runner, ""))
+            runner.needs_after_unload = bool(runner.model.hooks.after_unload)
+            await self._load_on_free_port(runner, header, catalogue, on_progress)
+            is_ready = runner.process is not None and runner.process.is_running
+        finally:
+            self._loading.discard(runner.serial)
+            if not is_ready:
+                await self._after_unload(runner)
+
+    async def _load_on_free_port(
+        self,
+        runner: Runner,
+        header: GgufHeader | None,
+        catalogue: Catalogue,
+        on_progress: Callable[[], None],
+    ) -> None:
         if runner.model.engine is None:
             await self.find_program(catalogue)
             if self.program.problem:
@@ -150,19 +173,21 @@ class Loader:
             if runner.is_stop_requested:
                 raise LoadFailed("it was stopped before it was started")
             await process.start()
-            self.records.add(process.pid, port=runner.port, alias=runner.alias, command=command, mark=mark)
+            # With a mark the words are not needed, and may have been filled with secrets.
+            noted = command if engine is None else list(engine.words)
+            self.records.add(process.pid, port=runner.port, alias=runner.alias, command=noted, mark=mark)
             if runner.is_stop_requested:
                 raise LoadFailed("it was stopped while it was started")
             await process.wait_ready(limit_s, on_progress)
             is_ready = True
         finally:
             if not is_ready:
-                await self.stop(runner)
+                await self._end(runner)
 
     def _environ_of(self, runner: Runner, mark: str) -> dict[str, str]:
         found = environment(self._environ, runner.devices, hides_gpus=runner.model.params.n_gpu_layers == 0)
         found |= dict(runner.model.env)
-        if runner.model.engine is not None:
+        if mark:
             found |= {"PORT": str(runner.port), "MODEL": runner.alias, MARK: mark}
         return found
 
@@ -184,7 +209,29 @@ class Loader:
         )
 
     async def stop(self, runner: Runner) -> StopOutcome:
-        """End its process (see Process.stop); its port and its record are free afterwards."""
+        """End its process (see Process.stop), then run the model's hook.
+
+        Its port and its record are free afterwards.
+        """
+        if runner.before_load is not None:
+            await runner.before_load.stop(HOOK_STOP_TIMES)
+        outcome = await self._end(runner)
+        if outcome != "stuck" and runner.serial not in self._loading:  # else `load` runs it when it fails
+            await self._after_unload(runner)
+        return outcome
+
+    async def _after_unload(self, runner: Runner) -> None:
+        """Run the hook once; all callers wait for its end."""
+        if not runner.needs_after_unload:
+            return
+        if runner.after_unload is None:
+            runner.after_unload = self._tasks.start(
+                self._hooks.after_unload(runner, self._environ_of(runner, "")),
+                name=f"after-unload-{runner.alias}",
+            )
+        await asyncio.shield(runner.after_unload)
+
+    async def _end(self, runner: Runner) -> StopOutcome:
         process = runner.process
         outcome: StopOutcome = await process.stop(self.times) if process is not None else "exited"
         if outcome == "stuck":

@@ -15,9 +15,12 @@ MAX_NAME_CHARS = 100
 LOG_MODE = 0o640
 
 
-def log_name(alias: str, port: int) -> str:
-    """Return the name of a llama-server's log file; characters that cannot be in one become underscores."""
-    return f"{re.sub(r'[^A-Za-z0-9._-]', '_', alias)[:MAX_NAME_CHARS]}_{port}.log"
+def log_name(alias: str, what: int | str) -> str:
+    """Return the name of the log file of an engine (by its port) or of a hook (by its key).
+
+    Characters that cannot be in a name become underscores.
+    """
+    return f"{re.sub(r'[^A-Za-z0-9._-]', '_', alias)[:MAX_NAME_CHARS]}_{what}.log"
 
 
 def open_log(path: Path) -> int:

@@ -99,7 +99,7 @@ class Process:
 
     Args:
         command: Program and arguments.
-        port: On loopback, as in the command.
+        port: On loopback, as in the command; 0 = it is never probed.
         log_path: The file that it writes its output to.
         environ: Its whole environment.
         tasks: Runs the task that waits for its exit.
@@ -132,7 +132,6 @@ class Process:
         self._tasks = tasks
         self._wire = wire
         self._rule = rule
-        self._target = Target.parse(f"http://127.0.0.1:{port}")
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -232,7 +231,7 @@ class Process:
         """Return the status of one of its pages; 0 = it did not answer."""
         try:
             response = await self._wire.send(
-                self._target,
+                Target.parse(f"http://127.0.0.1:{self.port}"),
                 method=b"GET",
                 path=path.encode(),
                 timeouts=Timeouts(timeout_s, timeout_s, timeout_s, timeout_s),

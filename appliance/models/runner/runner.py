@@ -33,6 +33,9 @@ class Runner:
         silent_answers: Requests in a row that got no answer in time although it is healthy.
         idle: Set while no request holds a slot.
         load_ended: Set when its load has succeeded or failed.
+        before_load: The hook that runs before its load; None = none runs now.
+        needs_after_unload: A hook is to run when it has ended.
+        after_unload: That hook, once it was begun.
         history_key: Of the file that it was started with, see `load_history.key_of`; "" = not known.
         removed: Set when its process has exited and its memory is free.
     """
@@ -62,6 +65,9 @@ class Runner:
     load_progress: int = 0
     memory_by_device: dict[int, int] = field(default_factory=dict)
     file_bytes: int = 0
+    before_load: Process | None = None
+    needs_after_unload: bool = False
+    after_unload: "asyncio.Task[None] | None" = None
     history_key: str = ""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     load_ended: asyncio.Event = field(default_factory=asyncio.Event)

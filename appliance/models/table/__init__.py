@@ -15,6 +15,7 @@ Modules:
     folder_watch: which whole files a folder has, whenever that changes.
     gguf: the header of a GGUF file.
     groups: which models are loaded together, and which never.
+    hooks: commands that are run before a model is loaded and after it was unloaded.
     library: facts about models; reads each file once.
     pulled: the index of pulled models.
     sampling: the sampling parameters of a model, and what is changed in requests for it.

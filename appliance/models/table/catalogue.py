@@ -22,12 +22,13 @@ from pydantic_core import CoreSchema
 from appliance.base import jsons
 from appliance.base.settings import Problem
 from appliance.models.settings import ModelSettings
-from appliance.models.table.engine import EngineCommand, EngineKeys, engine_of, names_model_path
+from appliance.models.table.engine import EngineCommand, EngineKeys, engine_of, has_reference, program_of
 from appliance.models.table.extra_args import Environment, ExtraArgs
 from appliance.models.table.file_walk import WalkedFolder
 from appliance.models.table.folder import FoundModel, scan_folder
 from appliance.models.table.gguf import is_regular
 from appliance.models.table.groups import Group, conflicts_of, find_group_problems
+from appliance.models.table.hooks import NO_HOOKS, HookKeys, Hooks, hooks_of
 from appliance.models.table.pulled import read_pulled
 from appliance.models.table.sampling import NO_REQUEST_SETTINGS, RequestSettings, SamplingFields
 from appliance.models.table.section import Section, explain
@@ -218,7 +219,7 @@ class LoraEntry(Section):
         return {"anyOf": [made["properties"]["path"], made]}
 
 
-class ModelEntry(EngineKeys):
+class ModelEntry(EngineKeys, HookKeys):
     """One model of the table."""
 
     model_path: GgufPath | None = Field(
@@ -282,14 +283,21 @@ class ModelEntry(EngineKeys):
             if of_command:
                 raise ValueError(f"{', '.join(sorted(of_command))} needs a command")
             return self
-        if self.model_path is None and names_model_path(self.command):
-            raise ValueError("the command names ${MODEL_PATH}, but there is no model_path")
         other = {"lora", "draft_model_path", "mmproj_path", "pooling", "extra_args"} & self.model_fields_set
         other |= {f"params.{key}" for key in self.params.model_fields_set - ENGINE_PARAMS}
         if other:
             raise ValueError(
                 f"{', '.join(sorted(other))} is for a llama-server; with a command, say it in the command"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_references(self) -> Self:
+        if has_reference("PORT", self.before_load):
+            raise ValueError("before_load names ${PORT}, which is chosen only after it")
+        for key in ("command", "before_load", "after_unload"):
+            if self.model_path is None and has_reference("MODEL_PATH", getattr(self, key)):
+                raise ValueError(f"{key} names ${{MODEL_PATH}}, but there is no model_path")
         return self
 
     @model_validator(mode="after")
@@ -354,6 +362,7 @@ class Model:
         idle_timeout_s: Seconds without a request after which it is unloaded; negative = never, None = as the
             system says.
         preload: It is loaded at the start.
+        hooks: Commands before a load and after an unload.
     """
 
     alias: str
@@ -376,6 +385,7 @@ class Model:
     env: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     idle_timeout_s: int | None = field(default=None, repr=False)
     preload: bool = field(default=False, repr=False)
+    hooks: Hooks = field(default=NO_HOOKS, repr=False)
 
     def as_started(self) -> "Model":
         """Return the same model without what a running llama-server need not be restarted for."""
@@ -387,6 +397,7 @@ class Model:
             requests=NO_REQUEST_SETTINGS,
             idle_timeout_s=None,
             preload=False,
+            hooks=NO_HOOKS,
         )
 
     @property
@@ -589,6 +600,7 @@ def _resolve(alias: str, entry: ModelEntry, base: Path) -> Model:
         env=tuple(entry.env.items()),
         idle_timeout_s=entry.idle_timeout_sec,
         preload=entry.preload,
+        hooks=hooks_of(entry),
     )
 
 
@@ -669,6 +681,20 @@ def _find_warnings(model: Model) -> list[Problem]:
             )
         ]
     )
+    found += [
+        Problem(
+            "CONFIG_PATH",
+            f"{where}.{key}",
+            "a command line",
+            f"Program not found: {program_of(words)}.",
+            is_fatal=False,
+        )
+        for key, words in (
+            ("before_load", model.hooks.before_load),
+            ("after_unload", model.hooks.after_unload),
+        )
+        if words and program_of(words) and shutil.which(program_of(words)) is None
+    ]
     return found + [
         Problem(
             "CONFIG_PATH",

@@ -6,9 +6,11 @@ from typing import Any
 from appliance.base import jsons
 from appliance.models.table.catalogue import Catalogue, Model
 from appliance.models.table.engine import EngineCommand
+from appliance.models.table.hooks import Hooks
 from appliance.models.table.sampling import RequestSettings
 
-NOT_SHOWN = {"env", "system_prompt"}  # variables may be secrets, and a prompt is long
+# Variables may be secrets, commands may have them, and a prompt is long.
+NOT_SHOWN = {"env", "system_prompt", "command", "before_load", "after_unload"}
 
 
 def differences(old: Catalogue, new: Catalogue) -> list[str]:
@@ -47,6 +49,12 @@ def _flat(model: Model) -> dict[str, Any]:
     engine = model.engine or EngineCommand(())
     values |= {"command": engine.words} | {
         f"engine.{field.name}": getattr(engine, field.name) for field in fields(engine)[1:]
+    }
+    hooks: Hooks = values.pop("hooks")
+    values |= {
+        "before_load": hooks.before_load,
+        "after_unload": hooks.after_unload,
+        "hook_timeout_sec": hooks.timeout_s,
     }
     values["lora"] = [f"{one.path} × {one.scale:g}" for one in model.lora]
     requests: RequestSettings = values.pop("requests")

@@ -152,7 +152,7 @@ class EngineCommand:
     @property
     def program(self) -> str:
         """Its first word; "" = it is known only when it is started."""
-        return "" if _references(self.words[:1]) else self.words[0]
+        return program_of(self.words)
 
     @property
     def names_port(self) -> bool:
@@ -160,9 +160,14 @@ class EngineCommand:
         return "PORT" in _references(self.words) or any("$PORT" in word for word in self.words)
 
 
-def names_model_path(words: Iterable[str]) -> bool:
-    """Whether a command names the model's file."""
-    return "MODEL_PATH" in _references(words)
+def program_of(words: tuple[str, ...]) -> str:
+    """Return the program of a command; "" = it is known only when it is started."""
+    return "" if _references(words[:1]) else words[0]
+
+
+def has_reference(name: str, words: Iterable[str] | None) -> bool:
+    """Whether a command refers to a value such as MODEL_PATH."""
+    return name in _references(words or ())
 
 
 def engine_of(keys: EngineKeys) -> EngineCommand | None:
@@ -213,5 +218,5 @@ def _missing(name: str) -> str:
     if name == "MODEL_PATH":
         return "the command names ${MODEL_PATH}, but the model has no `model_path`"
     if name == "PORT":
-        return "${PORT} is not known there: the port is chosen later"
+        return "the command names ${PORT}, which is chosen only after `before_load`"
     return f"the command names ${{{name}}}, which is not in the environment of the engine"

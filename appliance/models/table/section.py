@@ -7,7 +7,13 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ConfigDict
 
 SHOWN_KEYS = 12  # of those that are allowed
-NOT_SHOWN = {"env", "extra_args"}  # keys whose values may be secrets
+NOT_SHOWN = {
+    "env",
+    "extra_args",
+    "command",
+    "before_load",
+    "after_unload",
+}  # keys whose values may be secrets
 
 
 class Section(BaseModel):
