@@ -18,6 +18,7 @@ from appliance.front.manager.handlers import ManagerHandlers
 from appliance.front.pipeline.origins import Origins
 from appliance.front.server.server import serving_http
 from appliance.front.status_listener import serving_status
+from appliance.host.state_lock import holding_state
 from appliance.interfaces import build_front, build_own_sidecar, control_parts
 from appliance.machine import LOOPBACK_OF, open_machine, start_worker
 from appliance.model_files import ModelFiles
@@ -172,14 +173,17 @@ async def serve(environ: Mapping[str, str] | None = None, *, ends_with_terminal:
         ends_with_terminal: Whether SIGHUP stops it when its terminal is gone.
 
     Returns:
-        The exit code: 0; 1 when it cannot listen on an address or a background task died; 78 for invalid
-        settings.
+        The exit code: 0; 1 when it cannot listen on an address, another one uses its STATE_DIR, or a
+        background task died; 78 for invalid settings.
     """
     held, service = hold_hangups(), from_environ()
     settings, problems = load_or_raise(environ)
     warnings = [str(problem) for problem in problems]
+    logs.configure(level=settings.general.log_level, form=settings.general.log_format)
     try:
-        async with running(settings, warnings=warnings, service=service) as appliance:
+        async with AsyncExitStack() as stack:
+            stack.enter_context(holding_state(settings.host.state_dir))
+            appliance = await stack.enter_async_context(running(settings, warnings=warnings, service=service))
             handle_signals(appliance.lifecycle, held=held, ends_with_terminal=ends_with_terminal)
             service.start_pings(appliance.tasks)
             service.ready(f"Serving on {', '.join(f'{h}:{p}' for h, p in appliance.http_addresses)}.")

@@ -8,6 +8,7 @@ Modules:
     prepare: the steps that prepare the machine at start.
     settings: the package's variables.
     smi: the nvidia-smi shim and the simulated GPU.
+    state_lock: one appliance per STATE_DIR.
     steps: the result of one step of the preparation.
     worker: the third-party worker CLI inside the container.
 """

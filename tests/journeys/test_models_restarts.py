@@ -68,7 +68,7 @@ def start_appliance(
     config, ports = tmp_path / "config.json", port_range()
     config.write_text(json.dumps(table_of(models, "ab")))
 
-    def begin(**variables: str) -> Process:
+    def begin(**variables: Any) -> Process:
         return spawn(**{"CONFIG_PATH": str(config), "LLAMA_SERVER_PATH": llama_binary, **ports, **variables})
 
     yield begin
@@ -202,7 +202,12 @@ def test_second_appliance_leaves_servers_of_the_first_alone(
     first = start_appliance()
     assert said(first, "a") == REPLY
     mine = set(servers_of(models))
-    assert said(start_appliance(), "a") == REPLY
+    second = start_appliance(wait=False)
+    assert second.process.wait(20) == 1
+    assert f"in use by another appliance, process {first.process.pid}" in second.text()
+    assert mine == set(servers_of(models))
+    assert said(first, "a") == REPLY
+    assert said(start_appliance(STATE_DIR=str(tmp_path / "other")), "a") == REPLY
     assert mine < set(servers_of(models))
     assert said(first, "a") == REPLY
 

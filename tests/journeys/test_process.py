@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
 from tests.journeys.running import Process, Spawn, free_port
 
@@ -80,9 +81,27 @@ def test_bad_settings_end_it_with_78_and_all_of_them(spawn: Spawn) -> None:
     assert "GPU_MODE=fake" in running.text()
 
 
-def test_a_port_in_use_is_said_in_one_sentence(appliance: Process, spawn: Spawn) -> None:
+def test_a_second_one_with_the_same_state_is_refused(appliance: Process, spawn: Spawn) -> None:
+    pid = appliance.process.pid
+    second = spawn(wait=False)
+    assert wait(second) == 1
+    assert json.loads(second.text().splitlines()[-1])["reason"].endswith(
+        f"is in use by another appliance, process {pid}. "
+        "Stop that one, or give this one a STATE_DIR of its own"
+    )
+    assert "Traceback" not in second.text()
+    with post(appliance, "x") as answer:
+        assert answer.status == 200
+    appliance.process.kill()
+    appliance.process.wait()
+    third = spawn()
+    with post(third, "x") as answer:
+        assert answer.status == 200
+
+
+def test_a_port_in_use_is_said_in_one_sentence(appliance: Process, spawn: Spawn, tmp_path: Path) -> None:
     port = appliance.base_url.rpartition(":")[2]
-    running = spawn(wait=False, PROXY_PORT=port)
+    running = spawn(wait=False, PROXY_PORT=port, STATE_DIR=str(tmp_path / "other"))
     assert wait(running) == 1
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in running.text()
     assert "Traceback" not in running.text()
