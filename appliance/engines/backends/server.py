@@ -293,6 +293,7 @@ class EngineServer:
                     note=failed.note if failed else "",
                     retry_after_s=failed.retry_after_s if failed else None,
                 )
+            failed = None  # its traceback refers to this frame: a cycle
 
     async def count_tokens(self, model: str, body: dict[str, Any]) -> int | None:
         """Let the engine count the tokens of a chat's prompt (see TokenCounter)."""

@@ -31,6 +31,9 @@ from appliance.engines.upstream.splice import replace_model, with_model
 from appliance.engines.upstream.whole_reply import find_reply_error, repair_reply
 
 MAX_ERROR_BYTES = 65_536
+MAX_GATHERED_BYTES = (
+    64 * 1024 * 1024
+)  # of a stream that is joined, with everything in it; as of a whole response
 MAX_HELD_BYTES = 65_536  # of events without content, before a stream begins all the same
 # The last chunk usually arrives one packet after [DONE]; waiting for it keeps the connection usable.
 LAST_CHUNK_TIMEOUT_S = 0.1
@@ -183,7 +186,8 @@ async def exchange(
         attempt.failure_status = failed.status
         raise
     except (WireError, BrokenStream, jsons.InvalidJson) as error:
-        raise (_find_encoding(peer, response) or AttemptFailed.of(error, peer.describe(error))) from error
+        failure = _find_encoding(peer, response) or AttemptFailed.of(error, peer.describe(error))
+        raise failure from error.with_traceback(None)  # its frames hold what has arrived
     peer.quirks.refuses_stream_options = True  # 5
     return await exchange(peer, call, request, attempt, observer)
 
@@ -254,7 +258,10 @@ class ReadResponse:
     async def begin(cls, response: UpstreamResponse) -> "ReadResponse":
         """Read enough to know what a response is."""
         head = b""
-        while len(head.strip()) < MIN_HEAD_BYTES and (data := await response.next_chunk()) is not None:
+        while len(head) <= MAX_HELD_BYTES and len(head.strip()) < MIN_HEAD_BYTES:
+            data = await response.next_chunk()
+            if data is None:
+                break
             head += data
         return cls(head, response)
 
@@ -352,9 +359,12 @@ async def _gather(
 ) -> EngineReply:
     """Join a stream to one whole response; until its end another server may still answer."""
     reader, builder = SseReader(), ResponseBuilder()
-    is_done = False
+    is_done, size = False, 0
     while not is_done:
         data = await response.next_chunk()
+        size += len(data) if data is not None else 0
+        if size > MAX_GATHERED_BYTES:
+            raise BrokenStream(f"the stream is longer than {MAX_GATHERED_BYTES} bytes")
         try:
             events = reader.feed(data) if data is not None else reader.end()
             for event in events:

@@ -21,6 +21,7 @@ _MODEL_FIELD = re.compile(rb'"model"\s*:\s*"[^"\\]*+(?:\\.[^"\\]*+)*+"')
 _TEXT_FIELD = re.compile(rb'"(?:content|reasoning_content|reasoning|text)"\s*:\s*"([^"\\]*+)"')
 _TEXT = re.compile(rb'(?:[^"\\\x00-\x1f]|\\["\\/bfnrt])*+')  # of JSON, without \u
 MARK_BYTES = 6  # `data: `; CPython finds eight bytes four times faster than all that is between two texts
+MAX_FORM_BYTES = 65_536  # of an event whose form is learnt: its parts are kept three times
 MIN_FORMS = 8  # how many forms are learnt before most events must be alike
 _PLAIN = re.compile(rb"[ !#-\[\]-\x7f]*+")
 SHORT_TEXT = 96
@@ -329,7 +330,7 @@ class StreamRelay:
             self._old = old = found.group()
         # Not before there is content: until then each event is looked at, since another server may answer.
         is_learnt = is_text and self.has_content and self._learnt < MIN_FORMS + self.events // MIN_FORMS
-        if is_learnt and event.count(b'"model"') == 1:
+        if is_learnt and len(event) <= MAX_FORM_BYTES and event.count(b'"model"') == 1:
             self._learn_form(event)
         return event.replace(old, self._new, 1)
 
