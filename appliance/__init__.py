@@ -11,6 +11,8 @@ Modules:
     cli: the command line of a running appliance.
     command_lines: the verbs of the command, and the arguments of most of them.
     completion: completion of the command in bash, zsh and fish.
+    config_schema: the JSON schema of the configuration file.
+    config_watch: reads the settings again when the configuration file changes.
     control: the gRPC control API.
     download: the verb `download`.
     download_output: what that verb prints.
@@ -29,6 +31,7 @@ Modules:
     service_manager: what systemd is told: ready, reloading, stopping, signs of life.
     settings: all settings together.
     settings_checks: checks that concern settings of several packages.
+    settings_file: the section `settings` of the configuration file.
     settings_text: all settings, rendered for people.
     sidecar: the verb `sidecar`.
     signals: SIGTERM, SIGINT and SIGHUP of a serving process.

@@ -119,12 +119,12 @@ def models(arguments: list[str]) -> int:
 
 
 def models_schema(arguments: list[str]) -> int:
-    """Print the JSON schema of the table."""
+    """Print the JSON schema of the configuration file."""
     from appliance.base import jsons
-    from appliance.models.table.schema import build_schema
+    from appliance.config_schema import build_config_schema
 
     parser_of("models schema").parse_args(arguments)
-    print(jsons.dumps_pretty(build_schema()))
+    print(jsons.dumps_pretty(build_config_schema()))
     return 0
 
 

@@ -13,6 +13,7 @@ from appliance.base.errors import describe_os_error
 from appliance.base.logs import get_logger
 from appliance.base.settings import InvalidSettings
 from appliance.build_models import add_manager, build_manager, build_runner_pool
+from appliance.config_watch import watch_config
 from appliance.control.server import serving_control
 from appliance.front.manager.handlers import ManagerHandlers
 from appliance.front.pipeline.origins import Origins
@@ -87,6 +88,13 @@ async def running(
         lifecycle.set_state("serving")
         reporting = (service or ServiceManager()).reloading
         reloads = appliance.tasks.start(reload_on_request(lifecycle, reloader, reporting), name="reload")
+        if settings.engines.config_watch:
+            watching = watch_config(
+                lambda: appliance.settings.engines.config_path,
+                settings.config.signature,
+                lifecycle.reload_requested.set,
+            )
+            appliance.tasks.start(watching, name="watch-config")
         try:
             yield appliance
         finally:

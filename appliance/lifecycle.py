@@ -19,7 +19,8 @@ class Lifecycle:
         reload_requested: Set when the settings are to be read again; cleared when that begins.
         grace_s: The grace period that was requested with the stop, in seconds; None = as configured.
         exit_code: Of the process.
-        warnings: Warnings for the operator, in the order in which they were found.
+        warnings: Warnings for the operator, in the order in which they were found; at first those about the
+            settings.
     """
 
     def __init__(self, warnings: list[str]) -> None:
@@ -31,6 +32,7 @@ class Lifecycle:
         self.grace_s: float | None = None
         self.exit_code = 0
         self.warnings = warnings
+        self._of_settings = list(warnings)
 
     @property
     def is_serving(self) -> bool:
@@ -47,6 +49,15 @@ class Lifecycle:
     def mark_changed(self) -> None:
         """Notify followers of the status that it has changed."""
         self.changed.set(self.changed.value + 1)
+
+    def warn_of_settings(self, texts: list[str]) -> None:
+        """Show these warnings about the settings instead of those before."""
+        if texts == self._of_settings:
+            return
+        others = [text for text in self.warnings if text not in self._of_settings]
+        self.warnings[:] = [*texts, *others]
+        self._of_settings = list(texts)
+        self.mark_changed()
 
     def drain(self) -> None:
         """Take no new requests; running ones go on."""

@@ -163,6 +163,7 @@ class Appliance:
             settings.engines.config_path,
             download_dir(settings.downloads, settings.host),
             walked,
+            settings.config,  # not as it may have been changed since: that is for a reload
         )
         if self.settings is not settings:  # a reload came in between: its settings must stay
             return await self.reread_models(walked)

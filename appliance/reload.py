@@ -1,7 +1,7 @@
 """Reload: read the settings again, list the changes, apply them while requests run, or roll back."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from appliance.models.table.differences import differences
 from appliance.settings import PACKAGES, Settings, described, learn_secrets, load
 
 log = get_logger("reload")
+REFUSED = "The settings were read again and not taken, those before stay in force"
 PROXY_VARIABLES = "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY"
 
 
@@ -56,6 +57,7 @@ class Reloader:
         self._appliance = appliance
         self._read = read
         self._given = dict(appliance.settings.given)
+        self._warnings = list(appliance.lifecycle.warnings)
         self._lock = asyncio.Lock()
 
     def described(self) -> list[SettingDescription]:
@@ -78,14 +80,18 @@ class Reloader:
             The changes (secrets hidden), the problems, and whether the changes were applied.
         """
         async with self._lock:
-            given = {**self._given, **overrides}
+            given, lifecycle = {**self._given, **overrides}, self._appliance.lifecycle
             wanted, problems = self._read(given)
             fatal = tuple(problem for problem in problems if problem.is_fatal)
             unknown = _unknown(overrides, self.described())
             if wanted is None or unknown:  # 1
+                if not overrides and not dry_run:
+                    lifecycle.warn_of_settings([*self._warnings, _refused(fatal)])
                 text = "Nothing was changed: the new settings have problems."
                 return ReloadResult((), (*fatal, *unknown), False, text)
             changes = self._changes(wanted)
+            if not dry_run and not changes:
+                self._show_warnings(problems)
             if dry_run or not changes:  # 2
                 text = "Nothing was changed: a dry run." if dry_run else "Nothing differs."
                 return ReloadResult(changes, (), False, text)
@@ -100,10 +106,16 @@ class Reloader:
                     "Nothing was changed: putting the new settings in place failed.",
                 )
             self._given = given  # 4
+            self._show_warnings(problems)
             late = [change.variable for change in changes if change.needs_restart]
             text = "Applied." if not late else f"Applied, except for {', '.join(late)}: these need a restart."
             log.info("reloaded", text=text, changes=[one.variable for one in changes], need_restart=late)
             return ReloadResult(changes, (), True, text)
+
+    def _show_warnings(self, problems: list[Problem]) -> None:
+        """Show the warnings about the settings that are in force now."""
+        self._warnings = list(map(str, problems))
+        self._appliance.lifecycle.warn_of_settings(self._warnings)
 
     # ---- what differs
 
@@ -152,6 +164,7 @@ class Reloader:
             given=wanted.given,
             fleet=wanted.fleet,
             catalogue=wanted.catalogue,
+            config=wanted.config,
         )
 
     # ---- applying
@@ -214,6 +227,10 @@ def log_result(result: ReloadResult) -> None:
         log.error("reload_refused", text=result.message, problems=list(map(str, result.problems)))
     elif not result.applied:
         log.info("reloaded", text=result.message, changes=[], need_restart=[])
+
+
+def _refused(problems: Sequence[Problem]) -> str:
+    return f"{REFUSED}: {'; '.join(map(str, problems))}"
 
 
 def _not_applied(error: Exception) -> Problem:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, SecretStr
+from pydantic.fields import FieldInfo
 
+from appliance.base.config_file import ConfigFile, read_config_file
 from appliance.base.logs import SECRETS
 from appliance.base.proxies import Proxies
 from appliance.base.settings import (
@@ -18,6 +20,7 @@ from appliance.base.settings import (
     describe_settings,
     find_unknown_variables,
     read_settings,
+    variable_name,
 )
 from appliance.control.settings import ControlSettings
 from appliance.downloads.settings import DownloadSettings
@@ -28,6 +31,7 @@ from appliance.host.settings import HostSettings
 from appliance.models.settings import ModelSettings
 from appliance.models.table.catalogue import Catalogue, read_catalogue
 from appliance.settings_checks import check_default_model, check_together
+from appliance.settings_file import below, check_api, read_section
 
 
 class GeneralSettings(PackageSettings):
@@ -54,10 +58,12 @@ class Settings:
     """The settings of every package.
 
     Attributes:
-        environ: The environment, with defaults from APPLIANCE_ENV_FILE. It contains every secret.
+        environ: The environment, with defaults from APPLIANCE_ENV_FILE and the configuration file. It
+            contains every secret.
         given: The environment alone.
         fleet: The backends, from BACKENDS and the configuration file.
         catalogue: The models to run, from the configuration file and MODEL_DIR.
+        config: The configuration file.
     """
 
     general: GeneralSettings
@@ -71,6 +77,7 @@ class Settings:
     given: Mapping[str, str] = field(repr=False)
     fleet: FleetSpec = field(default_factory=FleetSpec)
     catalogue: Catalogue = field(default_factory=lambda: Catalogue({}))
+    config: ConfigFile = field(default_factory=ConfigFile)
 
     def value_of(self, variable: str) -> Any:
         """Return the value of a variable. Raises KeyError: there is no such variable."""
@@ -95,11 +102,35 @@ SHOWN_UNDER = {"downloads": "models"}
 
 
 def effective_environ(environ: Mapping[str, str]) -> tuple[dict[str, str], list[Problem]]:
-    """Merge the environment with the lines of APPLIANCE_ENV_FILE; the environment wins.
+    """Return the environment, with what APPLIANCE_ENV_FILE and the file of CONFIG_PATH set besides.
 
     Returns:
-        (the result, problems of the file)
+        (the result, problems of the files)
     """
+    merged, _, problems = _read_environ(environ)
+    return merged, problems
+
+
+def _read_environ(environ: Mapping[str, str]) -> tuple[dict[str, str], ConfigFile, list[Problem]]:
+    """Merge the environment, then APPLIANCE_ENV_FILE, then the file of CONFIG_PATH: the former win."""
+    merged, problems = _with_env_file(environ)
+    path = merged.get("CONFIG_PATH", "").strip()
+    config = read_config_file(Path(path) if path else None)
+    values, found = read_section(config, setting_fields())
+    return below(values, merged), config, problems + found
+
+
+def setting_fields() -> dict[str, FieldInfo]:
+    """Return the settings of all packages, by their variable."""
+    return {
+        variable_name(name): field
+        for model in PACKAGES.values()
+        for name, field in model.model_fields.items()
+    }
+
+
+def _with_env_file(environ: Mapping[str, str]) -> tuple[dict[str, str], list[Problem]]:
+    """Merge the environment with the lines of APPLIANCE_ENV_FILE; the environment wins."""
     name = environ.get("APPLIANCE_ENV_FILE", "")
     if not name:
         return dict(environ), []
@@ -143,7 +174,7 @@ def load(environ: Mapping[str, str] | None = None) -> tuple[Settings | None, lis
         (settings, or None where they cannot be used; problems: those that are not fatal are warnings)
     """
     given = dict(os.environ if environ is None else environ)
-    merged, problems = effective_environ(given)
+    merged, config, problems = _read_environ(given)
     is_port = bool(merged.get("PORT")) and not merged.get("PROXY_PORT")  # hosting platforms set PORT
     if is_port:
         merged["PROXY_PORT"] = merged["PORT"]
@@ -156,31 +187,39 @@ def load(environ: Mapping[str, str] | None = None) -> tuple[Settings | None, lis
         if value is not None:
             packages[name] = value
     problems += find_unknown_variables(known_variables(), merged)
-    fleet, catalogue, found = _tables(packages, merged)
+    fleet, catalogue, found = _tables(packages, merged, config)
     problems += found
     if len(packages) < len(PACKAGES):
         return None, problems
-    settings = Settings(**packages, environ=merged, given=given, fleet=fleet, catalogue=catalogue)  # type: ignore[arg-type]
+    settings = Settings(
+        **packages,  # type: ignore[arg-type]
+        environ=merged,
+        given=given,
+        fleet=fleet,
+        catalogue=catalogue,
+        config=config,
+    )
     problems += check_together(
         settings.host, settings.models, settings.engines, settings.front, settings.control
     )
     problems += check_default_model(settings.engines, fleet, catalogue)
+    problems += check_api(config, catalogue.api, settings.front)
     return (None if any(p.is_fatal for p in problems) else settings), problems
 
 
 def _tables(
-    packages: Mapping[str, PackageSettings], environ: Mapping[str, str]
+    packages: Mapping[str, PackageSettings], environ: Mapping[str, str], config: ConfigFile
 ) -> tuple[FleetSpec, Catalogue, list[Problem]]:
     """Read the backends and the models, where the settings that name their files could be read."""
     engines, models = packages.get("engines"), packages.get("models")
     if not isinstance(engines, EngineSettings) or not isinstance(models, ModelSettings):
         return FleetSpec(), Catalogue({}), []
-    fleet, problems = read_fleet(engines, environ)
+    fleet, problems = read_fleet(engines, environ, config)
     downloads, host = packages.get("downloads"), packages.get("host")
     folder: Path | None = None
     if isinstance(downloads, DownloadSettings) and isinstance(host, HostSettings):
         folder = download_dir(downloads, host)
-    catalogue, found = read_catalogue(models, engines.config_path, folder)
+    catalogue, found = read_catalogue(models, engines.config_path, folder, config=config)
     # Both read the configuration file: if it is unreadable, that is reported once.
     reported = {(problem.value, problem.remedy) for problem in problems}
     problems += [problem for problem in found if (problem.value, problem.remedy) not in reported]

@@ -16,6 +16,7 @@ code by `appliance settings --markdown`. `appliance settings` prints the values 
 every problem.
 
 - `NAME_FILE` instead of `NAME`: the value is read from this file (secrets only).
+- All of them may stand in one file, too ([config-file.md](config-file.md)); the environment wins.
 - *reload*: a changed value takes effect by `appliance ctl reload`; *restart*: at the next start.
 """
 

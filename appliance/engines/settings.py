@@ -116,9 +116,12 @@ class EngineSettings(PackageSettings):
     )
     config_path: Path | None = Field(
         None,
-        description="A JSON file with `backends` and `pools` (docs/backends.md), for what BACKENDS cannot "
-        "say, and with `models` and `system` (etc/models.example.json)",
+        description="A JSON or YAML file with `settings` (all of these variables), `backends` and `pools` "
+        "(docs/backends.md), `models` and `system` (etc/models.example.json)",
         json_schema_extra=RELOAD | {"allowed": "a readable file"},
+    )
+    config_watch: Switch = Field(
+        False, description="1 = the file of CONFIG_PATH is read again when it changes, as by a reload"
     )
     lb_enabled: Switch = Field(
         True,

@@ -24,11 +24,12 @@ from pydantic import (
     model_validator,
 )
 
-from appliance.base import jsons
 from appliance.base.balancing import STRATEGIES, compute_vram_weight
+from appliance.base.config_file import ConfigFile, read_config_file
 from appliance.base.errors import Invalid
 from appliance.base.settings import Problem
 from appliance.engines.settings import EngineSettings
+from appliance.models.table.section import hint_of
 
 DEFAULT_POOL = "default"
 HOSTED_POOL = "hosted"
@@ -38,8 +39,9 @@ OTHER_KEYS = {
     "system",
     "models",
     "groups",
+    "settings",
     "$schema",
-}  # in the same file: for the model manager, and for editors
+}  # in the same file: for other packages, and for editors
 Spec = TypeVar("Spec")
 # The kinds of the table of dialects, which lies above this module; a test holds them equal.
 EngineKind: TypeAlias = Literal["auto", "llamacpp", "vllm", "sglang", "openai"]
@@ -188,14 +190,23 @@ class FleetSpec(BaseModel):
         return next((pool for pool in self.pools if pool.name == name), PoolSpec(name=name))
 
 
-def read_fleet(settings: EngineSettings, environ: Mapping[str, str]) -> tuple[FleetSpec, list[Problem]]:
+def read_fleet(
+    settings: EngineSettings, environ: Mapping[str, str], config: ConfigFile | None = None
+) -> tuple[FleetSpec, list[Problem]]:
     """Read BACKENDS and the configuration file.
+
+    Args:
+        settings: The package's.
+        environ: Where `api_key_env` is looked up.
+        config: The file of CONFIG_PATH; None = it is read.
 
     Returns:
         (fleet, problems). If a problem is fatal, the fleet must not be used.
     """
     addresses, problems = _read_addresses(settings)
-    file, file_problems = _read_file(settings, environ)
+    file, file_problems = _read_file(
+        config if config is not None else read_config_file(settings.config_path), environ
+    )
     backends = (*addresses, *file.backends)
     fleet = FleetSpec(backends=backends, pools=_with_overflow(file.pools, settings.lb_overflow))
     problems += [*file_problems, *_duplicates(backends), *_overflow_problems(fleet, settings)]
@@ -238,29 +249,21 @@ def _read_addresses(settings: EngineSettings) -> tuple[list[BackendSpec], list[P
     return backends, problems
 
 
-def _read_file(settings: EngineSettings, environ: Mapping[str, str]) -> tuple[FleetSpec, list[Problem]]:
-    """Read the backends and pools of CONFIG_PATH; rows with a problem are left out."""
-    path = settings.config_path
-    if path is None:
-        return FleetSpec(), []
-
-    def problem(remedy: str) -> Problem:
-        return Problem("CONFIG_PATH", str(path), "a JSON file with `models` or `backends`", remedy)
-
-    try:
-        value = jsons.loads(Path(path).read_bytes())
-    except OSError as exc:
-        return FleetSpec(), [problem(f"The file cannot be read: {exc.strerror or exc}.")]
-    except jsons.InvalidJson as exc:
-        return FleetSpec(), [problem(f"The file is not JSON: {exc}.")]
-    if not isinstance(value, dict):
-        return FleetSpec(), [problem("The file must hold one JSON object.")]
-    remedies = [f"The key {key!r} is unknown." for key in value if key not in OTHER_KEYS | OWN_KEYS]
+def _read_file(config: ConfigFile, environ: Mapping[str, str]) -> tuple[FleetSpec, list[Problem]]:
+    """Read the backends and pools of the configuration file; rows with a problem are left out."""
+    if config.problem:
+        return FleetSpec(), [config.problem_at("", config.problem)]
+    known = OTHER_KEYS | OWN_KEYS
+    remedies = [
+        f"The key {key!r} is unknown. {hint_of(key, known)}" for key in config.sections if key not in known
+    ]
+    value = dict(config.sections)
     backends = _read_rows(
         "backends", value, lambda row: BackendSpec.model_validate(row).with_key(environ), remedies
     )
     pools = _read_rows("pools", value, PoolSpec.model_validate, remedies)
-    return FleetSpec(backends=tuple(backends), pools=tuple(pools)), list(map(problem, remedies))
+    problems = [config.problem_at("", remedy) for remedy in remedies]
+    return FleetSpec(backends=tuple(backends), pools=tuple(pools)), problems
 
 
 def _read_rows(
@@ -352,8 +355,14 @@ def _circle(fleet: FleetSpec, pool: PoolSpec) -> str:
 
 def _describe(exc: ValidationError) -> str:
     """Describe the error in one line, without values (one of them may be a key)."""
-    rows = [
-        (".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, "))
-        for error in exc.errors(include_input=False)
-    ]
+    rows = [(".".join(map(str, error["loc"])), _message(error)) for error in exc.errors(include_input=False)]
     return "; ".join(f"{field}: {message}" if field else message for field, message in rows) + "."
+
+
+def _message(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        known = (
+            Tls.model_fields if len(error["loc"]) > 1 else BackendSpec.model_fields | PoolSpec.model_fields
+        )
+        return f"unknown key. {hint_of(str(error['loc'][-1]), known)}".rstrip(".")
+    return str(error["msg"]).removeprefix("Value error, ")

@@ -134,7 +134,7 @@ def test_the_schema_has_limits_and_adapter_forms() -> None:
             "models.a.defaults.temp",
             "mean temperature?",
         ),
-        ({"models": {"a": {"model_path": "a.gguf", "zzz": 1}}}, "models.a.zzz", "Allowed: aliases, command"),
+        ({"models": {"a": {"model_path": "a.gguf", "zzz": 1}}}, "models.a.zzz", "Unknown key. Allowed: a"),
         ({"models": {"a": {"model_path": "a.gguf", "aliases": ["b,c"]}}}, "models.a.aliases.0", "no comma"),
         (
             {"models": {"a": {"model_path": "a.gguf", "aliases": ["a"]}}},

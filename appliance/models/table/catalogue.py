@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic_core import CoreSchema
 
-from appliance.base import jsons
+from appliance.base.config_file import ConfigFile, read_config_file
 from appliance.base.settings import Problem
 from appliance.models.settings import ModelSettings
 from appliance.models.table.engine import EngineCommand, EngineKeys, engine_of, has_reference, program_of
@@ -448,6 +448,7 @@ def read_catalogue(
     config_path: Path | None,
     downloads: Path | None = None,
     walked: WalkedFolder | None = None,
+    config: ConfigFile | None = None,
 ) -> tuple[Catalogue, list[Problem]]:
     """Read the table, the folder, and what was pulled.
 
@@ -459,11 +460,12 @@ def read_catalogue(
             belong to other packages.
         downloads: The folder of pulled models (DOWNLOAD_DIR), None = there is none.
         walked: What MODEL_DIR has; None = it is walked now.
+        config: That file; None = it is read.
 
     Returns:
         (what could be read, problems); with a fatal problem it must not be used.
     """
-    found, problems = _read_file(config_path)
+    found, problems = _read_file(config if config is not None else read_config_file(config_path))
     base = settings.base_models_path or _path_or_none(found.system.base_models_path)
     if base is not None and not base.is_dir():
         problems.append(Problem("BASE_MODELS_PATH", str(base), "a folder", "No such folder."))
@@ -619,35 +621,26 @@ def _find_alias_problems(models: Mapping[str, Model], path: Path | None) -> list
     return problems
 
 
-def _read_file(path: Path | None) -> tuple[Table, list[Problem]]:
+def _read_file(config: ConfigFile) -> tuple[Table, list[Problem]]:
     """Return the table in the file of CONFIG_PATH, or an empty one and what is wrong with the file."""
-    if path is None:
-        return Table(), []
-    try:
-        value: Any = jsons.loads(path.read_bytes())
-    except OSError as exc:
-        return Table(), [_file_problem(path, "", f"The file cannot be read: {exc.strerror or exc}.")]
-    except jsons.InvalidJson as exc:
-        return Table(), [_file_problem(path, "", f"The file is not JSON: {exc}.")]
-    if not isinstance(value, dict):
-        return Table(), [_file_problem(path, "", "The file must hold one JSON object.")]
-    own = {key: one for key, one in value.items() if key in Table.model_fields}
+    if config.problem:
+        return Table(), [config.problem_at("", config.problem)]
+    own = {key: one for key, one in config.sections.items() if key in Table.model_fields}
     if "models" in own and not own["models"]:
         return Table(), [
-            _file_problem(path, "models", "It is empty. List at least one model, or leave it out.")
+            config.problem_at("models", "It is empty. List at least one model, or leave it out.")
         ]
     try:
         return Table.model_validate(own), []
     except ValidationError as exc:
         return Table(), [
-            _file_problem(path, ".".join(map(str, error["loc"])), explain(error, Table))
+            config.problem_at(".".join(map(str, error["loc"])), explain(error, Table))
             for error in exc.errors()
         ]
 
 
 def _file_problem(path: Path | None, where: str, remedy: str, *, is_fatal: bool = True) -> Problem:
-    shown = f"{path}: {where}" if where else str(path)
-    return Problem("CONFIG_PATH", shown, "a JSON file with `models` or `backends`", remedy, is_fatal=is_fatal)
+    return ConfigFile(path).problem_at(where, remedy, is_fatal=is_fatal)
 
 
 def _scan_folder(

@@ -1,8 +1,8 @@
-"""The JSON schema of the configuration file, for editors; shipped as etc/models.schema.json.
+"""The JSON schema of the models in the configuration file, for editors.
 
-Name it in the file as `"$schema": "models.schema.json"`. It has the limits of each key. Errors in the
-combination of keys, or in the files that they name, are found by `appliance check` and `appliance models
-check`.
+`appliance/config_schema.py` makes the schema of the whole file of it. It has the limits of each key. Errors
+in the combination of keys, or in the files that they name, are found by `appliance check` and `appliance
+models check`.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from appliance.models.table.catalogue import Table
 
 
 def build_schema() -> dict[str, Any]:
-    """Return the schema (draft 2020-12) of the file of CONFIG_PATH; backends and pools are not described."""
+    """Return the schema (draft 2020-12) of the file of CONFIG_PATH, without rows of other packages."""
     made = Table.model_json_schema()
     made["properties"]["models"]["minProperties"] = 1
     others = {

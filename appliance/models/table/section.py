@@ -22,15 +22,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def unknown_key(name: str, known: Iterable[str]) -> str:
-    """Return what is said of an unknown key: the one that may be meant, else those that there are."""
+def hint_of(name: str, known: Iterable[str]) -> str:
+    """Return which of the known names may be meant by an unknown one, else those that there are."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    near = near or difflib.get_close_matches(name.upper(), names, n=1, cutoff=0.75)
     near = near or [known_name for known_name in names if name and known_name.startswith(name)]
     if near:
-        return f"Unknown key. Did you mean {near[0]}?"
+        return f"Did you mean {near[0]}?"
     shown = ", ".join(names[:SHOWN_KEYS]) + (" …" if len(names) > SHOWN_KEYS else "")
-    return f"Unknown key. Allowed: {shown}."
+    return f"Allowed: {shown}."
 
 
 def keys_at(model: type[BaseModel], path: Iterable[str | int]) -> set[str]:
@@ -64,7 +65,7 @@ def explain(error: Mapping[str, Any], model: type[BaseModel]) -> str:
         return "It is missing."
     if error["type"] == "extra_forbidden":
         *path, name = error["loc"]
-        return unknown_key(str(name), keys_at(model, path))
+        return f"Unknown key. {hint_of(str(name), keys_at(model, path))}"
     text = str(error["msg"]).removeprefix("Value error, ")
     if not NOT_SHOWN.isdisjoint(error["loc"]):
         return f"{text[0].upper()}{text[1:]}."

@@ -1,0 +1,167 @@
+"""The section `settings` of the configuration file: what may stand in it, what wins, and what is told."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.base import jsons
+from appliance.settings import described, effective_environ, load
+
+KEY = "sk-novita-0123456789"
+
+
+def read(tmp_path: Path, content: Any, mode: int = 0o600, **environ: str) -> tuple[Any, str]:
+    path = tmp_path / ("config.yaml" if isinstance(content, str) else "config.json")
+    path.write_text(content if isinstance(content, str) else jsons.dumps_text(content))
+    path.chmod(mode)
+    settings, problems = load({"CONFIG_PATH": str(path), **environ})
+    return settings, "\n".join(map(str, problems))
+
+
+def test_settings_of_every_kind_are_read(tmp_path: Path) -> None:
+    text = """
+settings:
+  LOG_LEVEL: debug
+  PROXY_PORT: 15000
+  HEARTBEAT_S: 2.5
+  ACCESS_LOG: false
+  MODEL_STRICT: on
+  CORS_ORIGINS: [https://a.example, https://b.example]
+  NOVITA_OPENAI_ENDPOINTS: [https://a.example/v1, https://b.example/v1]
+  BACKENDS: http://llm-1:8080,two=http://llm-2:8080
+  APPLIANCE_API_KEYS: [first-long-key, second-long-key]
+  DEFAULT_MODEL:
+"""
+    settings, problems = read(tmp_path, text)
+    assert problems == ""
+    assert (settings.general.log_level, settings.front.proxy_port) == ("debug", 15000)
+    assert (settings.front.heartbeat_s, settings.front.access_log) == (2.5, False)
+    assert settings.engines.model_strict
+    assert settings.front.cors_origins == ["https://a.example", "https://b.example"]
+    assert settings.engines.novita_openai_endpoints == ["https://a.example/v1", "https://b.example/v1"]
+    assert [spec.name for spec in settings.fleet.backends] == ["llm-1:8080", "two"]
+    assert settings.front.appliance_api_keys.get_secret_value() == "first-long-key,second-long-key"
+    rows = {row.variable: row for row in described(settings, settings.environ)}
+    assert (rows["HEARTBEAT_S"].is_set, rows["HEARTBEAT_S"].value) == (True, "2.5")
+    assert not rows["DEFAULT_MODEL"].is_set
+
+
+def test_environment_wins_then_its_file_then_the_configuration(tmp_path: Path) -> None:
+    lines = tmp_path / "lines.env"
+    lines.write_text("HEARTBEAT_S=2\nLOG_LEVEL=error\n")
+    file = {"settings": {"HEARTBEAT_S": 1, "LOG_LEVEL": "debug", "MAX_CONNECTIONS": 7, "ACCESS_LOG": False}}
+    settings, problems = read(tmp_path, file, APPLIANCE_ENV_FILE=str(lines), HEARTBEAT_S="3", ACCESS_LOG="")
+    assert problems == ""
+    assert (settings.front.heartbeat_s, settings.general.log_level) == (3, "error")
+    assert (settings.front.max_connections, settings.front.access_log) == (7, False)
+
+
+def test_path_of_the_file_may_stand_in_the_file_of_the_environment(tmp_path: Path) -> None:
+    config, lines = tmp_path / "c.yaml", tmp_path / "lines.env"
+    config.write_text("settings: {HEARTBEAT_S: 4}")
+    lines.write_text(f"CONFIG_PATH={config}\n")
+    settings, _ = load({"APPLIANCE_ENV_FILE": str(lines)})
+    assert settings is not None
+    assert settings.front.heartbeat_s == 4
+
+
+def test_secret_of_the_environment_wins_in_either_form(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(KEY)
+    in_file = {"settings": {"NOVITA_API_KEY_FILE": str(secret)}}
+    settings, problems = read(tmp_path, in_file, mode=0o644)
+    assert (problems, settings.engines.novita_api_key.get_secret_value()) == ("", KEY)
+    settings, problems = read(tmp_path, in_file, NOVITA_API_KEY="other")
+    assert (problems, settings.engines.novita_api_key.get_secret_value()) == ("", "other")
+    settings, problems = read(
+        tmp_path, {"settings": {"NOVITA_API_KEY": "x"}}, NOVITA_API_KEY_FILE=str(secret)
+    )
+    assert (problems, settings.engines.novita_api_key.get_secret_value()) == ("", KEY)
+
+
+def test_port_of_the_platform_wins_over_the_file(tmp_path: Path) -> None:
+    settings, _ = read(tmp_path, {"settings": {"PROXY_PORT": 15000}}, PORT="15001")
+    assert settings.front.proxy_port == 15001
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ([], "settings: allowed: a JSON or YAML file with `settings`, `models` or `backends`. It must hold"),
+        ({"LOG_LEVLE": "debug"}, "settings.LOG_LEVLE: allowed"),
+        ({"LOG_LEVLE": "debug"}, "There is no such variable. Did you mean LOG_LEVEL?"),
+        ({"log_level": "debug"}, "Did you mean LOG_LEVEL?"),
+        ({"LOG_LEVEL_FILE": "x"}, "There is no such variable."),
+        ({"CONFIG_PATH": "x"}, "Set it in the environment: it is needed before this file is read."),
+        ({"LOG_LEVEL": {"a": 1}}, "settings.LOG_LEVEL"),
+        ({"CORS_ORIGINS": ["a", ["b"]]}, "The value must be a text, a number, true or false, or a list"),
+        ({"CORS_ORIGINS": ["a,b"]}, "settings.CORS_ORIGINS"),
+        ({"PROXY_PORT": 99999}, "PROXY_PORT=99999: allowed: a whole number from 1 to 65535"),
+        ({"ACCESS_LOG": "perhaps"}, "ACCESS_LOG=perhaps: allowed: 0 or 1"),
+    ],
+)
+def test_what_is_wrong_in_the_section_is_told(tmp_path: Path, settings: Any, said: str) -> None:
+    found, problems = read(tmp_path, {"settings": settings})
+    assert found is None
+    assert said in problems
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("setings: {}", "The key 'setings' is unknown. Did you mean settings?"),
+        (
+            "backends: [{url: 'http://a', wieght: 1}]",
+            "backends[0]: wieght: unknown key. Did you mean weight?",
+        ),
+        ("backends: [{url: 'http://a', tls: {verfy: 1}}]", "tls.verfy: unknown key. Did you mean verify?"),
+        ("models:\n  a: {model_pth: a.gguf}", "models.a.model_pth"),
+        ("settings: {LOG_LEVEL: debug\n", "The file is not YAML"),
+    ],
+)
+def test_unknown_keys_and_broken_files_are_told(tmp_path: Path, content: str, said: str) -> None:
+    found, problems = read(tmp_path, content)
+    assert found is None
+    assert said in problems
+
+
+def test_secrets_in_a_file_that_others_may_read_are_a_warning(tmp_path: Path) -> None:
+    content = {
+        "settings": {"NOVITA_API_KEY": KEY, "LOG_LEVEL": "info"},
+        "backends": [{"url": "http://a"}, {"url": "http://b", "api_key": "k"}],
+    }
+    settings, problems = read(tmp_path, content, mode=0o644)
+    assert settings is not None
+    assert "holds secrets (settings.NOVITA_API_KEY, backends[1].api_key)" in problems
+    assert "`chmod o-r` it" in problems
+    assert KEY not in problems
+    assert read(tmp_path, content, mode=0o640)[1] == ""
+
+
+def test_keys_of_api_without_effect_are_a_warning(tmp_path: Path) -> None:
+    api = {"host": "0.0.0.0", "port": 8000, "cors_origins": ["http://localhost:3000"]}
+    settings, problems = read(tmp_path, {"api": api})
+    assert settings is not None
+    assert problems.splitlines() == [
+        f"CONFIG_PATH={tmp_path}/config.json: api.{key}: It has no effect here. Set {variable}, or remove it "
+        "from the file."
+        for key, variable in (
+            ("host", "PROXY_HOST=0.0.0.0"),
+            ("port", "PROXY_PORT=8000"),
+            ("cors_origins", "CORS_ORIGINS=http://localhost:3000"),
+        )
+    ]
+    same = {
+        "settings": {"PROXY_PORT": 8000, "CORS_ORIGINS": "http://localhost:3000"},
+        "api": api | {"host": "::1"},
+    }
+    assert read(tmp_path, same, PROXY_HOST="::1")[1] == ""
+
+
+def test_proxies_may_stand_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("settings: {HTTPS_PROXY: 'http://proxy:3128', NO_PROXY: [a, b]}")
+    environ, problems = effective_environ({"CONFIG_PATH": str(path)})
+    assert problems == []
+    assert (environ["HTTPS_PROXY"], environ["NO_PROXY"]) == ("http://proxy:3128", "a,b")
