@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [
     *sorted(ROOT.glob("*.md")),
     *sorted(ROOT.glob("docs/**/*.md")),
+    *sorted(ROOT.glob("examples/*.md")),
     *sorted(ROOT.glob(".github/**/*.md")),
 ]
 GENERATED = {

@@ -49,6 +49,7 @@ TEXTS = [
     *(path for path in sorted(PACKAGE.rglob("*.py")) if GENERATED not in path.parents),
     *sorted(ROOT.glob("protos/**/*.proto")),
     *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted(path for path in (ROOT / "examples").iterdir() if path.is_file()),
     *(
         ROOT / name
         for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile", "Dockerfile", "compose.yaml")

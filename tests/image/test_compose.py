@@ -81,12 +81,16 @@ def test_the_published_port_is_of_this_machine_alone_by_default(compose: Compose
     assert (port["host_ip"], port["published"], port["target"]) == ("127.0.0.1", "14000", 14000)
 
 
-def config(*profiles: str, **variables: str) -> dict[str, Any]:
-    """What compose makes of the file with these profiles and variables (system C's `.env` names among them)."""
+def config(*profiles: str, more: str = "", **variables: str) -> dict[str, Any]:
+    """What compose makes of the file with these profiles and variables (system C's `.env` names among them).
+
+    `more` is a file that is given beside it.
+    """
     environ = {
         k: v for k, v in os.environ.items() if k.startswith("DOCKER_") or k in {"PATH", "HOME"}
     } | variables
-    words = [word for profile in profiles for word in ("--profile", profile)]
+    words = ["-f", str(ROOT / more)] if more else []
+    words += [word for profile in profiles for word in ("--profile", profile)]
     done = subprocess.run(
         ["docker", "compose", "-f", str(ROOT / "compose.yaml"), *words, "config", "--format", "json"],
         env=environ,
@@ -97,6 +101,15 @@ def config(*profiles: str, **variables: str) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout)["services"])
+
+
+def test_open_webui_of_the_examples_joins_the_appliance() -> None:
+    services = config(more="examples/open_webui.compose.yaml", OPEN_WEBUI_KEY="key-of-open-webui")
+    assert set(services) == {"appliance", "open-webui"}
+    [port] = services["open-webui"]["ports"]
+    assert (port["host_ip"], port["published"], port["target"]) == ("127.0.0.1", "3000", 8080)
+    environment = services["open-webui"]["environment"]
+    assert environment["OPENAI_API_KEY"] == environment["RAG_OPENAI_API_KEY"] == "key-of-open-webui"
 
 
 def test_engines_and_the_edge_come_with_their_profile_only() -> None:

@@ -17,7 +17,7 @@ from tests.fakes.hosted_api import HostedApi
 from tests.fakes.recording_proxy import Call, RecordingProxy
 from tests.journeys.agent_clients import AFTER, RECORDED, SCENARIOS, Scenario, Shortener, placed, write_calls
 from tests.journeys.node_clients import TOOL
-from tests.journeys.running import Running
+from tests.journeys.running import Running, Start
 
 pytestmark = [pytest.mark.agents, pytest.mark.timeout(300)]
 CODEX_CONFIG = """
@@ -38,6 +38,7 @@ PDF = """%PDF-1.4
 trailer<</Root 1 0 R>>
 %%EOF
 """
+EXAMPLES = Path(__file__).parents[2] / "examples"
 MCP_SERVER = Path(__file__).parents[1] / "fakes" / "mcp_server.py"
 SCHEMA = {
     "type": "object",
@@ -103,6 +104,57 @@ async def ask(
                 process.kill()
     assert process.returncode == 0, err.decode()
     return out.decode(), proxy.calls
+
+
+async def test_codexs_configuration_of_the_examples_works(
+    programs: dict[str, Path], start: Start, tmp_path: Path
+) -> None:
+    running = await start()
+    home = tmp_path / "home" / ".codex"
+    home.mkdir(parents=True)
+    shutil.copy(EXAMPLES / "codex.config.toml", home / "config.toml")
+    address = f'model_providers.appliance.base_url="{running.v1}"'
+    arguments = ("exec", "--skip-git-repo-check", "-c", address, "Hello")
+    environ = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(home.parent)}
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [programs["codex"], *arguments],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout.startswith("[demo engine] You said: ")) == (0, True), done.stderr
+    assert [receipt.route for receipt in running.appliance.receipts.latest(9)] == ["/v1/responses"]
+
+
+async def test_claude_codes_script_of_the_examples_works(
+    programs: dict[str, Path], start: Start, tmp_path: Path
+) -> None:
+    running = await start(APPLIANCE_API_KEYS="client-key-123456")
+    path = f"{programs['claude'].parent}:/usr/local/bin:/usr/bin:/bin"
+    environ = {
+        "PATH": path,
+        "HOME": str(tmp_path),
+        "BASE_URL": running.base_url,
+        "API_KEY": "client-key-123456",
+    }
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [EXAMPLES / "claude_code.sh", "-p", "Hello"],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout.startswith("[demo engine] You said: ")) == (0, True), done.stderr
+    assert {receipt.route for receipt in running.appliance.receipts.latest(9)} == {"/v1/messages"}
 
 
 @pytest.mark.parametrize("name", list(SCENARIOS))
