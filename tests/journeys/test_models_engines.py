@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from appliance.models.manager import watchdog
@@ -244,3 +245,49 @@ async def test_a_pinned_model_of_the_group_is_named(managed: Managed) -> None:
     )
     appliance.manager.pin("any", pinned=False)
     assert await appliance.chat("a") == REPLY
+
+
+# ---- addresses of its own
+
+
+def form(*fields: tuple[str, bytes | str]) -> aiohttp.FormData:
+    made = aiohttp.FormData(quote_fields=False)
+    for name, value in fields:
+        made.add_field(name, value, filename="a.wav" if isinstance(value, bytes) else None)
+    return made
+
+
+async def test_audio_and_images_go_to_the_engine_that_is_named(managed: Managed) -> None:
+    """It knows the model by another name."""
+    how = engine("--name", "org/any", served_model="org/any")
+    appliance = await managed("a", "any", any=how, max_concurrent_models=1)
+    base_url, session = appliance.running.base_url, appliance.session
+    small, large = b"RIFF" * 100, b"RIFF" * 500_000  # the large one is streamed
+    for fields in (
+        [("model", "any"), ("file", small)],
+        [("file", small), ("model", "any")],
+        [("model", "any"), ("file", large)],
+    ):
+        await appliance.chat("a")
+        async with session.post(base_url + "/v1/audio/transcriptions", data=form(*fields)) as response:
+            value = await response.json()
+        assert (response.status, value["model"]) == (200, "org/any"), value
+        assert int(value["text"].split()[0]) > len(dict(fields)["file"])  # type: ignore[call-overload]
+    for path in ("/v1/images/generations", "/sdapi/v1/txt2img"):
+        async with session.post(base_url + path, json={"model": "any", "prompt": "größe"}) as response:
+            assert (response.status, (await response.json())["model"]) == (200, "org/any")
+    async with session.post(base_url + "/inference?model=any", data=form(("file", large))) as response:
+        assert (response.status, (await response.json())["model"]) == (200, "")
+    assert await appliance.is_free()
+
+
+async def test_a_large_form_that_names_no_model_at_its_beginning_is_refused(managed: Managed) -> None:
+    appliance = await managed("a", "any", any=engine())
+    fields = form(("file", b"RIFF" * 500_000), ("model", "any"))
+    url = appliance.running.base_url + "/v1/audio/transcriptions"
+    async with appliance.session.post(url, data=fields) as response:
+        assert response.status == 400
+        error = (await response.json())["error"]
+    assert error["code"] == "missing_required_parameter"
+    assert "does not name its model in its first 1 MiB. Put the field `model` before" in error["message"]
+    assert appliance.statuses() == {"a": "off", "any": "off"}

@@ -156,7 +156,9 @@ class ManagedBackend:
                     context_tokens=request_context_tokens(state.definition, state.header, state.slots),
                     is_text=model_kind(state.definition, state.header) == "text",
                 )
-                models[alias] = ServedModel(card, alias)
+                engine = state.definition.engine
+                name = engine.served_model or alias if engine is not None else alias
+                models[alias] = ServedModel(card, name)
             self._by_alias = {alias: served for served in models.values() for alias in served.card.aliases}
             self._request_settings = {
                 alias: state.definition.requests

@@ -1,7 +1,7 @@
 """A request that is passed on to a backend, and how it is read from the client's request."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qs
 
 from aiohttp import web
@@ -9,6 +9,8 @@ from aiohttp import web
 from appliance.base import jsons
 from appliance.base.errors import Invalid
 from appliance.engines.types import RequestOptions
+from appliance.engines.upstream.splice import with_model
+from appliance.front.passthrough.form import FormModel, boundary_of, find_model
 from appliance.front.passthrough.rules import SAFE, is_work
 from appliance.front.passthrough.upload import Upload
 from appliance.front.pipeline.pipeline import too_large
@@ -34,6 +36,8 @@ class ForwardedRequest:
         options: How it is routed; `pin` names the only backend that may be used.
         is_work: Whether it takes a slot of the server.
         is_repeatable: Whether it may be sent again to another server.
+        form_model: Where its form names the model; None = it is no form, or names none at its beginning.
+        is_form_cut: Its form is too large to be read to its end, and does not name the model before that.
     """
 
     origin: Request
@@ -46,6 +50,28 @@ class ForwardedRequest:
     options: RequestOptions
     is_work: bool
     is_repeatable: bool
+    form_model: FormModel | None = None
+    is_form_cut: bool = False
+
+    def with_model(self, name: str) -> tuple[bytes | AsyncIterator[bytes] | None, list[tuple[str, str]]]:
+        """Return body and header fields with another name of the model, where the body names it.
+
+        Args:
+            name: "" = all as it was sent.
+        """
+        if name and self.form_model is not None:
+            head = self.upload.head if self.upload is not None else self.body or b""
+            raw = name.encode()
+            changed = head[: self.form_model.start] + raw + head[self.form_model.end :]
+            if self.upload is not None:
+                self.upload.head = changed
+                self.form_model = replace(self.form_model, end=self.form_model.start + len(raw))
+            added = len(changed) - len(head)
+            return changed if self.upload is None else self.upload.pieces(), _longer(self.fields, added)
+        body = _with_json_model(self.body, name) if name and self.body is not None else None
+        if body is None or self.body is None:
+            return self.upload.pieces() if self.upload is not None else self.body, self.fields
+        return body, _longer(self.fields, len(body) - len(self.body))
 
     @property
     def has_begun_upload(self) -> bool:
@@ -71,6 +97,7 @@ async def read_forwarded(
         upload = Upload(web_request, limit_bytes=settings.max_body_bytes, patience_s=settings.body_timeout_s)
         if 0 < size_bytes <= WHOLE_BYTES:
             body, upload = await upload.read(), None
+    form_model = await _find_form_model(web_request, body, upload)
     does_work = is_work(origin.method, target.partition("?")[0])
     return ForwardedRequest(
         origin=origin,
@@ -82,11 +109,47 @@ async def read_forwarded(
         ],
         body=body,
         upload=upload,
-        model=model_of(body, target),
+        model=model_of(body, target) or (form_model.name if form_model is not None else ""),
         options=options,
         is_work=does_work,
         is_repeatable=upload is None and not options.pin and (does_work or origin.method in SAFE),
+        form_model=form_model,
+        is_form_cut=form_model is None and upload is not None and len(upload.head) >= WHOLE_BYTES,
     )
+
+
+async def _find_form_model(
+    web_request: web.Request, body: bytes | None, upload: Upload | None
+) -> FormModel | None:
+    """Find the model that a form names; of a large one only what comes first is read."""
+    boundary = boundary_of(web_request.headers.get("Content-Type", ""))
+    if not boundary:
+        return None
+    if upload is not None:
+        body = await upload.peek(WHOLE_BYTES, lambda head: find_model(head, boundary) is not None)
+    return find_model(body or b"", boundary)
+
+
+def _with_json_model(body: bytes, name: str) -> bytes | None:
+    """Return a JSON body with another name of the model; None = it is not one, or names none."""
+    if body.lstrip()[:1] != b"{":
+        return None
+    try:
+        value = jsons.loads(body)
+    except jsons.InvalidJson:
+        return None
+    is_named = isinstance(value, dict) and isinstance(value.get("model"), str)
+    return with_model(body, value, name) if is_named else None
+
+
+def _longer(fields: list[tuple[str, str]], added_bytes: int) -> list[tuple[str, str]]:
+    """Return header fields for a body that is so much longer."""
+    return [
+        (name, str(int(value) + added_bytes))
+        if name.lower() == "content-length" and value.isdecimal()
+        else (name, value)
+        for name, value in fields
+    ]
 
 
 def target_of(web_request: web.Request) -> str:

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import aiohttp
 from aiohttp import web
 
-from appliance.base.errors import ApplianceError, NotFound, TimedOut, Unavailable, UpstreamFailed
+from appliance.base.errors import ApplianceError, Invalid, NotFound, TimedOut, Unavailable, UpstreamFailed
 from appliance.base.http import HttpClient, iter_body
 from appliance.base.wire.types import UpstreamTimeout, WireError
 from appliance.engines.backends.contract import Backend
@@ -23,7 +23,13 @@ from appliance.engines.receipts import attempt_rows
 from appliance.engines.router import Router
 from appliance.engines.slots import Slot
 from appliance.engines.types import RequestOptions
-from appliance.front.passthrough.forwarded import ForwardedRequest, decode_fields, read_forwarded, target_of
+from appliance.front.passthrough.forwarded import (
+    WHOLE_BYTES,
+    ForwardedRequest,
+    decode_fields,
+    read_forwarded,
+    target_of,
+)
 from appliance.front.passthrough.rules import (
     access_of,
     client_methods,
@@ -127,6 +133,7 @@ class Passthrough:
         target, options = self.admit(request, target_of(web_request))
         forwarded = await read_forwarded(web_request, request, target, options, self._pipeline.settings)
         forwarded.model = self.model_for(request, target, options, forwarded.model)
+        self._check_form(forwarded)
         try:
             return await self._answer(forwarded)
         finally:
@@ -159,6 +166,21 @@ class Passthrough:
                 "that it is about, in `model` of the body or of the query."
             )
         return ""
+
+    def _check_form(self, forwarded: ForwardedRequest) -> None:
+        """Refuse a form that may name its model too late to be read, where there are several.
+
+        Raises:
+            Invalid: That is so.
+        """
+        is_unknown = forwarded.is_form_cut and not forwarded.model and not forwarded.options.pin
+        if is_unknown and len(self.router.cards()) > 1:
+            raise Invalid(
+                f"The form does not name its model in its first {WHOLE_BYTES >> 20} MiB. Put the field "
+                "`model` before the file, or name the model in the query (?model=).",
+                param="model",
+                code="missing_required_parameter",
+            )
 
     async def _answer(self, forwarded: ForwardedRequest) -> web.StreamResponse:
         """Find a server that answers, and send its response."""
@@ -259,8 +281,9 @@ class Passthrough:
 
     async def _open(self, forwarded: ForwardedRequest, slot: Slot[Backend]) -> aiohttp.ClientResponse:
         limits, origin = self.router.settings, forwarded.origin
+        body, sent_fields = forwarded.with_model(name_at_server(slot.backend, forwarded.model))
         fields = request_fields(
-            forwarded.fields,
+            sent_fields,
             peer=origin.peer,
             scheme="http",
             host=origin.headers.get("host", ""),
@@ -273,7 +296,7 @@ class Passthrough:
             ssl_context=slot.ssl,
             is_repeatable=forwarded.is_repeatable,
             headers=fields,
-            body=forwarded.upload.pieces() if forwarded.upload is not None else forwarded.body,
+            body=body,
             connect_s=limits.upstream_connect_timeout_s,
             first_byte_s=None if forwarded.upload is not None else limits.backend_timeout_seconds,
         )
@@ -396,6 +419,12 @@ class Passthrough:
         for name, value in [*fields, *self._pipeline.response_headers(request)]:
             response.headers.add(name, value)
         return response
+
+
+def name_at_server(backend: Backend, model: str) -> str:
+    """Return what a model is called by the engine that runs it here; "" = as it was sent."""
+    served = backend.find_model(model) if backend.is_managed and model else None
+    return served.upstream if served is not None and served.upstream != model else ""
 
 
 def outcome_of(status: int) -> Outcome:

@@ -46,7 +46,8 @@ OUR_PREFIX = "x-appliance-"
 RESPONSE_OURS = frozenset({"server", "date", "x-request-id", "server-timing", "via"})
 CORS_PREFIX = "access-control-"
 
-# Work that takes a slot of the server (llama.cpp, vLLM, SGLang). It changes nothing, so it may be repeated.
+# Work that takes a slot of the server (llama.cpp, vLLM, SGLang, servers of audio and images). It changes
+# nothing, so it may be repeated.
 WORK = frozenset(
     {
         "/completion",
@@ -64,6 +65,11 @@ WORK = frozenset(
         "/v1/audio/translations",
         "/v1/audio/speech",
         "/v1/images/generations",
+        "/v1/images/edits",
+        "/v1/images/variations",
+        "/inference",  # whisper.cpp
+        "/sdapi/v1/txt2img",  # stable-diffusion.cpp
+        "/sdapi/v1/img2img",
         "/v1/score",
         "/score",
         "/pooling",
@@ -108,6 +114,8 @@ QUESTIONS = frozenset(
         ("POST", "/parse_function_call"),
         ("POST", "/separate_reasoning"),
         ("GET", "/v1/realtime"),
+        ("GET", "/v1/audio/voices"),
+        ("GET", "/sdapi/v1/loras"),
     }
 )
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})

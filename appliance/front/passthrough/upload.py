@@ -1,7 +1,7 @@
 """The body of a request, read piece by piece through aiohttp, with limits of size and time."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 
@@ -19,6 +19,7 @@ class Upload:
     Attributes:
         has_begun: Whether reading has begun: from then on the body cannot be sent a second time.
         error: Why reading failed; the sender sees only that sending failed. None = it did not fail.
+        head: What was read before it is sent, see `peek`.
     """
 
     def __init__(self, request: web.Request, *, limit_bytes: int, patience_s: float) -> None:
@@ -34,9 +35,28 @@ class Upload:
         self.has_begun = False
         self._is_reading = False
         self.error: ApplianceError | None = None
+        self.head = b""
+        self._pieces = self._read_pieces()
+
+    async def peek(self, limit_bytes: int, is_enough: Callable[[bytes], bool]) -> bytes:
+        """Read the beginning of the body, which `pieces` yields all the same.
+
+        Args:
+            limit_bytes: Read no more once there is so much.
+            is_enough: Whether what was read so far suffices.
+
+        Raises:
+            TooLarge, TimedOut, Invalid: As `pieces` does.
+        """
+        while len(self.head) < limit_bytes and not is_enough(self.head):
+            piece = await anext(self._pieces, b"")
+            if not piece:
+                break
+            self.head += piece
+        return self.head
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """Yield the body as it arrives.
+        """Yield the body as it arrives; what was read of it already, first.
 
         Raises:
             TooLarge: It is larger than the limit.
@@ -44,6 +64,12 @@ class Upload:
             Invalid: Its framing cannot be read.
         """
         self.has_begun = True
+        if self.head:
+            yield self.head
+        async for piece in self._pieces:
+            yield piece
+
+    async def _read_pieces(self) -> AsyncIterator[bytes]:
         now_s = asyncio.get_running_loop().time
         size, waited_s = 0, 0.0  # only the time spent waiting for the client, not for the server
         while True:
