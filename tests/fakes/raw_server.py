@@ -142,4 +142,5 @@ class RawServer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for peer in self.peers:
-            peer.writer.transport.abort()
+            if peer.writer.get_extra_info("socket").fileno() >= 0:  # else it is closed
+                peer.writer.transport.abort()
