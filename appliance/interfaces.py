@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from appliance import __version__
 from appliance.base.errors import ApplianceError
 from appliance.build import Services, build_kv_events
 from appliance.control.parts import ControlParts
@@ -23,12 +24,15 @@ from appliance.front.ollama.handlers import OllamaHandlers
 from appliance.front.ollama.pull import PullHandlers
 from appliance.front.openai.handlers import OpenAIHandlers
 from appliance.front.openai.responses import ResponsesHandlers
+from appliance.front.openapi.document import build_document
+from appliance.front.openapi.handlers import OpenApiHandlers
 from appliance.front.passthrough.passthrough import Passthrough
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.access_tickets import AccessTickets
 from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.front.receipts import ReceiptHandlers
 from appliance.front.routes import join_routes
+from appliance.front.routes_text import served_sections
 from appliance.front.server.server import HttpServer
 from appliance.front.sidecar import DIALECT, SidecarHandlers, sidecar_groups, sidecar_routes
 from appliance.front.system import SystemHandlers
@@ -64,6 +68,7 @@ def build_front(appliance: Appliance) -> HttpServer:
             is_operator=partial(_is_operator, pipeline),
         ),
         ReceiptHandlers(appliance.receipts, clock=clock),
+        OpenApiHandlers(lambda: build_document(served_sections(routes), version=__version__)),
         TicketHandlers(tickets, find_access=lambda path: server.ticket_access(path), check=check),
         BalanceHandlers(
             router,

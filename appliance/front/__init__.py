@@ -8,6 +8,7 @@ Modules:
     manager: addresses of the models that run on this machine.
     ollama: Ollama's dialect.
     openai: OpenAI's dialect.
+    openapi: the description of the API, and its page.
     passthrough: requests that are passed on to a backend unchanged.
     pipeline: the steps that every request passes.
     receipts: the request log.

@@ -11,6 +11,7 @@ from appliance.front.manager.handlers import ManagerHandlers
 from appliance.front.ollama.handlers import OllamaHandlers
 from appliance.front.openai.handlers import OpenAIHandlers
 from appliance.front.openai.responses import ResponsesHandlers
+from appliance.front.openapi.handlers import OpenApiHandlers
 from appliance.front.passthrough.rules import QUESTIONS, WORK
 from appliance.front.pipeline.route import Route, RouteGroup
 from appliance.front.receipts import ReceiptHandlers
@@ -24,7 +25,8 @@ PAGE_HEAD = """\
 # HTTP API
 
 Every address of the HTTP port, in the order in which they are tried. This page is rendered from the route
-tables in the code by `appliance routes --markdown`.
+tables in the code by `appliance routes --markdown`. A running appliance describes its addresses for
+programs at `/openapi.json` (OpenAPI 3.1, with the shapes of requests and answers), for people at `/docs`.
 
 - *Access*: `public` is open to all; `client` needs a key of `APPLIANCE_API_KEYS`, where keys are set;
   `operator` needs a key of `OPERATOR_API_KEYS`, or a caller on this machine where no keys are set;
@@ -38,6 +40,7 @@ tables in the code by `appliance routes --markdown`.
 """
 SECTIONS: tuple[tuple[str, tuple[type[RouteGroup], ...]], ...] = (
     ("Health, metrics, receipts", (SystemHandlers, ReceiptHandlers)),
+    ("Description of this API", (OpenApiHandlers,)),
     ("Tickets for browsers", (TicketHandlers,)),
     ("Backends and load balancing", (BalanceHandlers,)),
     ("Models of this machine", (ManagerHandlers,)),
@@ -58,6 +61,15 @@ SIDECAR: tuple[type[RouteGroup], ...] = (
 def main_sections() -> list[tuple[str, list[Route]]]:
     """Return the addresses of the HTTP port as (title, routes)."""
     return [(title, join_routes(*without_parts(groups))) for title, groups in SECTIONS]
+
+
+def served_sections(routes: Sequence[Route]) -> list[tuple[str, list[Route]]]:
+    """Return those addresses of the HTTP port that a server has, as (title, routes)."""
+    served = {(route.methods, route.path) for route in routes}
+    return [
+        (title, [route for route in group if (route.methods, route.path) in served])
+        for title, group in main_sections()
+    ]
 
 
 def without_parts(groups: Sequence[type[RouteGroup]]) -> list[RouteGroup]:

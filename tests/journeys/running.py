@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,6 +118,13 @@ Spawn = Callable[..., Process]
 @pytest.fixture
 def spawn(tmp_path: Path) -> Iterator[Spawn]:
     """Start `python -m appliance serve` with given variables; wait until it answers; end it with the test."""
+    with spawning(tmp_path) as begin:
+        yield begin
+
+
+@contextmanager
+def spawning(tmp_path: Path) -> Iterator[Spawn]:
+    """Start `python -m appliance serve` with given variables; wait until it answers; end it at the end."""
     started: list[subprocess.Popen[bytes]] = []
 
     def begin(*, wait: bool = True, **variables: str) -> Process:
@@ -151,15 +158,17 @@ def spawn(tmp_path: Path) -> Iterator[Spawn]:
                 time.sleep(0.02)
         return running
 
-    yield begin
-    for process in started:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    try:
+        yield begin
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(15)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
 
 
 @pytest.fixture

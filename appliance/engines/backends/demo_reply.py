@@ -167,9 +167,10 @@ def read_prompts(request: EngineRequest) -> list[str]:
     if isinstance(prompt, list) and prompt:
         if all(isinstance(item, str) for item in prompt):
             return list(prompt)
-        if all(isinstance(item, (int, list)) for item in prompt):
-            rows = [prompt] if isinstance(prompt[0], int) else prompt
-            return [" ".join(map(str, row)) for row in rows]
+        if all(isinstance(item, int) for item in prompt):
+            return [" ".join(map(str, prompt))]
+        if all(isinstance(item, list) for item in prompt):
+            return [" ".join(map(str, row)) for row in prompt]
     raise Invalid(
         "`prompt` must be a string, an array of strings, or arrays of token numbers.",
         param="prompt",
