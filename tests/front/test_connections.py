@@ -164,8 +164,8 @@ async def test_a_cut_ends_running_requests() -> None:
     await settle()
     harness.shared.cut()
     await settle()
-    assert "abort" in transport.calls
-    assert (harness.receipts.latest(1)[0].finish_label, harness.pipeline.in_flight) == ("cut_off", 0)
+    assert (transport.out[:13], "close" in transport.calls) == (b"HTTP/1.1 503 ", True)
+    assert (harness.receipts.latest(1)[0].finish_label, harness.pipeline.in_flight) == ("error", 0)
 
 
 async def test_the_date_is_renewed_with_each_tick() -> None:
