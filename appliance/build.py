@@ -101,6 +101,7 @@ def build_services(
     )
     fleet = build_fleet(settings, tasks=tasks, clock=clock, metrics=metrics)
     adapters = build_adapters(fleet.router, settings, tasks=tasks, clock=clock, metrics=metrics)
+    adapters.configure(settings.adapters)
     downloader = build_downloader(settings)
     return Services(
         tasks=tasks,

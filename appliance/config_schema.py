@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from appliance.base.settings import describe_allowed, is_secret
+from appliance.engines.lora.config_section import AdapterEntry
 from appliance.engines.specs import BackendSpec, PoolSpec
 from appliance.models.table.schema import build_schema
 from appliance.settings import setting_fields
@@ -22,7 +23,11 @@ def build_config_schema() -> dict[str, Any]:
     """Return the schema (draft 2020-12) of the file of CONFIG_PATH."""
     schema = build_schema()
     definitions: dict[str, Any] = schema["$defs"]
-    for name, model in (("backends", BackendSpec), ("pools", PoolSpec)):
+    schema["properties"]["adapters"] = {
+        "type": "array",
+        "description": "LoRA adapters that are there from the start (docs/lora.md)",
+    }
+    for name, model in (("backends", BackendSpec), ("pools", PoolSpec), ("adapters", AdapterEntry)):
         row, more = _definition(model)
         definitions |= more
         schema["properties"][name]["items"] = row

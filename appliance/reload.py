@@ -13,6 +13,8 @@ from appliance.build import download_roots, lora_folders
 from appliance.control.parts import ReloadResult, SettingChange
 from appliance.downloads.engine import DownloadEngine
 from appliance.engines.fleet import Fleet
+from appliance.engines.lora.config_section import adapter_differences
+from appliance.engines.lora.manager import AdapterManager
 from appliance.engines.lora.orders import AdapterOrders
 from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.lifecycle import Lifecycle
@@ -38,6 +40,7 @@ class Reloadable(Protocol):
     pipeline: RequestPipeline
     fleet: Fleet
     downloader: DownloadEngine
+    adapters: AdapterManager
     lora_orders: AdapterOrders
     manager: ModelManager | None
 
@@ -127,6 +130,10 @@ class Reloader:
             SettingChange("backends", "", text, needs_restart=False)
             for text in appliance.fleet.describe_changes(wanted.fleet)
         ]
+        changes += [
+            SettingChange("adapters", "", text, needs_restart=False)
+            for text in adapter_differences(appliance.settings.adapters, wanted.adapters)
+        ]
         if Proxies.from_environ(wanted.environ) != appliance.downloader.proxies:
             # Their values are not shown: they may contain a password.
             text = "other proxies for downloads"
@@ -165,6 +172,7 @@ class Reloader:
             fleet=wanted.fleet,
             catalogue=wanted.catalogue,
             config=wanted.config,
+            adapters=wanted.adapters,
         )
 
     # ---- applying
@@ -176,6 +184,8 @@ class Reloader:
         has_other_backends = settings.engines != former.engines or settings.fleet != former.fleet
         try:
             self._put(settings, has_other_backends=has_other_backends)
+            if settings.adapters != former.adapters:
+                appliance.adapters.configure(settings.adapters)
             appliance.settings = settings
         except BaseException:
             self._put(former, has_other_backends=has_other_backends)

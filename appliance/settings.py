@@ -24,13 +24,15 @@ from appliance.base.settings import (
 )
 from appliance.control.settings import ControlSettings
 from appliance.downloads.settings import DownloadSettings
+from appliance.engines.lora.config_section import read_adapter_rows
+from appliance.engines.lora.plan import Adapter
 from appliance.engines.settings import EngineSettings
 from appliance.engines.specs import FleetSpec, read_fleet
 from appliance.front.settings import FrontSettings, split_keys
 from appliance.host.settings import HostSettings
 from appliance.models.settings import ModelSettings
 from appliance.models.table.catalogue import Catalogue, read_catalogue
-from appliance.settings_checks import check_default_model, check_together
+from appliance.settings_checks import check_adapter_names, check_default_model, check_together
 from appliance.settings_file import below, check_api, read_section
 
 
@@ -64,6 +66,7 @@ class Settings:
         fleet: The backends, from BACKENDS and the configuration file.
         catalogue: The models to run, from the configuration file and MODEL_DIR.
         config: The configuration file.
+        adapters: The LoRA adapters of the configuration file.
     """
 
     general: GeneralSettings
@@ -78,6 +81,7 @@ class Settings:
     fleet: FleetSpec = field(default_factory=FleetSpec)
     catalogue: Catalogue = field(default_factory=lambda: Catalogue({}))
     config: ConfigFile = field(default_factory=ConfigFile)
+    adapters: tuple[Adapter, ...] = ()
 
     def value_of(self, variable: str) -> Any:
         """Return the value of a variable. Raises KeyError: there is no such variable."""
@@ -189,6 +193,8 @@ def load(environ: Mapping[str, str] | None = None) -> tuple[Settings | None, lis
     problems += find_unknown_variables(known_variables(), merged)
     fleet, catalogue, found = _tables(packages, merged, config)
     problems += found
+    adapters, found = read_adapter_rows(config)
+    problems += [*found, *check_adapter_names(config, adapters, catalogue)]
     if len(packages) < len(PACKAGES):
         return None, problems
     settings = Settings(
@@ -198,6 +204,7 @@ def load(environ: Mapping[str, str] | None = None) -> tuple[Settings | None, lis
         fleet=fleet,
         catalogue=catalogue,
         config=config,
+        adapters=adapters,
     )
     problems += check_together(
         settings.host, settings.models, settings.engines, settings.front, settings.control

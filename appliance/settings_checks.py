@@ -3,11 +3,15 @@
 Ports used twice, ports open to other machines, a worker beside an open control API.
 """
 
+from collections.abc import Sequence
+
 from appliance.base.balancing import STRATEGIES
+from appliance.base.config_file import ConfigFile
 from appliance.base.settings import Problem
 from appliance.control.guard import problems as control_problems
 from appliance.control.settings import ControlSettings
 from appliance.engines.aliases import ModelNames
+from appliance.engines.lora.plan import Adapter
 from appliance.engines.settings import EngineSettings
 from appliance.engines.specs import FleetSpec
 from appliance.front.pipeline.origins import is_loopback
@@ -64,6 +68,17 @@ def check_default_model(engines: EngineSettings, fleet: FleetSpec, catalogue: Ca
         f"Configured: {shown}."
     )
     return [Problem("DEFAULT_MODEL", wanted, "the name or an alias of a model", remedy, is_fatal=False)]
+
+
+def check_adapter_names(
+    config: ConfigFile, adapters: Sequence[Adapter], catalogue: Catalogue
+) -> list[Problem]:
+    """Return the adapters of the configuration file that have the name of a model that runs here."""
+    return [
+        config.problem_at("adapters", f"{one.name!r} is the name of a model here. Choose another one.")
+        for one in adapters
+        if catalogue.name_of(one.name) is not None
+    ]
 
 
 def _hosted_names(engines: EngineSettings) -> ModelNames:

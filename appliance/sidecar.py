@@ -23,6 +23,7 @@ from appliance.base.tasks import Tasks
 from appliance.build import Services, build_services, download_folders
 from appliance.downloads.engine import DownloadEngine
 from appliance.engines.fleet import Fleet
+from appliance.engines.lora.manager import AdapterManager
 from appliance.engines.lora.orders import AdapterOrders
 from appliance.engines.metrics.scrape import Scraper, ScrapeTarget
 from appliance.engines.specs import BackendSpec, EngineKind, FleetSpec
@@ -166,6 +167,7 @@ class Sidecar:
         self.pipeline: RequestPipeline = services.pipeline
         self.fleet: Fleet = services.fleet
         self.downloader: DownloadEngine = services.downloader
+        self.adapters: AdapterManager = services.adapters
         self.lora_orders: AdapterOrders = services.lora_orders
         self.manager: ModelManager | None = None
 

@@ -1,12 +1,18 @@
 """The section `settings` of the configuration file: what may stand in it, what wins, and what is told."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from appliance.base import jsons
-from appliance.settings import described, effective_environ, load
+from appliance.base.config_file import parse_config
+from appliance.config_schema import build_config_schema
+from appliance.settings import described, effective_environ, load, setting_fields
+
+ROOT = Path(__file__).parent.parent
 
 KEY = "sk-novita-0123456789"
 
@@ -88,7 +94,10 @@ def test_port_of_the_platform_wins_over_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ([], "settings: allowed: a JSON or YAML file with `settings`, `models` or `backends`. It must hold"),
+        (
+            [],
+            "settings: allowed: a JSON or YAML file with `settings`, `models`, `backends` or `adapters`. It must",
+        ),
         ({"LOG_LEVLE": "debug"}, "settings.LOG_LEVLE: allowed"),
         ({"LOG_LEVLE": "debug"}, "There is no such variable. Did you mean LOG_LEVEL?"),
         ({"log_level": "debug"}, "Did you mean LOG_LEVEL?"),
@@ -165,3 +174,59 @@ def test_proxies_may_stand_in_the_file(tmp_path: Path) -> None:
     environ, problems = effective_environ({"CONFIG_PATH": str(path)})
     assert problems == []
     assert (environ["HTTPS_PROXY"], environ["NO_PROXY"]) == ("http://proxy:3128", "a,b")
+
+
+# ---- the page and the schema
+
+
+def example() -> str:
+    page = (ROOT / "docs" / "config-file.md").read_text()
+    return page.split("```yaml\n")[1].split("```")[0]
+
+
+def test_example_of_the_page_is_read_as_it_stands(tmp_path: Path) -> None:
+    """Without the files that it names: the environment names others, and wins."""
+    settings, problems = read(
+        tmp_path,
+        example(),
+        LLAMA_SERVER_PATH=sys.executable,
+        BASE_MODELS_PATH=str(tmp_path),
+        NOVITA_API_KEY=KEY,
+    )
+    assert problems.splitlines() == [
+        f"CONFIG_PATH=models.small.model_path: Model file not found: {tmp_path}/"
+        "small.Q4_K_M.gguf. The model cannot be loaded until it exists."
+    ]
+    assert (settings.front.proxy_port, settings.engines.default_model) == (14010, "small")
+    assert settings.catalogue.models["small"].aliases == ("gpt-4o-mini",)
+    assert [spec.name for spec in settings.fleet.backends] == ["llm-1"]
+    assert [adapter.name for adapter in settings.adapters] == ["style"]
+
+
+def problems_by_schema(text: str) -> list[str]:
+    schema = build_config_schema()
+    checker = jsonschema.Draft202012Validator(schema)
+    checker.check_schema(schema)
+    value = parse_config(text.encode(), ".yaml")
+    return [f"{list(error.path)}: {error.message}" for error in checker.iter_errors(value)]
+
+
+def test_schema_takes_the_example_and_refuses_what_is_wrong() -> None:
+    assert problems_by_schema(example()) == []
+    assert problems_by_schema("settings: {NOVITA_API_KEY_FILE: /x, ACCESS_LOG: off, CORS_ORIGINS: a}") == []
+    for wrong in (
+        "settings: {LOG_LEVLE: info}",
+        "settings: {LOG_LEVEL: loud}",
+        "settings: {PROXY_PORT: 99999}",
+        "settings: {CONFIG_PATH: /x}",
+        "backends: [{url: 'http://a', wieght: 1}]",
+        "adapters: [{name: a, path: /a}]",
+        "models: {a: {model_path: a.gguf, force: {stream: true}}}",
+        "setings: {}",
+    ):
+        assert len(problems_by_schema(wrong)) == 1, wrong
+
+
+def test_schema_has_every_setting() -> None:
+    rows = build_config_schema()["properties"]["settings"]["properties"]
+    assert set(setting_fields()) - set(rows) == {"CONFIG_PATH", "APPLIANCE_ENV_FILE"}

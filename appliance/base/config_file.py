@@ -21,7 +21,7 @@ MAX_BYTES = 4 * 1024 * 1024
 MAX_NODES = 200_000  # values; a few lines of YAML can stand for millions by its references
 MAX_DEPTH = 50
 YAML_ENDINGS = {".yaml", ".yml"}
-ALLOWED = "a JSON or YAML file with `settings`, `models` or `backends`"
+ALLOWED = "a JSON or YAML file with `settings`, `models`, `backends` or `adapters`"
 Signature = tuple[int, int, int, int]
 
 

@@ -40,6 +40,7 @@ OTHER_KEYS = {
     "models",
     "groups",
     "settings",
+    "adapters",
     "$schema",
 }  # in the same file: for other packages, and for editors
 Spec = TypeVar("Spec")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from appliance.reload import Reloader
 from tests.journeys.llama_servers import HELLO, long_body
 from tests.journeys.running import Running, until
 from tests.journeys.test_backends import ask
@@ -286,3 +287,24 @@ async def test_only_operators_may_change_adapters(start, table, folder: Path) ->
         assert (await ask(running, {"lora_name": "style"}, path="/v1/unload_lora_adapter", headers=headers))[
             0
         ] == wanted
+
+
+async def test_adapters_of_the_configuration_file_come_and_go(
+    start, table: dict[str, str], folder: Path
+) -> None:
+    config = Path(table["CONFIG_PATH"])
+    content = json.loads(config.read_text())
+    row = {"name": "style", "path": str(folder / "style.gguf"), "base_model": "tiny"}
+    config.write_text(json.dumps({**content, "adapters": [row]}))
+    running = await start(**table)
+    reloader = Reloader(running.appliance)
+    assert await say(running, "style") == (200, LORA_REPLY)
+    assert await say(running, "tiny") == (200, REPLY)
+    config.write_text(json.dumps(content))
+    result = await reloader.reload({}, dry_run=False)
+    assert [change.new for change in result.changes] == ["The adapter style is removed."]
+    assert await until(lambda: "style" not in running.appliance.adapters.table.declared, seconds=20)
+    assert (await say(running, "style"))[0] == 404
+    config.write_text(json.dumps({**content, "adapters": [row | {"name": "other"}]}))
+    await reloader.reload({}, dry_run=False)
+    assert await say(running, "other") == (200, LORA_REPLY)

@@ -3,6 +3,7 @@
 Modules:
     changes: an operator's load or unload, on every backend that is up or on none.
     commands: load and unload commands to several backends at a time.
+    config_section: adapters of the configuration file.
     host: the contract of a backend that can have adapters.
     hosts: the backends that can have adapters, and which names each may serve.
     managed_host: adapters on the models that the appliance runs itself.

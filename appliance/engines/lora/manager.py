@@ -4,6 +4,7 @@ An operator's change is done on every backend that is up, or on none (changes.py
 later, or was restarted without its adapters, gets them in the background (reconciler.py).
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,13 @@ class AdapterManager:
     def reserve(self, name: str) -> None:
         """Let no other model answer under the name of an adapter, whether it gets loaded or not."""
         self._router.reserve_adapter(name)
+
+    def configure(self, adapters: Sequence[Adapter]) -> None:
+        """Declare the adapters of the configuration file; what it has no more is unloaded."""
+        for adapter in adapters:
+            self.reserve(adapter.name)
+        self.table.configure(adapters, lambda one: [host.name for host in self.hosts.targets(one)])
+        self.hosts.publish(self.table.all_known())
 
     def start(self) -> None:
         """Begin to bring the backends to what is declared."""

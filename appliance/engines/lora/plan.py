@@ -24,6 +24,7 @@ class Adapter:
         is_pinned: An engine that unloads adapters by itself keeps this one (SGLang).
         is_wanted: False = it is being unloaded.
         unload_from: Backends on which it must still be unloaded.
+        is_configured: It stands in the configuration file, and is not stored besides.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Adapter:
     is_pinned: bool = False
     is_wanted: bool = True
     unload_from: tuple[str, ...] = ()
+    is_configured: bool = False
 
 
 @dataclass(frozen=True, slots=True)

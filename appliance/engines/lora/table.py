@@ -1,7 +1,7 @@
 """The declared adapters, and what is under way and what failed with each of them on each backend."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +31,30 @@ class AdapterTable:
         self.changing: dict[str, Adapter] = {}
         self.failures: dict[Pair, Failure] = {}
         self.busy: set[Pair] = set()
+        self._next: dict[str, Adapter] = {}  # declared once the former one of that name is unloaded
+
+    def configure(self, adapters: Collection[Adapter], targets: Callable[[Adapter], Collection[str]]) -> None:
+        """Declare the adapters of the configuration file, as it is now.
+
+        1. one of the file is there no more            → it is unloaded
+        2. a declared one is another now               → it is unloaded, and then declared as in the file
+        3. all others                                  → declared
+
+        Args:
+            adapters: All of the file.
+            targets: Returns the backends that are to have an adapter.
+        """
+        wanted = {adapter.name: adapter for adapter in adapters}
+        self._next.clear()
+        for name, former in list(self.declared.items()):
+            new = wanted.get(name)
+            is_gone = new is None and former.is_configured  # 1
+            if former.is_wanted and (is_gone or (new is not None and _place(new) != _place(former))):  # 2
+                self.remove(former, tuple(targets(former)))
+        for name, adapter in wanted.items():  # 3
+            current = self.declared.get(name)
+            waits = current is not None and not current.is_wanted
+            (self._next if waits else self.declared)[name] = adapter
 
     def all_known(self) -> list[Adapter]:
         """List the declared adapters, and those that are about to be declared."""
@@ -63,16 +87,21 @@ class AdapterTable:
         if remaining == adapter:
             return False
         if remaining is None:
-            del self.declared[adapter.name]
+            self._drop(adapter.name)
         else:
             self.declared[adapter.name] = remaining
         return True
 
     def remove(self, adapter: Adapter, unload_from: tuple[str, ...]) -> None:
         """Take an adapter out; it stays, as one that is not wanted, until `unload_from` have unloaded it."""
-        self.declared.pop(adapter.name, None)
+        self._drop(adapter.name)
         if unload_from:
             self.declared[adapter.name] = replace(adapter, is_wanted=False, unload_from=unload_from)
+
+    def _drop(self, name: str) -> None:
+        self.declared.pop(name, None)
+        if (after := self._next.pop(name, None)) is not None:
+            self.declared[name] = after
 
     async def save(self) -> None:
         """Write the file.
@@ -82,3 +111,8 @@ class AdapterTable:
         """
         if self._path is not None:
             await asyncio.to_thread(write_adapters, self._path, dict(self.declared))
+
+
+def _place(adapter: Adapter) -> tuple[str, str, str]:
+    """Return what cannot be changed of an adapter while it is loaded."""
+    return adapter.path, adapter.base_model, adapter.backend

@@ -30,17 +30,19 @@ def read_adapters(path: Path) -> dict[str, Adapter]:
 
 
 def write_adapters(path: Path, adapters: dict[str, Adapter]) -> None:
-    """Write the adapters, whole or not at all (blocks).
+    """Write the adapters, whole or not at all (blocks); not those of the configuration file.
 
     Raises:
         Conflict: The folder cannot be written.
     """
-    persist(path, {"adapters": [_to_row(adapter) for adapter in adapters.values()]})
+    stored = [one for one in adapters.values() if not (one.is_configured and one.is_wanted)]
+    persist(path, {"adapters": list(map(_to_row, stored))})
 
 
 def _to_row(adapter: Adapter) -> dict[str, Any]:
     row = asdict(adapter)
     row[_UNLOAD_FROM] = row.pop("unload_from")
+    del row["is_configured"]
     return row
 
 
