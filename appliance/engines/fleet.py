@@ -37,6 +37,7 @@ log = get_logger("fleet")
 DRAIN_TIMEOUT_S = 3600.0  # for the running responses of a removed backend
 DRAIN_POLL_S = 0.2
 FIRST_PROBES_TIMEOUT_S = 2.0
+LEARN_TIMEOUT_S = 2.0
 FALLBACK_STRATEGY = "round_robin"  # for unknown names at start; Source: docs/compatibility.md
 RESERVED_NAMES = {"hosted", "demo"}
 DEMO_POOL = "demo"
@@ -64,6 +65,7 @@ class Fleet:
         changes_path: Path | None = None,
     ) -> None:
         self.router = router
+        router.connect_learner(self.learn_models)
         self._tasks = tasks
         self._clock = clock
         self._metrics = metrics
@@ -81,6 +83,16 @@ class Fleet:
         self._runtime: set[str] = set()  # added while running
         self._removed: set[str] = set(self._changes.removed)
         self._drained: set[str] = set(self._changes.drained)
+
+    async def learn_models(self) -> None:
+        """Ask every server for its models, LEARN_TIMEOUT_S at most; those that were just asked are not."""
+        learning = [
+            self._tasks.start(probed.prober.learn(), name=f"learn-{name}")
+            for name, probed in self._probed.items()
+            if not probed.server.spec.models
+        ]
+        if learning:
+            await asyncio.wait(learning, timeout=LEARN_TIMEOUT_S)
 
     def servers(self) -> list[EngineServer]:
         """List the servers."""

@@ -34,7 +34,7 @@ from appliance.engines.metrics.copies import make_lora_info
 from appliance.engines.metrics.extras import EngineExtras
 from appliance.engines.metrics.families import GATEWAY, LATENCIES, LORA_INFO, METRICS, PREFIX
 from appliance.engines.metrics.normalise import NormalisedPage
-from appliance.engines.metrics.scrape import ScrapeStatus, normalise_raw, read_kv_usage, scrape_families
+from appliance.engines.metrics.scrape import ScrapeStatus, SlotsReader, normalise_raw, scrape_families
 from appliance.engines.router import Router
 
 log = get_logger("metrics")
@@ -73,6 +73,7 @@ class Overview:
         self._clock = clock
         self._cache: dict[object, tuple[ScrapedPage, float | None, NormalisedPage | None]] = {}
         self._problems: dict[object, str] = {}
+        self._slots: dict[object, SlotsReader] = {}
         self._flight: SingleFlight[list[MetricFamily]] = SingleFlight(self._families, tasks, name="overview")
 
     async def families(self) -> list[MetricFamily]:
@@ -108,7 +109,7 @@ class Overview:
         for one in pages:
             one.normalised = await self._normalise(one)
         present = {one.key for one in pages}
-        for by_key in (self._cache, self._problems):
+        for by_key in (self._cache, self._problems, self._slots):
             for key in by_key.keys() - present:
                 del by_key[key]
         return pages
@@ -142,7 +143,8 @@ class Overview:
             if reply.status == 200:
                 one.page = ScrapedPage(reply.body, False, self._clock.monotonic_s())
         if one.page is not None and b"kv_cache_usage_ratio" not in one.page.raw:
-            one.kv_usage = await read_kv_usage(server.client)
+            slots = self._slots.setdefault(one.key, SlotsReader())
+            one.kv_usage = await slots.read(server.client, one.page.raw)
 
     async def _normalise(self, one: BackendPage) -> NormalisedPage | None:
         """Normalise a page, unless the same one was normalised before; log its problems when they change."""

@@ -5,12 +5,13 @@ Passthrough and tunnels, which connect to a server themselves, use direct.py.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from appliance.base import jsons
 from appliance.base.balancing import STRATEGIES
 from appliance.base.clock import Clock
-from appliance.base.errors import ApplianceError, Invalid, NotFound
+from appliance.base.errors import ApplianceError, Invalid, NoSuchModel, NotFound
 from appliance.base.inline import in_task
 from appliance.base.metrics.registry import Metrics
 from appliance.base.sse import SSE_CONTENT_TYPE
@@ -31,6 +32,10 @@ WHOLE = 1 << 30  # characters: larger than any response
 MAX_REROUTES = 5  # times that a request is routed again because its adapter was lost
 
 
+async def _learn_nothing() -> None:
+    """There are no servers to ask."""
+
+
 class Router:
     """Route requests to backends. The fleet sets the pools (`set_pools`), also while requests run.
 
@@ -48,6 +53,7 @@ class Router:
         self._metrics = metrics
         self._pools = Pools()
         self._routes = Routes(self._pools, settings)
+        self._learn: Callable[[], Awaitable[None]] = _learn_nothing
         self.direct = DirectAccess(self._pools, self._routes, self.dispatcher, clock=clock, metrics=metrics)
 
     # ---- the fleet's side
@@ -74,6 +80,10 @@ class Router:
         self._pools.all = pools
         self.refresh()
         self.dispatcher.serve_queues()
+
+    def connect_learner(self, learn: Callable[[], Awaitable[None]]) -> None:
+        """Set what asks every server for its models, in a short time, and not again if that was just done."""
+        self._learn = learn
 
     def connect_adapters(self, adapters: AdapterLookup) -> None:
         """Set what knows the declared adapters; requests for one wait until a backend has it."""
@@ -188,11 +198,14 @@ class Router:
                 dispatch_request = self._route(request, deadline_s)
             except AdapterNotLoaded as absent:
                 dispatch_request = await self._route_when_loaded(request, deadline_s, wait_until_s, absent)
+            except NoSuchModel:
+                await self._learn_models()
+                dispatch_request = self._route(request, deadline_s)
             try:
                 reply = await self.dispatcher.answer(dispatch_request, request)
                 break
             except ApplianceError as error:
-                if not reroutes_left or not self._is_adapter_lost(request.wanted_model, error):
+                if not reroutes_left or not await self._may_reroute(request, error):
                     raise
         if request.stream and reply.body is not None and reply.status == 200:
             return self._as_stream(reply.body, request)
@@ -208,7 +221,12 @@ class Router:
             NoSuchModel: No backend serves the model.
             ApplianceError: What `Routes.find` raises.
         """
-        route, pin, now_s = self._find_route(request), request.options.pin, self._clock.monotonic_s()
+        try:
+            route = self._find_route(request)
+        except NoSuchModel:
+            await self._learn_models()
+            route = self._find_route(request)
+        pin, now_s = request.options.pin, self._clock.monotonic_s()
         for backend in route.stages[0].serving(route.model):
             is_asked = not pin or backend.name == pin
             if not (is_asked and isinstance(backend, TokenCounter) and backend.status(now_s) in UP):
@@ -263,6 +281,11 @@ class Router:
             is_pinned=bool(options.pin),
         )
 
+    async def _learn_models(self) -> None:
+        """Let the servers be asked for their models before a client is told that there is no such model."""
+        await in_task()
+        await self._learn()
+
     async def _route_when_loaded(
         self, request: EngineRequest, deadline_s: float, wait_until_s: float, absent: AdapterNotLoaded
     ) -> DispatchRequest:
@@ -292,6 +315,24 @@ class Router:
                     absent = still
         finally:
             request.receipt.queue_ms += (self._clock.monotonic_s() - started_s) * 1000
+
+    async def _may_reroute(self, request: EngineRequest, error: ApplianceError) -> bool:
+        """Whether a request that failed has another route now.
+
+        1. its adapter was lost                             → yes
+        2. the server did not know the model's name         → if the name means another model, now that the
+                                                              servers were asked: one was started again
+        3. anything else                                    → no
+        """
+        if self._is_adapter_lost(request.wanted_model, error):  # 1
+            return True
+        if not isinstance(error, NoSuchModel) or request.options.pin:  # 3
+            return False
+        await self._learn_models()  # 2
+        try:
+            return self._routes.find(request.model).model != request.wanted_model
+        except ApplianceError:
+            return False
 
     def _is_adapter_lost(self, model: str, error: ApplianceError) -> bool:
         """Whether a request failed because its adapter was lost: then it is routed again."""

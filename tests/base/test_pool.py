@@ -4,6 +4,7 @@ import asyncio
 import gc
 import socket
 import ssl
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -13,6 +14,7 @@ import trustme
 import uvloop
 
 from appliance.base.inline import InlineRunner
+from appliance.base.wire import dial
 from appliance.base.wire.dial import Dialer, interleave
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.response import UpstreamResponse
@@ -515,6 +517,100 @@ async def test_name_is_resolved_again_after_its_address_failed() -> None:
         with pytest.raises(Unreachable):
             await dialer.dial(key, asyncio.Protocol)
         assert isinstance(await dialer.dial(key, asyncio.Protocol), asyncio.Protocol)
+
+
+async def listening(address: str, port: int = 0) -> asyncio.Server:
+    """Listen, and answer each request with the address that it came to."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(
+                b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(address), address.encode())
+            )
+
+    return await asyncio.start_server(serve, address, port)
+
+
+OLD, NEW = "127.0.0.2", "127.0.0.3"
+
+
+@pytest.mark.parametrize(
+    ("looked_up", "answered", "moved"),
+    [
+        ([[NEW]], [OLD, NEW], [True]),
+        ([[OLD]], [OLD, OLD], [False]),
+        ([[OLD, NEW]], [OLD, OLD], [False]),
+        ([[OLD, NEW], [NEW], [NEW]], [OLD, OLD, OLD, NEW], [False, False, False]),
+    ],
+)
+async def test_a_name_that_moves_is_followed(
+    monkeypatch: pytest.MonkeyPatch, looked_up: list[list[str]], answered: list[str], moved: list[bool]
+) -> None:
+    """Its former address still takes connections: no failure would tell that it is elsewhere."""
+    found = iter(looked_up)
+    monkeypatch.setattr(dial, "_resolve", lambda host, port: next(found))
+    async with await listening(OLD) as old, ConnectionPool(LIMITS) as wire:
+        port = old.sockets[0].getsockname()[1]
+        async with await listening(NEW, port) as new:
+            wire._dialer._names[("moving.test", port)] = (float("inf"), [OLD])
+            target = Target.parse(f"http://moving.test:{port}")
+            said = [await (await wire.send(target, method=b"GET")).read()]
+            have_moved = []
+            for _ in looked_up:
+                have_moved.append(await wire.look_up(target))
+                said.append(await (await wire.send(target, method=b"GET")).read())
+            assert ([one.decode() for one in said], have_moved) == (answered, moved)
+            await wire.close()
+            old.close()
+            new.close()
+
+
+async def test_a_response_under_way_at_a_former_address_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        peer.say(CHUNKED_HEAD + b"2\r\nhe\r\n")
+        await go_on.wait()
+        peer.say(b"3\r\nllo\r\n0\r\n\r\n")
+
+    monkeypatch.setattr(dial, "_resolve", lambda host, port: [NEW])
+    async with RawServer(script) as server, ConnectionPool(LIMITS) as wire:
+        wire._dialer._names[("moving.test", server.port)] = (float("inf"), ["127.0.0.1"])
+        target = Target.parse(f"http://moving.test:{server.port}")
+        response = await wire.send(target, method=b"GET")
+        assert await wire.look_up(target)
+        go_on.set()
+        assert await response.read() == b"hello"
+        assert wire.stats()["idle"] == 0
+
+
+async def test_a_look_up_that_fails_or_hangs_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging = threading.Event()
+
+    def fail(host: str, port: int) -> list[str]:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    def hang(host: str, port: int) -> list[str]:
+        hanging.wait(5)
+        return [NEW]
+
+    monkeypatch.setattr(dial, "LOOK_UP_S", 0.05)
+    async with await listening(OLD) as old, ConnectionPool(LIMITS) as wire:
+        port = old.sockets[0].getsockname()[1]
+        wire._dialer._names[("moving.test", port)] = (float("inf"), [OLD])
+        target = Target.parse(f"http://moving.test:{port}")
+        try:
+            for resolve in (fail, hang, hang):  # the second hang waits for the first
+                monkeypatch.setattr(dial, "_resolve", resolve)
+                assert not await wire.look_up(target)
+                assert await (await wire.send(target, method=b"GET")).read() == OLD.encode()
+            assert len(wire._dialer._lookups) == 1
+        finally:
+            hanging.set()
+        await wire.close()
+        old.close()
+    assert not await wire.look_up(Target.parse("http://127.0.0.1:9"))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,13 @@ from typing import Any, get_args
 
 import pytest
 
-from appliance.engines.dialects.contract import EngineHealth, LoraDialect, LoraReply, TokenCountingDialect
+from appliance.engines.dialects.contract import (
+    EngineHealth,
+    LoraDialect,
+    LoraReply,
+    SleepingDialect,
+    TokenCountingDialect,
+)
 from appliance.engines.dialects.queries import UnexpectedReply
 from appliance.engines.dialects.table import AUTO, DIALECTS
 from appliance.engines.specs import EngineKind
@@ -277,6 +283,57 @@ async def test_pages_that_make_no_sense_are_named(pages: dict[str, tuple[int, An
     client.pages = pages
     with pytest.raises(UnexpectedReply, match=message):
         await DIALECTS["llamacpp"].read_facts(client)
+
+
+# ---- llama-server asleep
+
+
+WAKING = {"/lora-adapters", "/v1/embeddings", "/slots"}
+
+
+def llama_pages(*, is_sleeping: bool, model: str = "tiny", created: int = 1) -> dict[str, Any]:
+    rows = [row(model, "llamacpp") | {"created": created}]
+    adapters = [{"id": 0, "path": "/a/sql.gguf", "scale": 1.0}]
+    return {
+        "/props": (200, LLAMA_PROPS | {"is_sleeping": is_sleeping}),
+        "/v1/models": (200, models(*rows)),
+        "/lora-adapters": (200, adapters),
+    }
+
+
+async def test_what_was_read_is_read_again_without_waking_it() -> None:
+    llama = DIALECTS["llamacpp"]
+    assert isinstance(llama, SleepingDialect)
+    client = PageClient(llama_pages(is_sleeping=False))
+    first = await llama.read_facts(client)
+    assert set(first.models) == {"tiny", "sql"}
+    for is_sleeping in (False, True):
+        client.pages = llama_pages(is_sleeping=is_sleeping, created=9)
+        client.queried.clear()
+        assert await llama.reread_facts(client, first) == first
+        assert WAKING.isdisjoint(client.queried)
+
+
+async def test_a_change_while_awake_is_read_whole() -> None:
+    llama = DIALECTS["llamacpp"]
+    assert isinstance(llama, SleepingDialect)
+    first = await llama.read_facts(PageClient(llama_pages(is_sleeping=False)))
+    client = PageClient(llama_pages(is_sleeping=False, model="other"))
+    assert set((await llama.reread_facts(client, first)).models) == {"other", "sql"}
+    assert "/lora-adapters" in client.queried
+
+
+async def test_one_that_sleeps_at_the_first_contact_is_read_when_awake() -> None:
+    llama = DIALECTS["llamacpp"]
+    assert isinstance(llama, SleepingDialect)
+    client = PageClient(llama_pages(is_sleeping=True))
+    first = await llama.read_facts(client)
+    assert (set(first.models), first.context_tokens) == ({"tiny"}, 4096)
+    again = await llama.reread_facts(client, first)
+    assert set(again.models) == {"tiny"}
+    assert WAKING.isdisjoint(client.queried)
+    client.pages = llama_pages(is_sleeping=False)
+    assert set((await llama.reread_facts(client, again)).models) == {"tiny", "sql"}
 
 
 # ---- recognition

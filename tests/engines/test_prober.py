@@ -74,6 +74,48 @@ async def test_an_unknown_kind_is_detected_first(pages: dict[str, Any], kind: st
     assert (scene.server.kind, scene.server.state.health.detail) == (kind, detail)
 
 
+# ---- learning
+
+
+async def test_models_are_asked_for_at_once_but_not_again_and_again() -> None:
+    scene = Scene(HEALTHY)
+    await scene.probe()
+    other = {"data": [{"id": "other", "owned_by": "vllm"}]}
+    scene.client.page("/v1/models", 200, other)
+    await scene.prober.learn()
+    assert scene.server.models.names() == ("tiny",)  # it was just asked
+    scene.clock.advance(module.LEARN_EVERY_S)
+    await scene.prober.learn()
+    assert scene.server.models.names() == ("other",)
+    asked = len(scene.client.queried)
+    await scene.prober.learn()
+    assert len(scene.client.queried) == asked
+
+
+async def test_a_server_that_has_just_come_up_is_learnt_of() -> None:
+    scene = Scene({"/health": (503, b"")})
+    await scene.probe()
+    scene.client.pages = dict(HEALTHY)
+    scene.clock.advance(module.LEARN_EVERY_S)
+    await scene.prober.learn()
+    assert scene.server.models.names() == ("tiny",)
+
+
+async def test_its_name_is_looked_up_again_while_it_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene, looked_up = Scene(HEALTHY), []
+
+    async def look_up(server: EngineServer) -> None:
+        looked_up.append(server)
+
+    monkeypatch.setattr(EngineServer, "look_up_name", look_up)
+    for _ in range(3):
+        await scene.probe()
+    assert len(looked_up) == 1
+    scene.clock.advance(module.LOOK_UP_EVERY_S)
+    await scene.probe()
+    assert len(looked_up) == 2
+
+
 # ---- health
 
 

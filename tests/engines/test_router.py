@@ -13,6 +13,54 @@ from appliance.engines.types import BackendStatus, EngineReply, RequestOptions
 from tests.engines.routing import Adapters, routing, two_pools
 from tests.engines.scripted import OK, TableBackend, card, engine_request, pool_of
 
+# ---- models that the servers have not told of yet
+
+
+@pytest.mark.parametrize("learns", [True, False])
+async def test_servers_are_asked_before_a_model_is_unknown(learns: bool) -> None:
+    backend, asked = TableBackend("e0"), list[int]()
+    router = routing(pool_of(backend), model_strict=True)
+
+    async def learn() -> None:
+        asked.append(1)
+        if learns:
+            backend.models.append(card("new"))
+            router.refresh()
+
+    router.connect_learner(learn)
+    assert await router.answer(engine_request(model="m")) is OK
+    assert asked == []
+    if learns:
+        assert await router.answer(engine_request(model="new")) is OK
+        assert backend.asked == ["m", "new"]
+    else:
+        with pytest.raises(NoSuchModel):
+            await router.answer(engine_request(model="new"))
+    assert asked == [1]
+
+
+@pytest.mark.parametrize("learns", [True, False])
+async def test_a_model_that_its_server_does_not_know_any_more_is_routed_again(learns: bool) -> None:
+    """Where there is one model, it answers any name: by the name that its server has now."""
+    unknown = NoSuchModel("The model 'm' does not exist.", param="model")
+    backend = TableBackend("e0", unknown, models=["m"])
+    router = routing(pool_of(backend))
+
+    async def learn() -> None:
+        if learns:
+            backend.models[:] = [card("new")]
+            router.refresh()
+
+    router.connect_learner(learn)
+    if learns:
+        assert await router.answer(engine_request(model="new")) is OK
+        assert backend.asked == ["m", "new"]
+    else:
+        with pytest.raises(NoSuchModel):
+            await router.answer(engine_request(model="new"))
+        assert backend.asked == ["m"]
+
+
 # ---- adapters that are being loaded, or were lost
 
 

@@ -10,11 +10,12 @@ from appliance.base.clock import FakeClock, SystemClock
 from appliance.base.errors import Internal, UpstreamFailed
 from appliance.base.tasks import Tasks
 from appliance.base.wire.pool import ConnectionPool
-from appliance.base.wire.types import PoolLimits
+from appliance.base.wire.types import PoolLimits, Unreachable
 from appliance.engines.metrics import scrape
-from appliance.engines.metrics.scrape import CurrentScraper, Scraper, ScrapeTarget
+from appliance.engines.metrics.scrape import CurrentScraper, Scraper, ScrapeTarget, SlotsReader
 from bench.normalise import large_page
 from tests.fakes.engine_pages import LLAMA_2026, SGLANG_2026, VLLM_2026, page
+from tests.fakes.page_client import PageClient
 from tests.fakes.raw_server import Peer, RawServer
 from tests.journeys.running import until
 
@@ -211,7 +212,7 @@ async def test_llama_servers_cache_and_adapters_come_from_elsewhere(
     wire: ConnectionPool, tasks: Tasks
 ) -> None:
     slots = b'[{"id":0,"n_ctx":8192,"is_processing":true,"n_prompt_tokens":2048},{"id":1,"n_ctx":8192,"is_processing":false}]'
-    async with RawServer(saying(answer(page(LLAMA_2026).encode()), answer(slots))) as server:
+    async with RawServer(saying(answer(page(LLAMA_2026).encode()), answer(b"{}"), answer(slots))) as server:
         scraper = Scraper(
             ScrapeTarget(server.address),
             wire=wire,
@@ -220,7 +221,7 @@ async def test_llama_servers_cache_and_adapters_come_from_elsewhere(
             adapters=lambda: (("sql",), 4),
         )
         out = await (await scraper.scrape()).render(0, openmetrics=False)
-        assert paths(server) == ["/metrics", "/slots"]
+        assert paths(server) == ["/metrics", "/props", "/slots"]
     assert b"\nengine_kv_cache_usage_ratio 0.125\n" in out
     assert b"\nvllm:kv_cache_usage_perc 0.125\n" in out
     assert (
@@ -247,6 +248,28 @@ async def test_without_slots_only_the_cache_usage_is_absent(
         ).scrape()
     assert not scraped.normalised.has("engine_kv_cache_usage_ratio")
     assert scraped.normalised.missing == ()
+
+
+SLOTS = [{"id": 0, "n_ctx": 8192, "is_processing": True, "n_prompt_tokens": 2048}]
+
+
+async def test_slots_are_read_only_after_work_and_while_awake() -> None:
+    """The query would wake a llama-server that sleeps, and keep one awake that is about to."""
+    client = PageClient({"/props": (200, {"is_sleeping": False}), "/slots": (200, SLOTS)})
+    slots = SlotsReader()
+    assert [await slots.read(client, page) for page in (b"1", b"1", b"2")] == [0.25] * 3
+    assert client.queried == ["/props", "/slots"] * 2
+    client.pages["/props"] = (200, {"is_sleeping": True})
+    assert [await slots.read(client, page) for page in (b"2", b"3", b"3")] == [0.25, 0.0, 0.0]
+    assert client.queried == ["/props", "/slots"] * 2 + ["/props"]
+
+
+async def test_slots_that_could_not_be_read_are_read_again() -> None:
+    client = PageClient({"/props": (404, b""), "/slots": Unreachable("gone", phase="connect")})
+    slots = SlotsReader()
+    assert await slots.read(client, b"1") is None
+    client.pages["/slots"] = (200, SLOTS)
+    assert await slots.read(client, b"1") == 0.25
 
 
 async def test_missing_metrics_are_logged_when_they_change(

@@ -270,7 +270,7 @@ def test_every_outcome_does_to_the_circuit_what_it_says(outcome: Outcome) -> Non
     scene.record(outcome)
     is_failure = outcome.breaker is BreakerEffect.FAILED
     assert (scene.state.breaker.open_until_s is not None) is is_failure
-    is_doubtful = is_failure or outcome.breaker is BreakerEffect.UNDECIDED
+    is_doubtful = is_failure or outcome.breaker is BreakerEffect.UNDECIDED or outcome is Outcome.NOT_FOUND
     assert scene.state.probe_due.is_set() is is_doubtful
 
 
@@ -287,6 +287,16 @@ def test_a_failures_retry_after_opens_the_circuit_at_once() -> None:
 
 
 # ---- facts
+
+
+def test_a_model_that_it_does_not_find_makes_its_models_doubtful() -> None:
+    """It may have been started again with another model."""
+    scene = Scene()
+    scene.state.update_facts(EngineFacts({}))
+    scene.record(Outcome.REFUSED)
+    assert scene.models.is_current
+    scene.record(Outcome.NOT_FOUND)
+    assert not scene.models.is_current
 
 
 def facts(*names: str) -> EngineFacts:

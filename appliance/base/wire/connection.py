@@ -268,6 +268,16 @@ class Connection(asyncio.Protocol):
         """Whether a response's head has arrived, and the rest has not."""
         return self._response is not None and bool(self._response.status)
 
+    @property
+    def address(self) -> str:
+        """The address that it leads to; "" = it is closed."""
+        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return str(peer[0]) if isinstance(peer, tuple) else ""
+
+    def retire(self) -> None:
+        """Close it after the response under way."""
+        self._is_last = True
+
     def is_usable(self, *, look: bool) -> bool:
         """Say whether a request can be sent on it.
 

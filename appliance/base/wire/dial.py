@@ -7,8 +7,8 @@ import asyncio
 import ipaddress
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
 
 from appliance.base.tasks import Tasks
 from appliance.base.wire.types import PoolKey, Unreachable
@@ -16,6 +16,7 @@ from appliance.base.wire.types import PoolKey, Unreachable
 DNS_TTL_S = 30.0
 STAGGER_S = 0.25  # the next address is tried beside one that has been silent so long (RFC 8305, section 5)
 MAX_NAMES = 1024
+LOOK_UP_S = 2.0  # that a caller waits for a look-up beside the requests
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 P = TypeVar("P", bound=asyncio.Protocol)
@@ -35,6 +36,7 @@ class Dialer:
         self._loading: asyncio.Future[ssl.SSLContext] | None = None
         self._resolve = resolve
         self._names: dict[tuple[str, int], tuple[float, list[str]]] = {}
+        self._lookups: dict[tuple[str, int], asyncio.Future[list[str]]] = {}
 
     @property
     def has_tls(self) -> bool:
@@ -58,6 +60,36 @@ class Dialer:
         except OSError as exc:  # SSLError is one
             self._loading = None
             raise Unreachable(f"the CA certificates cannot be read: {reason_of(exc)}", phase="tls") from exc
+
+    async def look_up(self, host: str, port: int) -> tuple[list[str], list[str]] | None:
+        """Look a name up again, whatever is remembered of it.
+
+        A look-up that fails or takes longer than LOOK_UP_S changes nothing.
+
+        Returns:
+            (the addresses that were remembered, those of now); None = nothing is known, or it is no name.
+        """
+        if self._resolve is not None or is_address(host):
+            return None
+        former, lookup = self._names.get((host, port)), self._lookups.get((host, port))
+        if lookup is None:  # never two at a time: each holds a thread for as long as the resolver takes
+            lookup = self._loop.run_in_executor(None, _resolve, host, port)
+            lookup.add_done_callback(lambda done: self._remember(host, port, done))
+            self._lookups[(host, port)] = lookup
+        done, _ = await asyncio.wait({lookup}, timeout=LOOK_UP_S)
+        if not done or lookup.exception() is not None:
+            return None
+        return (former[1] if former is not None else []), lookup.result()
+
+    def _remember(self, host: str, port: int, done: "asyncio.Future[list[str]]") -> None:
+        self._lookups.pop((host, port), None)
+        if not done.cancelled() and done.exception() is None:
+            self._keep(host, port, done.result())
+
+    def _keep(self, host: str, port: int, addresses: list[str]) -> None:
+        if len(self._names) >= MAX_NAMES:
+            self._names.clear()
+        self._names[(host, port)] = (self._loop.time() + DNS_TTL_S, addresses)
 
     async def dial(self, key: PoolKey, factory: Callable[[], P]) -> P:
         """Open a connection for `key` and return its protocol, made by `factory`.
@@ -102,10 +134,8 @@ class Dialer:
         if is_address(host):
             return [host]
         found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        addresses = interleave(list(dict.fromkeys(str(row[4][0]) for row in found)))
-        if len(self._names) >= MAX_NAMES:
-            self._names.clear()
-        self._names[(host, port)] = (self._loop.time() + DNS_TTL_S, addresses)
+        addresses = _addresses_of(found)
+        self._keep(host, port, addresses)
         return addresses
 
     async def _race(self, addresses: list[str], port: int) -> socket.socket:
@@ -158,6 +188,15 @@ def _default_context() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     return context
+
+
+def _resolve(host: str, port: int) -> list[str]:
+    """Look a name up (blocks); may raise OSError, UnicodeError."""
+    return _addresses_of(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+
+
+def _addresses_of(rows: Iterable[tuple[Any, ...]]) -> list[str]:
+    return interleave(list(dict.fromkeys(str(row[4][0]) for row in rows)))
 
 
 def is_address(host: str) -> bool:

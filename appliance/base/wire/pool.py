@@ -193,6 +193,33 @@ class ConnectionPool:
             count += 1
         return count
 
+    async def look_up(self, target: Target) -> bool:
+        """Look a target's name up again, so that connections go to its present addresses.
+
+        1. it has none of its former addresses   → connections to those are given up at once
+        2. it has lost some of them              → those that it had at the last look-up are kept for now: a
+                                                   resolver may give out a different part of them each time
+        Idle connections are closed; those in use are closed after their response.
+
+        Returns:
+            Whether it has moved: it has none of its former addresses.
+        """
+        host, port = target.origin[:2]
+        found = await self._dialer.look_up(host, port)
+        if found is None:
+            return False
+        former, now = map(set, found)
+        has_moved = bool(former) and former.isdisjoint(now)
+        kept = now if has_moved else former | now
+        for key, connections in list(self._idle.items()):
+            if key[:2] == (host, port):
+                for connection in [c for c in connections if c.address not in kept]:
+                    connection.abort(None)
+        for connection in self._in_use:
+            if connection.key[:2] == (host, port) and connection.address not in kept:
+                connection.retire()
+        return has_moved
+
     async def close(self) -> None:
         """Close every connection; requests under way fail."""
         self._is_closed = True

@@ -6,6 +6,7 @@ queried when it becomes ready, and at every FACTS_EVERY_PROBES-th probe.
 """
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
 
@@ -14,7 +15,7 @@ from appliance.base.logs import get_logger
 from appliance.base.wire.types import UpstreamTimeout, WireError
 from appliance.engines.backends.engine_load import ScrapedPage
 from appliance.engines.backends.server import EngineServer
-from appliance.engines.dialects.contract import Dialect, EngineHealth
+from appliance.engines.dialects.contract import Dialect, EngineHealth, SleepingDialect
 from appliance.engines.dialects.table import DIALECTS
 from appliance.engines.metrics.values import BadMetrics, read_gauge
 
@@ -25,6 +26,8 @@ SUSPICION_S = 0.2  # until the first probe after a failure; doubled each time, u
 STARTING_S = 0.5  # interval while the server starts
 MAX_DOUBLINGS = 16
 JITTER = 0.2
+LEARN_EVERY_S = 2.0  # at most, however many clients name unknown models
+LOOK_UP_EVERY_S = 5.0
 
 
 class HealthProber:
@@ -36,6 +39,8 @@ class HealthProber:
         self._first = asyncio.Event()
         self._probes = 0
         self._unready_pauses = 0
+        self._learnt_s = -math.inf  # when its models were last asked for
+        self._looked_up_s = -math.inf  # likewise its name
 
     async def wait_first_probe(self) -> None:
         """Wait until the first probe is over."""
@@ -83,6 +88,7 @@ class HealthProber:
     async def probe(self) -> None:
         """Probe once: the kind if it is unknown, health and load together, facts if they are due."""
         server, state = self._server, self._server.state
+        await self._look_up_name()
         if state.dialect is None:
             await self._detect()
         dialect = state.dialect
@@ -99,8 +105,15 @@ class HealthProber:
                 log.warning("requests_moved", backend=server.name, count=count)
         self._probes += 1
         if state.health.is_ready and (not was_ready or self._are_facts_due()):
-            await self._query_facts(dialect)
+            await self._query_facts(dialect, is_restarted=not was_ready)
         self._on_capacity()  # limits, slow start and open circuits change with time
+
+    async def _look_up_name(self) -> None:
+        """Look its name up again: it may have moved to another address."""
+        now_s = self._server.state.now_s()
+        if now_s - self._looked_up_s >= LOOK_UP_EVERY_S:
+            self._looked_up_s = now_s
+            await self._server.look_up_name()
 
     def _are_facts_due(self) -> bool:
         models = self._server.models
@@ -163,11 +176,26 @@ class HealthProber:
         note = "ok" if running is not None else f"/metrics has no {dialect.running_metrics[0]}"
         state.update_load(running, waiting, note)  # 5
 
-    async def _query_facts(self, dialect: Dialect) -> None:
+    async def learn(self) -> None:
+        """Ask for its models now, unless that was just done: a client named one that no server has."""
+        state = self._server.state
+        if state.now_s() - self._learnt_s < LEARN_EVERY_S:
+            return
+        self._learnt_s = state.now_s()
+        if state.dialect is None or not state.health.is_ready:
+            await self.probe()  # it may have just come up
+        else:
+            await self._query_facts(state.dialect)
+
+    async def _query_facts(self, dialect: Dialect, *, is_restarted: bool = False) -> None:
         server = self._server
-        version = server.models.adapters.version
+        self._learnt_s = server.state.now_s()
+        models, version = server.models, server.models.adapters.version
         try:
-            facts = await dialect.read_facts(server.client)
+            if isinstance(dialect, SleepingDialect) and models.is_current and not is_restarted:
+                facts = await dialect.reread_facts(server.client, models.facts)
+            else:
+                facts = await dialect.read_facts(server.client)
         except (WireError, ValueError) as exc:
             log.warning("backend_facts_unreadable", backend=server.name, reason=str(exc)[:200])
             return

@@ -415,6 +415,11 @@ class EngineServer:
 
         return replace(self._model_peer, refuse=refuse)
 
+    async def look_up_name(self) -> None:
+        """Look its name up again; if it has moved, later requests go to the new address."""
+        if await self._wire.look_up(self.target):
+            log.info("backend_moved", backend=self.name, host=self.target.origin[0])
+
     def fail_waiting(self) -> int:
         """Fail the requests that wait for its response: each may be retried elsewhere. Return how many."""
         return self._wire.fail_waiting(self.target.origin, f"{self.name} was found to be down")

@@ -239,6 +239,9 @@ class ServerState:
             self.breaker.release_probe()
             if outcome is Outcome.FULL:
                 self.load.mark_full(now_s, retry_after_s)
+            elif outcome is Outcome.NOT_FOUND:  # it may have been started again with another model
+                self._models.is_current = False
+                self.probe_soon()
             return
         if outcome.breaker is BreakerEffect.UNDECIDED:  # 3
             self.breaker.record_undecided(now_s, flow)

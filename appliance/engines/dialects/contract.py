@@ -35,11 +35,13 @@ class EngineFacts:
         models: By the name that clients use.
         context_tokens: Of one request; 0 = unknown.
         slots: Requests that it works on at a time; 0 = unknown.
+        mark: Of what they were read from, see `SleepingDialect.reread_facts`; "" = not all could be read.
     """
 
     models: dict[str, ServedModel]
     context_tokens: int = 0
     slots: int = 0
+    mark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,24 @@ class Dialect(Protocol):
 
     async def matches(self, client: EngineClient) -> bool:
         """Return whether the server of `client` is of this kind. Raises WireError, ValueError."""
+        ...
+
+
+@runtime_checkable
+class SleepingDialect(Protocol):
+    """A kind of engine that may sleep while it is idle: some queries wake it, or keep it awake."""
+
+    async def reread_facts(self, client: EngineClient, former: EngineFacts) -> EngineFacts:
+        """Query its models and limits again, without a query that would wake it or keep it awake.
+
+        Args:
+            client: The way to the engine.
+            former: What it reported before; it has not been down since.
+
+        Raises:
+            WireError: It cannot be reached.
+            ValueError: A reply is invalid.
+        """
         ...
 
 

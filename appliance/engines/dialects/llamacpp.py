@@ -4,6 +4,7 @@ Source: its README.
 """
 
 import asyncio
+import hashlib
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
@@ -59,15 +60,47 @@ class LlamaCpp:
 
     async def read_facts(self, client: EngineClient) -> EngineFacts:
         """Read models of /v1/models and their use, limits of /props, adapters of /lora-adapters."""
-        context_tokens, slots = await _read_limits(client)
+        return await self._read_facts(client, None)
+
+    async def reread_facts(self, client: EngineClient, former: EngineFacts) -> EngineFacts:
+        """Read /props and /v1/models, and the rest only if these say something else than before.
+
+        Seen with build 11669: /health, /props, /v1/models and /metrics leave a server asleep
+        (`--sleep-idle-seconds`); /slots, /lora-adapters and every POST wake it, and keep it awake.
+        """
+        return await self._read_facts(client, former)
+
+    async def _read_facts(self, client: EngineClient, former: EngineFacts | None) -> EngineFacts:
+        """Read the facts.
+
+        1. the same as before                    → the former ones
+        2. it sleeps, and has the same models    → the former ones
+        3. it sleeps, and nothing is known       → models and limits; the rest when it is awake
+        4. otherwise                             → all
+        """
+        props = await _read_props(client)
+        context_tokens, slots = _limits_of(props)
         rows = [row for row in await list_models(client) if not _has_failed(row)]
+        mark = _mark_of(props, rows)
+        if former is not None and former.mark == mark:  # 1
+            return former
+        is_asleep = props.get("is_sleeping") is True
+        if (
+            is_asleep
+            and former is not None
+            and former.mark
+            and all(row["id"] in former.models for row in rows)
+        ):
+            return former  # 2
         models = {
             row["id"]: served_model(row, owner="llamacpp", context_tokens=context_tokens) for row in rows
         }
-        if len(rows) == 1:
+        if is_asleep:  # 3
+            return EngineFacts(models, context_tokens, slots)
+        if len(rows) == 1:  # 4
             models |= await _read_adapters(client, models[rows[0]["id"]])
             models = models if await _generates_text(client) else as_embeddings(models)
-        return EngineFacts(models, context_tokens, slots)
+        return EngineFacts(models, context_tokens, slots, mark)
 
     async def matches(self, client: EngineClient) -> bool:
         """Look for llama-server's fields in /props, or for its name in the list of models."""
@@ -131,15 +164,24 @@ class LlamaCpp:
         return (wanted, served.card.path) in await _adapter_rows(client)
 
 
-async def _read_limits(client: EngineClient) -> tuple[int, int]:
-    """Return (context in tokens, slots) of /props; 0 = unknown."""
+async def _read_props(client: EngineClient) -> dict[str, Any]:
+    """Return /props; {} = it has none."""
     props = await client.get("/props", QUERY_TIMEOUT_S)
-    if props.status != 200:
-        return 0, 0
-    value = read_json(props, "/props")
-    generation = value.get("default_generation_settings")
+    return read_json(props, "/props") if props.status == 200 else {}
+
+
+def _limits_of(props: dict[str, Any]) -> tuple[int, int]:
+    """Return (context in tokens, slots) of /props; 0 = unknown."""
+    generation = props.get("default_generation_settings")
     context_tokens = _count(generation.get("n_ctx")) if isinstance(generation, dict) else 0
-    return context_tokens, _count(value.get("total_slots"))
+    return context_tokens, _count(props.get("total_slots"))
+
+
+def _mark_of(props: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Return a mark of what does not change while the server runs."""
+    fixed = {key: value for key, value in props.items() if key != "is_sleeping"}
+    models = [{key: value for key, value in row.items() if key != "created"} for row in rows]
+    return hashlib.sha256(jsons.dumps([fixed, models])).hexdigest()
 
 
 async def _read_adapters(client: EngineClient, base: ServedModel) -> dict[str, ServedModel]:

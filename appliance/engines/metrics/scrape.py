@@ -127,13 +127,40 @@ async def normalise_raw(
     return work() if len(raw) < INLINE_BYTES else await asyncio.to_thread(work)
 
 
-async def read_kv_usage(client: EngineClient) -> float | None:
-    """Query llama-server's /slots for the share of its KV cache in use; None = unknown, or not in time."""
-    try:
-        reply = await client.get("/slots", SLOTS_TIMEOUT_S)
-        return compute_kv_usage(jsons.loads(reply.body)) if reply.status == 200 else None
-    except (WireError, jsons.InvalidJson):
-        return None
+class SlotsReader:
+    """Reads the share of a llama-server's KV cache in use from its /slots.
+
+    That query wakes a server that sleeps (`--sleep-idle-seconds`), and keeps one awake. So it is made only
+    where the server has done something since the last one, by its metrics page, and does not sleep.
+    """
+
+    def __init__(self) -> None:
+        self._page: bytes | None = None  # at the last query that was answered
+        self._usage: float | None = None
+
+    async def read(self, client: EngineClient, page: bytes) -> float | None:
+        """Return the share, 0 to 1; None = unknown, or not in time.
+
+        Args:
+            client: The way to the server.
+            page: Its metrics page as it is now.
+        """
+        if page != self._page:
+            try:
+                self._usage, self._page = await _query_kv_usage(client), page
+            except (WireError, jsons.InvalidJson):
+                self._usage, self._page = None, None
+        return self._usage
+
+
+async def _query_kv_usage(client: EngineClient) -> float | None:
+    """Query /slots; a server that sleeps has no cache. Raises WireError, InvalidJson."""
+    props = await client.get("/props", SLOTS_TIMEOUT_S)
+    value = jsons.loads(props.body) if props.status == 200 else None
+    if isinstance(value, dict) and value.get("is_sleeping") is True:
+        return 0.0
+    reply = await client.get("/slots", SLOTS_TIMEOUT_S)
+    return compute_kv_usage(jsons.loads(reply.body)) if reply.status == 200 else None
 
 
 class Scraper:
@@ -164,6 +191,7 @@ class Scraper:
         self._target = Target.parse(target.url, headers=self._headers, ssl_context=target.ssl_context)
         self._path = quote("/" + target.path.lstrip("/"), safe=_PATH_SAFE)
         self._flight: SingleFlight[ScrapeResult] = SingleFlight(self._scrape, tasks, name="scrape")
+        self._slots = SlotsReader()
         self._logged: tuple[str, ...] = ()
 
     async def scrape(self) -> ScrapeResult:
@@ -260,7 +288,7 @@ class Scraper:
         adapters, max_adapters = self._adapters()
         usage = None
         if self._is_llamacpp(raw) and b"kv_cache_usage_ratio" not in raw:
-            usage = await read_kv_usage(HttpEngineClient(self._wire, self._target))
+            usage = await self._slots.read(HttpEngineClient(self._wire, self._target), raw)
         return EngineExtras(usage, adapters, max_adapters, self._clock.now_s())
 
     def _is_llamacpp(self, raw: bytes) -> bool:
