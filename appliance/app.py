@@ -157,6 +157,7 @@ async def open_sidecar(appliance: Appliance, stack: AsyncExitStack) -> None:
             hurry=appliance.lifecycle.hurry,
             tasks=appliance.tasks,
             grace_s=lambda: 0.0,  # the interfaces that close before it have waited for their requests
+            settings=("SIDECAR_HOST", "SIDECAR_PORT"),
         )
     )
 
@@ -248,7 +249,8 @@ def announce(appliance: Appliance) -> None:
         return
     log.warning(
         "demo_engine",
-        text="No NOVITA_API_KEY is set: the built-in demo engine answers. There is no model behind it.",
+        text="The built-in demo engine answers; there is no model behind it. Set MODEL_DIR for model files, "
+        "BACKENDS for engines that run, CONFIG_PATH for a table of both, NOVITA_API_KEY for the hosted API.",
     )
     host, port = appliance.http_addresses[0]
     host = "127.0.0.1" if host in LOOPBACK_OF else host

@@ -47,7 +47,8 @@ def build_manager(
         Invalid: The table names a GPU that does not exist.
     """
     catalogue = settings.catalogue
-    if not catalogue.models and not has_llama_server(settings):
+    is_wanted = bool(catalogue.models) or settings.models.model_dir is not None
+    if not is_wanted and not has_llama_server(settings):
         return None
     own, state_dir = settings.models, Path(settings.host.state_dir)
     is_simulated = settings.host.gpu_mode == "simulated" and not real_gpus()[0]
@@ -106,6 +107,7 @@ def add_manager(
             clock=clock,
             metrics=metrics,
             callbacks=fleet.router.callbacks,
+            is_wanted=settings.models.model_dir is not None,
         )
     )
     watchdog = Watchdog(manager)

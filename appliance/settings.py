@@ -32,8 +32,10 @@ from appliance.front.settings import FrontSettings, split_keys
 from appliance.host.settings import HostSettings
 from appliance.models.settings import ModelSettings
 from appliance.models.table.catalogue import Catalogue, read_catalogue
+from appliance.settings_addresses import check_own_addresses
 from appliance.settings_checks import check_adapter_names, check_default_model, check_together
 from appliance.settings_file import below, check_api, read_section
+from appliance.settings_folders import check_folders
 
 
 class GeneralSettings(PackageSettings):
@@ -197,6 +199,7 @@ def load(environ: Mapping[str, str] | None = None) -> tuple[Settings | None, lis
     problems += [*found, *check_adapter_names(config, adapters, catalogue)]
     if len(packages) < len(PACKAGES):
         return None, problems
+    packages["front"] = _quiet_front(packages, merged)
     settings = Settings(
         **packages,  # type: ignore[arg-type]
         environ=merged,
@@ -211,7 +214,38 @@ def load(environ: Mapping[str, str] | None = None) -> tuple[Settings | None, lis
     )
     problems += check_default_model(settings.engines, fleet, catalogue)
     problems += check_api(config, catalogue.api, settings.front)
+    problems += _check_places(settings)
     return (None if any(p.is_fatal for p in problems) else settings), problems
+
+
+def _quiet_front(packages: Mapping[str, PackageSettings], environ: Mapping[str, str]) -> PackageSettings:
+    """Return the settings of `front`, without the access log where LOG_LEVEL leaves out what is no fault."""
+    general = packages["general"]
+    assert isinstance(general, GeneralSettings)
+    if environ.get("ACCESS_LOG") or general.log_level not in ("warning", "error"):
+        return packages["front"]
+    return packages["front"].model_copy(update={"access_log": False})
+
+
+def _check_places(settings: Settings) -> list[Problem]:
+    """Check addresses and folders that settings name."""
+    engines, front = settings.engines, settings.front
+    has_hosted = bool(engines.novita_api_key.get_secret_value())
+    return [
+        *check_own_addresses(
+            settings.fleet,
+            engines.novita_openai_endpoints if has_hosted else [],
+            proxy_host=front.proxy_host,
+            proxy_port=front.proxy_port,
+        ),
+        *check_folders(
+            {
+                "STATE_DIR": settings.host.state_dir,
+                "DOWNLOAD_DIR": settings.downloads.download_dir,
+                "MODEL_LOG_DIR": settings.models.model_log_dir,
+            }
+        ),
+    ]
 
 
 def _tables(

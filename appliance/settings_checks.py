@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from appliance.base.balancing import STRATEGIES
 from appliance.base.config_file import ConfigFile
-from appliance.base.settings import Problem
+from appliance.base.settings import HIDDEN, Problem
 from appliance.control.guard import problems as control_problems
 from appliance.control.settings import ControlSettings
 from appliance.engines.aliases import ModelNames
@@ -38,6 +38,7 @@ def check_together(
         *_open_status_port(models),
         *_open_sidecar_port(front),
         *_open_control(host, control),
+        *_code_without_worker(host),
         *_open_http_port(front),
     ]
 
@@ -119,6 +120,16 @@ def _shared_ports(models: ModelSettings, front: FrontSettings, control: ControlS
         for other in names[:number]
         if ports[variable] is not None and ports[variable] == ports[other]
     ]
+
+
+def _code_without_worker(host: HostSettings) -> list[Problem]:
+    if host.worker or host.worker_command or not host.code.get_secret_value():
+        return []
+    remedy = (
+        "No worker is started: CODE is a worker's registration code, and neither WORKER nor WORKER_COMMAND "
+        "is set. Set WORKER=kuzco, or unset CODE."
+    )
+    return [Problem("CODE", HIDDEN, "a code, with WORKER or WORKER_COMMAND", remedy, is_fatal=False)]
 
 
 def _open_http_port(front: FrontSettings) -> list[Problem]:

@@ -232,6 +232,7 @@ async def running(
                 hurry=lifecycle.hurry,
                 tasks=tasks,
                 grace_s=lambda: sidecar.settings.front.shutdown_grace_s,
+                settings=("--host", "--port"),
             )
         )
         service = service or ServiceManager()

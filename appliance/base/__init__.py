@@ -11,6 +11,7 @@ Modules:
     http: streaming HTTP client for requests outside the hot path; the only user of aiohttp's client.
     inline: coroutines that run without a task, inside callbacks.
     jsons: JSON by orjson.
+    listeners: what to say where an address cannot be listened on.
     log_buffer: the latest log lines, to be followed while they are written.
     logs: structured logs, with secrets replaced.
     markdown: tables for generated pages.

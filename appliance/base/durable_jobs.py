@@ -19,7 +19,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 
 from appliance.base import jsons
 from appliance.base.clock import Clock
-from appliance.base.errors import ApplianceError
+from appliance.base.errors import ApplianceError, write_remedy
 from appliance.base.files import write_atomic
 from appliance.base.logs import REDACTED, SECRETS, get_logger
 from appliance.base.tasks import Tasks
@@ -198,7 +198,7 @@ class JobFile(Generic[JobT]):
                     f"{self._noun}s_not_written",
                     path=str(self._path),
                     reason=str(exc),
-                    remedy="Make the folder writable. Until then, a restart loses these jobs.",
+                    remedy=f"{write_remedy(exc)} Until then, a restart loses these jobs.",
                 )
 
 

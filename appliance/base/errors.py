@@ -4,6 +4,7 @@ Raising code never mentions a status number; the interfaces translate a Kind (`f
 `control/errors.py`). An error text never contains a secret: it is shown to callers and written to logs.
 """
 
+import errno
 import os
 from enum import Enum
 from typing import Any, ClassVar
@@ -148,6 +149,20 @@ class Internal(ApplianceError):
 
     kind = Kind.INTERNAL
     default_code = "internal_error"
+
+
+WRITE_REMEDIES = {
+    errno.ENOSPC: "The disk is full: free some space.",
+    errno.EDQUOT: "The disk quota is used up: free some space, or raise it.",
+    errno.EROFS: "The file system is read-only: mount it writable.",
+    errno.ENOTDIR: "A part of the path is a file, not a folder: move it away.",
+    errno.EIO: "The disk does not work: see the kernel's log.",
+}
+
+
+def write_remedy(error: OSError) -> str:
+    """Return what to do where a file could not be written, a sentence."""
+    return WRITE_REMEDIES.get(error.errno or 0, "Make the folder writable.")
 
 
 def describe_os_error(error: OSError) -> str:

@@ -17,10 +17,14 @@ from appliance.base import jsons
 from appliance.base.plain_text import plain_text
 
 REDACTED = "[secret]"
+# 1. a bearer token   2. a key by its form   3. a field of JSON, NAME=value, a parameter of a query: any value
+# 4. `name: value`, as in headers and YAML, and in prose ("token: whatever"): a value that no word looks like
+_NAMES = r"(?:api[-_]?key|token|authorization|password|secret)"
 _LOOKS_SECRET = re.compile(
     r"(?i)(bearer\s+)[A-Za-z0-9._~+/=-]{6,}|\b(sk[-_][A-Za-z0-9_-]{6,})"
-    r"|((?:api[-_]?key|token|authorization|password|secret)[\"']?\s*[=:]\s*[\"']?(?!bearer\s+KEY`)(?:bearer\s+)?)"
-    r"(?!\[secret\])[^\s\"',;&}]{4,}"
+    rf"|({_NAMES}(?:[\"']\s*[=:]\s*|=)[\"']?(?!bearer\s+KEY`)(?:bearer\s+)?)(?!\[secret\])[^\s\"',;&}}]{{4,}}"
+    rf"|({_NAMES}\s*[=:]\s*[\"']?(?!bearer\s+KEY`)(?:(?:bearer|basic)\s+)?)"
+    r"(?!\[secret\])(?=[^\s\"',;&}]*\d)(?=[^\s\"',;&}]*[a-z])[^\s\"',;&}]{6,}"
 )
 
 
@@ -49,7 +53,7 @@ class Secrets:
         """Replace every known secret, and whatever looks like one."""
         if self._pattern is not None:
             text = self._pattern.sub(REDACTED, text)
-        return _LOOKS_SECRET.sub(lambda m: (m.group(1) or m.group(3) or "") + REDACTED, text)
+        return _LOOKS_SECRET.sub(lambda m: (m.group(1) or m.group(3) or m.group(4) or "") + REDACTED, text)
 
     def redact_name(self, text: str) -> str:
         """Redact a short text that is logged again and again (a model, a path); results are cached."""

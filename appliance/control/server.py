@@ -14,6 +14,7 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from appliance.base.listeners import describe_listen_error, why_not
 from appliance.base.settings import InvalidSettings
 from appliance.base.tasks import Tasks
 from appliance.control.guard import Guard, is_loopback, problems
@@ -118,10 +119,9 @@ def _listen(server: grpc.aio.Server, settings: ControlSettings, stack: AsyncExit
             else:
                 server.add_secure_port(address, credentials)
         except RuntimeError as exc:
-            raise OSError(
-                f"Cannot listen on {address} (CONTROL_HOST, CONTROL_PORT): the address is in use, or it is "
-                "not an address of this machine."
-            ) from exc
+            reason = why_not(host, port)
+            text = describe_listen_error(reason, host, port, settings=("CONTROL_HOST", "CONTROL_PORT"))
+            raise OSError(reason.errno, text) from exc
         addresses.append(address)
         if not is_loopback(host):
             log.warning("control_beyond_loopback", address=address)

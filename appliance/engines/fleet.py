@@ -388,7 +388,8 @@ class Fleet:
         """Put everything into the router's pools.
 
         1. the models of the model manager   3. the hosted API, with the servers of its pool
-        2. servers, as they are configured   4. the demo engine, if there is nothing else
+        2. servers, as they are configured   4. if there is nothing else: the manager where models of this
+                                                machine are wanted, else the demo engine
         """
         former = {pool.name: pool for pool in self.router.pools}
         members: dict[str, list[Backend]] = {}
@@ -403,7 +404,10 @@ class Fleet:
         if self._hosted is not None:  # 3
             members[HOSTED_POOL] = [self._hosted, *(one for one in servers if one.pool == HOSTED_POOL)]
         if not members:  # 4
-            members[DEMO_POOL] = [self._demo_backend()]
+            if self._managed is not None and self._managed.is_wanted:
+                members[self._managed.pool] = [self._managed]
+            else:
+                members[DEMO_POOL] = [self._demo_backend()]
         self.router.set_pools(
             [self._pool(name, backends, former.get(name)) for name, backends in members.items()]
         )

@@ -250,6 +250,9 @@ class Routes:
                 retry_after_s=2,
             )
         known = [card.id for card in self.cards()]  # 3
+        if not known:
+            text = "There is no model here: no backend has named one, and no model file is configured."
+            return NoSuchModel(text, param="model")
         near = difflib.get_close_matches(model, known, n=NEAR_NAMES, cutoff=0.5)
         hint = f"Did you mean {' or '.join(repr(name) for name in near)}? " if near else ""
         listed = ", ".join(known[:NAMED_MODELS])

@@ -20,7 +20,8 @@ class EngineSettings(PackageSettings):
 
     novita_api_key: SecretStr = Field(
         SecretStr(""),
-        description="Key of the hosted API; with neither a key nor BACKENDS the built-in demo engine answers",
+        description="Key of the hosted API; without a key, BACKENDS, MODEL_DIR and CONFIG_PATH the built-in "
+        "demo engine answers",
         json_schema_extra=RELOAD,
     )
     novita_openai_endpoints: SemicolonList = Field(

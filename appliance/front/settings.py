@@ -105,7 +105,11 @@ class FrontSettings(PackageSettings):
         description="1 = requests at other addresses are passed on to a backend, unchanged; 0 = 404",
         json_schema_extra=RELOAD,
     )
-    access_log: Switch = Field(True, description="One line in the log per request", json_schema_extra=RELOAD)
+    access_log: Switch = Field(
+        True,
+        description="One line in the log per request; unset, there are none at LOG_LEVEL=warning and error",
+        json_schema_extra=RELOAD,
+    )
     shutdown_grace_s: float = Field(
         30.0, ge=0, le=3600, description="Seconds that running requests get after SIGTERM"
     )

@@ -15,7 +15,8 @@ from aiohttp import web
 
 from appliance.base import jsons
 from appliance.base.clock import Clock
-from appliance.base.errors import Forbidden, Invalid, NoSuchModel, describe_os_error
+from appliance.base.errors import Forbidden, Invalid, NoSuchModel
+from appliance.base.listeners import describe_listen_error
 from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.front.manager.feeds import SILENCE_S, StatusFeeds
 from appliance.front.pipeline.errors import error_body
@@ -173,9 +174,8 @@ async def serving_status(
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as exc:
-            raise OSError(
-                exc.errno, f"cannot listen on {host}:{port} (STATUS_PORT): {describe_os_error(exc)}"
-            ) from exc
+            text = describe_listen_error(exc, host, port, settings=("STATUS_HOST", "STATUS_PORT"))
+            raise OSError(exc.errno, text) from exc
         bound = runner.addresses[0]
         yield str(bound[0]), int(bound[1])
     finally:

@@ -27,12 +27,14 @@ class MachineId:
         source: kept, restored or made.
         is_kept: It will be the same after a restart.
         detail: A sentence for people.
+        failure: Why it could not be kept; None = it is kept, or the reason is unknown.
     """
 
     value: str
     source: Literal["kept", "restored", "made"]
     is_kept: bool
     detail: str
+    failure: OSError | None = None
 
 
 def read_machine_id(path: Path) -> str:
@@ -71,8 +73,9 @@ def ensure_machine_id(
         value, source = kept, "restored"
     else:  # 4
         value, source = uuid.uuid4().hex, "made"
+    failure = None
     if value != kept:
-        value = _keep(state_dir / "machine-id", value, instead_of=kept)
+        value, failure = _keep(state_dir / "machine-id", value, instead_of=kept)
     is_kept = read_machine_id(state_dir / "machine-id") == value
     wrote = [
         str(path)
@@ -80,7 +83,7 @@ def ensure_machine_id(
         if path is not None and _install(path, value, may_replace=is_ours)
     ]
     where = ", ".join([*wrote, *([str(state_dir / "machine-id")] if is_kept else [])]) or "memory only"
-    return MachineId(value, source, is_kept, f"machine-id {source} ({where})")
+    return MachineId(value, source, is_kept, f"machine-id {source} ({where})", failure)
 
 
 def is_in_container() -> bool:
@@ -98,15 +101,18 @@ def _install(path: Path, value: str, *, may_replace: bool) -> bool:
     return (may_replace or not present) and path.parent.is_dir() and _write(path, value)
 
 
-def _keep(path: Path, value: str, *, instead_of: str) -> str:
-    """Write `value` into the state folder, unless another process was faster; return what is there then.
+def _keep(path: Path, value: str, *, instead_of: str) -> tuple[str, OSError | None]:
+    """Write `value` into the state folder, unless another process was faster.
 
     Only the id that the decision was based on (`instead_of`, "" = none) is replaced: any other is newer.
+
+    Returns:
+        (what is there then, why it could not be written)
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if present := read_machine_id(path):
-            return value if present == instead_of and _write(path, value) else present
+            return (value if present == instead_of and _write(path, value) else present), None
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".machine-id.", delete=False) as file:
             file.write(value + "\n")
         os.chmod(file.name, 0o644)
@@ -115,13 +121,13 @@ def _keep(path: Path, value: str, *, instead_of: str) -> str:
         except FileExistsError:
             if not read_machine_id(path):  # what is there is not a machine-id
                 os.replace(file.name, path)
-                return value
-            return read_machine_id(path)
+                return value, None
+            return read_machine_id(path), None
         finally:
             Path(file.name).unlink(missing_ok=True)
-    except OSError:
-        return value
-    return value
+    except OSError as exc:
+        return value, exc
+    return value, None
 
 
 def _write(path: Path, value: str) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from appliance.base.errors import WRITE_REMEDIES, write_remedy
 from appliance.host.gpu import GpuReport, find_gpus
 from appliance.host.identity import MachineId, ensure_machine_id
 from appliance.host.nat.redirect import ensure_redirect
@@ -81,6 +82,9 @@ def _identity_step(machine: MachineId, state_dir: Path) -> StepResult:
     if machine.is_kept:
         return StepResult("machine-id", "done", machine.detail)
     remedy = f"It will change at the next start: make {state_dir} (STATE_DIR) writable."
+    if machine.failure is not None and machine.failure.errno in WRITE_REMEDIES:
+        why = write_remedy(machine.failure)
+        remedy = f"It will change at the next start. {why} STATE_DIR is {state_dir}."
     return StepResult("machine-id", "skipped", machine.detail, remedy)
 
 

@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from appliance.base import errors
-from appliance.base.errors import ApplianceError, Kind, describe_os_error
+from appliance.base.errors import ApplianceError, Kind, describe_os_error, write_remedy
 
 TYPES = [
     value
@@ -47,3 +47,17 @@ BIND_TEXT = "error while attempting to bind on address ('127.0.0.1', 80): addres
 )
 def test_os_errors_are_said_without_their_number(error: OSError, text: str) -> None:
     assert describe_os_error(error) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (errno.ENOSPC, "The disk is full: free some space."),
+        (errno.EDQUOT, "The disk quota is used up: free some space, or raise it."),
+        (errno.EROFS, "The file system is read-only: mount it writable."),
+        (errno.EACCES, "Make the folder writable."),
+        (None, "Make the folder writable."),
+    ],
+)
+def test_the_remedy_fits_why_a_file_was_not_written(number: int | None, text: str) -> None:
+    assert write_remedy(OSError(number, "x")) == text

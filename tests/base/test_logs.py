@@ -50,6 +50,42 @@ def test_secrets_are_redacted_everywhere(out: io.StringIO, value: object) -> Non
     assert all(json.loads(line) for line in text.splitlines())
 
 
+@pytest.mark.parametrize(
+    "prose",
+    [
+        "token: whatever",
+        "Unexpected token: something else was expected",
+        "the eos token: 128009 is not in the vocabulary",
+        "EOS token        = 128009 '<|eot_id|>'",
+        "secret: known to both sides",
+        "password: required",
+        "authorization: missing",
+        "invalid token: '<|im_end|>'",
+        "api key: none is needed here",
+        "a token = a piece of a word",
+    ],
+)
+def test_prose_stays_as_it_is(prose: str) -> None:
+    assert SECRETS.redact(prose) == prose
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        ("token: abc123def456", "token: [secret]"),
+        ("Authorization: Basic dXNlcjpwYXNz0", "Authorization: Basic [secret]"),
+        ("X-Api-Key: 0a1b2c3d4e", "X-Api-Key: [secret]"),
+        ('{"token":"whatever","a":1}', '{"token":"[secret]","a":1}'),
+        ("{'password': 'whatever'}", "{'password': '[secret]'}"),
+        ("/path?token=whatever&a=1", "/path?token=[secret]&a=1"),
+        ("PASSWORD=whatever", "PASSWORD=[secret]"),
+        ("secret: 'hunter2x'", "secret: '[secret]'"),
+    ],
+)
+def test_what_looks_like_a_secret_is_redacted(text: str, redacted: str) -> None:
+    assert SECRETS.redact(text) == redacted
+
+
 class Terminal(io.StringIO):
     """A stream that says it is a terminal."""
 

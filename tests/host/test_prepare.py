@@ -1,6 +1,9 @@
 """The machine's steps: what they leave, what is believed of it, and which failure stops the start."""
 
+import errno
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,32 @@ def test_each_step_reports_its_result(settings, capsys) -> None:
         ("nat", "skipped"),
     ]
     assert "prepare: gpu: done: GPU_MODE=simulated" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (
+            errno.ENOSPC,
+            "It will change at the next start. The disk is full: free some space. STATE_DIR is {state}.",
+        ),
+        (
+            errno.EROFS,
+            "It will change at the next start. The file system is read-only: mount it writable. STATE_DIR is {state}.",
+        ),
+        (errno.EACCES, "It will change at the next start: make {state} (STATE_DIR) writable."),
+    ],
+)
+def test_a_machine_id_that_cannot_be_kept_says_why(
+    settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)
+    step = prepare.prepare_machine(settings(GPU_MODE="none"), proxy_port=14000, environ={}).steps[0]
+    assert (step.name, step.outcome) == ("machine-id", "skipped")
+    assert step.remedy == remedy.format(state=tmp_path / "state")
 
 
 def test_serve_uses_results_of_this_run_only(settings, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -103,7 +104,9 @@ def test_a_port_in_use_is_said_in_one_sentence(appliance: Process, spawn: Spawn,
     port = appliance.base_url.rpartition(":")[2]
     running = spawn(wait=False, PROXY_PORT=port, STATE_DIR=str(tmp_path / "other"))
     assert wait(running) == 1
-    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in running.text()
+    owner = f"Process {appliance.process.pid} ("
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use. {owner}" in running.text()
+    assert "listens there: end it, or set PROXY_PORT to another port." in running.text()
     assert "Traceback" not in running.text()
 
 
@@ -170,3 +173,47 @@ def _ignore(call) -> None:
         pass
     except Exception as exc:
         assert "IncompleteRead" in repr(exc) or "RemoteDisconnected" in repr(exc)
+
+
+def test_a_control_port_in_use_names_the_process_too(appliance: Process, spawn: Spawn, tmp_path) -> None:
+    port = appliance.control_address.rpartition(":")[2]
+    running = spawn(wait=False, CONTROL_PORT=port, STATE_DIR=str(tmp_path / "other"))
+    assert wait(running) == 1
+    owner = f"Process {appliance.process.pid} ("
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use. {owner}" in running.text()
+    assert "set CONTROL_PORT to another port." in running.text()
+
+
+def test_at_warning_only_warnings_are_logged(spawn: Spawn) -> None:
+    running = spawn(LOG_LEVEL="warning")
+    with post(running, "x") as answer:
+        assert answer.status == 200
+    running.process.terminate()
+    assert wait(running) == 0
+    assert '"event":"request"' not in running.text()
+
+
+def test_at_warning_access_lines_can_be_asked_for(spawn: Spawn) -> None:
+    running = spawn(LOG_LEVEL="warning", ACCESS_LOG="1")
+    with post(running, "x") as answer:
+        assert answer.status == 200
+    running.process.terminate()
+    assert wait(running) == 0
+    assert running.text().count('"event":"request"') >= 1
+
+
+def test_a_model_folder_without_models_gets_no_demo_engine(spawn: Spawn, tmp_path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    running = spawn(MODEL_DIR=str(folder))
+    try:
+        post(running, "x")
+        raise AssertionError("no model, and an answer")
+    except urllib.error.HTTPError as error:
+        assert error.code == 404
+        assert b"There is no model here: no backend has named one, and no model file is" in error.read()
+    with urllib.request.urlopen(running.base_url + "/healthz") as answer:
+        status = json.loads(answer.read())
+    assert status["demo"] is False
+    assert any("MODEL_DIR" in text for text in status["warnings"])
+    assert "demo engine answers" not in running.text()

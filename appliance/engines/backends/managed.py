@@ -91,7 +91,14 @@ class ManagedBackend:
         clock: Clock,
         metrics: Metrics,
         callbacks: BackendCallbacks = NO_CALLBACKS,
+        is_wanted: bool = False,
     ) -> None:
+        """Make the backend.
+
+        Args:
+            is_wanted: Whether models of this machine are asked for; without one, no demo engine then answers.
+        """
+        self.is_wanted = is_wanted
         self.manager = manager
         self.stats = BackendStats(self.name, clock=clock, metrics=metrics)
         self.member = self.stats.member

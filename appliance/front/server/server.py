@@ -9,7 +9,8 @@ from aiohttp import HttpVersion10, web
 from aiohttp.http_exceptions import LineTooLong
 
 from appliance.base.clock import Clock
-from appliance.base.errors import ApplianceError, Invalid, NotFound, describe_os_error
+from appliance.base.errors import ApplianceError, Invalid, NotFound
+from appliance.base.listeners import describe_listen_error
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 from appliance.engines.outcome import Finish
@@ -617,18 +618,22 @@ def _set_headers(web_response: web.StreamResponse, response: Response) -> None:
 
 @asynccontextmanager
 async def listening(
-    server: HttpServer, addresses: list[tuple[str, int]]
+    server: HttpServer,
+    addresses: list[tuple[str, int]],
+    *,
+    settings: tuple[str, str] = ("PROXY_HOST", "PROXY_PORT"),
 ) -> AsyncIterator[list[tuple[str, int]]]:
     """Listen on `addresses` while the context is open; connections that are open stay open after it.
 
     Args:
         addresses: (host, port), port 0 = any free one.
+        settings: The variables, or options, of host and port.
 
     Yields:
         The addresses that are really listened on.
 
     Raises:
-        OSError: An address cannot be listened on; its text names it.
+        OSError: An address cannot be listened on; its text names it, why, and what to do.
     """
     listeners: list[asyncio.Server] = []
     bound: list[tuple[str, int]] = []
@@ -639,7 +644,8 @@ async def listening(
                     server.connect, host, port, backlog=4096, reuse_address=True
                 )
             except OSError as exc:
-                raise OSError(exc.errno, f"cannot listen on {host}:{port}: {describe_os_error(exc)}") from exc
+                text = describe_listen_error(exc, host, port, settings=settings)
+                raise OSError(exc.errno, text) from exc
             listeners.append(listener)
             bound += [sock.getsockname()[:2] for sock in listener.sockets]
         yield bound
@@ -656,6 +662,7 @@ async def serving_http(
     hurry: asyncio.Event,
     tasks: Tasks,
     grace_s: Callable[[], float],
+    settings: tuple[str, str] = ("PROXY_HOST", "PROXY_PORT"),
 ) -> AsyncIterator[list[tuple[str, int]]]:
     """Serve on `addresses` while the context is open.
 
@@ -663,6 +670,7 @@ async def serving_http(
         addresses: (host, port), port 0 = any free one.
         hurry: Set to cut off running requests at the end.
         grace_s: Returns the seconds that running requests get at the end.
+        settings: The variables, or options, of host and port.
 
     Yields:
         The addresses that are really listened on.
@@ -673,7 +681,7 @@ async def serving_http(
     await server.start()
     ticker = None
     try:
-        async with listening(server, addresses) as bound:
+        async with listening(server, addresses, settings=settings) as bound:
             ticker = tasks.every(TICK_S, server.tick, name="front-ticker")
             yield bound
     finally:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from appliance.base import jsons
+from appliance.base.errors import write_remedy
 from appliance.base.files import DEFAULT_MODE, write_atomic
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
@@ -76,7 +77,7 @@ class StatusFile:
                     "status_file_unwritable",
                     path=str(self.path),
                     reason=str(exc),
-                    remedy="Make the folder writable; until then the file is missing or old.",
+                    remedy=f"{write_remedy(exc)} Until then the file is missing or old.",
                 )
             self._has_warned = True
             return

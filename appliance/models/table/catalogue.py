@@ -505,7 +505,19 @@ def read_catalogue(
     ]
     conflicts = conflicts_of(found.groups, every)
     problems += _find_pinned_conflicts(config_path, every, conflicts)
+    problems += _find_empty_folder(settings.model_dir, every)
     return Catalogue(every, found.system, found.api, server, found.groups, conflicts), problems
+
+
+def _find_empty_folder(folder: Path | None, models: Mapping[str, Model]) -> list[Problem]:
+    """Warn of a MODEL_DIR without a model, where there is no other model either."""
+    if folder is None or models or not folder.is_dir():
+        return []
+    remedy = (
+        "There is no model file (.gguf) in it that can be used, and no other model is configured: requests "
+        "get 404 until there is one."
+    )
+    return [Problem("MODEL_DIR", str(folder), "a folder with .gguf files", remedy, is_fatal=False)]
 
 
 def _find_pinned_conflicts(
