@@ -115,10 +115,10 @@ def _passed_on() -> str:
 ## Passed on to a backend (PASSTHROUGH)
 
 A request at an address that is not listed above is passed on to a backend, unchanged: to one of the model
-that its JSON body or its query names, else of the default model. Clients may send what only computes an
-answer. Everything else needs an operator: any other address, `/backends/{{name}}/…` and the header
-`x-appliance-backend`. Where several models run here and there is no other server, any other address must name
-one of them, else it is 404.
+that its JSON body, its form or its query names, else of the default model. Clients may send what only
+computes an answer. Everything else needs an operator: any other address, `/backends/{{name}}/…` and the
+header `x-appliance-backend`. Where several models run here and there is no other server, any other address
+must name one of them, else it is 404.
 
 - Takes a slot of the backend (POST): {work}
 - Takes no slot: {questions}

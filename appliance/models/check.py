@@ -252,7 +252,7 @@ def _render_engine(facts: dict[str, Any]) -> list[str]:
     return [
         f"  {facts['engine']} {facts['kind']}, by its own command; "
         + (f"{context} tokens of context; " if context else "")
-        + f"{facts['slots']} requests at a time"
+        + f"{facts['slots']} {'request' if facts['slots'] == 1 else 'requests'} at a time"
         + (f"; up to {facts['replicas']} of it" if facts["replicas"] > 1 else "")
         + ("; pinned" if facts["pinned"] else ""),
         f"  memory: {f'{memory / MIB:,.0f} MiB' if memory else 'not known until it is measured (memory_mb)'}",
