@@ -143,17 +143,16 @@ class Receipt:
         """Record that a stream has ended; `now_s` is monotonic."""
         self.last_token_ms = (now_s - self.began_s) * 1000
 
-    def render_header(self) -> str:
-        """Return the short form for `x-appliance-receipt`: `backend=…; endpoint=…; …`."""
+    def render_headers(self) -> tuple[str, str]:
+        """Return the values of `x-appliance-receipt`, the short form, and of `Server-Timing` (in ms)."""
+        queue_ms = f"{self.queue_ms:.1f}" if self.queue_ms else "0.0"
+        upstream_ms = f"{self.upstream_ms:.1f}"
         return (
             f"backend={self.backend}; endpoint={self.endpoint}; model={self.served_model}; "
-            f"attempts={len(self.attempts)}; queue_ms={self.queue_ms:.1f}; "
-            f"upstream_ms={self.upstream_ms:.1f}; reason={self.reason}"
+            f"attempts={len(self.attempts)}; queue_ms={queue_ms}; "
+            f"upstream_ms={upstream_ms}; reason={self.reason}",
+            f"queue;dur={queue_ms}, upstream;dur={upstream_ms}",
         )
-
-    def render_server_timing(self) -> str:
-        """Return the value of `Server-Timing`, durations in milliseconds."""
-        return f"queue;dur={self.queue_ms:.1f}, upstream;dur={self.upstream_ms:.1f}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the receipt as JSON shows it: every field by its name, outcome and finish as strings."""

@@ -89,11 +89,10 @@ def test_the_short_forms_for_headers() -> None:
         queue_ms=1.26,
         upstream_ms=20,
     )
-    assert (
-        receipt.render_header()
-        == "backend=e0; endpoint=http://e0; model=m; attempts=1; queue_ms=1.3; upstream_ms=20.0; reason=model"
+    assert receipt.render_headers() == (
+        "backend=e0; endpoint=http://e0; model=m; attempts=1; queue_ms=1.3; upstream_ms=20.0; reason=model",
+        "queue;dur=1.3, upstream;dur=20.0",
     )
-    assert receipt.render_server_timing() == "queue;dur=1.3, upstream;dur=20.0"
 
 
 @pytest.mark.parametrize(

@@ -266,10 +266,8 @@ class RequestPipeline:
         receipt = request.receipt
         headers = [("x-request-id", receipt.id)]
         if receipt.backend:
-            headers += [
-                ("x-appliance-receipt", _clean(receipt.render_header())),
-                ("Server-Timing", receipt.render_server_timing()),
-            ]
+            short, timing = receipt.render_headers()
+            headers += [("x-appliance-receipt", _clean(short)), ("Server-Timing", timing)]
         origin = request.headers.get("origin")
         if origin is not None:
             headers += self.cors_headers(origin)
@@ -280,9 +278,10 @@ class RequestPipeline:
         receipt = request.receipt
         if not receipt.backend or "origin" in request.headers:
             return render_fields(self.response_headers(request))
+        short, timing = receipt.render_headers()
         return (
-            f"x-request-id: {receipt.id}\r\nx-appliance-receipt: {_clean(receipt.render_header())}\r\n"
-            f"Server-Timing: {receipt.render_server_timing()}\r\n"
+            f"x-request-id: {receipt.id}\r\nx-appliance-receipt: {_clean(short)}\r\n"
+            f"Server-Timing: {timing}\r\n"
         )
 
     def cors_headers(self, origin: str) -> list[tuple[str, str]]:
