@@ -9,6 +9,7 @@ Modules:
     health: the standard health service.
     interceptor: token, errors and log line of every call.
     parts: the parts of the appliance that the control API uses.
+    reflection: server reflection, v1 and v1alpha.
     server: where it listens, its limits, its shutdown.
     servicer: the service, composed of its groups of calls.
     settings: where it listens, and how callers authenticate.

@@ -12,7 +12,6 @@ import grpc
 import grpc.aio
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from appliance.base.listeners import describe_listen_error, why_not
 from appliance.base.settings import InvalidSettings
@@ -21,6 +20,7 @@ from appliance.control.guard import Guard, is_loopback, problems
 from appliance.control.health import SERVICE, HealthService
 from appliance.control.interceptor import Interceptor
 from appliance.control.parts import ControlParts
+from appliance.control.reflection import enable_reflection
 from appliance.control.servicer import Servicer
 from appliance.control.settings import ControlSettings
 from appliance.control.v1 import control_pb2_grpc
@@ -102,7 +102,7 @@ def _build(
     control_pb2_grpc.add_ControlServicer_to_server(Servicer(parts, stopping=stopping, tasks=tasks), server)
     health_pb2_grpc.add_HealthServicer_to_server(HealthService(parts, stopping=stopping), server)
     health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-    reflection.enable_server_reflection((SERVICE, health, reflection.SERVICE_NAME), server)
+    enable_reflection(server, (SERVICE, health))
     return server
 
 

@@ -281,16 +281,32 @@ async def test_health_of_an_unknown_service(control: OpenControl) -> None:
     watch.cancel()
 
 
-async def test_reflection_lists_the_services_and_gives_the_file(control: OpenControl) -> None:
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_reflection_lists_the_services_and_gives_the_file(control: OpenControl, version: str) -> None:
+    service = f"grpc.reflection.{version}.ServerReflection"
     requests = [
         reflection_pb2.ServerReflectionRequest(list_services=""),
         reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol=service),
     ]
-    stub = reflection_pb2_grpc.ServerReflectionStub(control.channel)
-    listed, file = await rest_of_stream(stub.ServerReflectionInfo(iter(requests)))
-    names = {service.name for service in listed.list_services_response.service}
-    assert names == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    call = control.channel.stream_stream(
+        f"/{service}/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    listed, file, own = await rest_of_stream(call(iter(requests)))
+    names = {one.name for one in listed.list_services_response.service}
+    assert names == {
+        SERVICE,
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
     assert any(b"WatchStatus" in data for data in file.file_descriptor_response.file_descriptor_proto)
+    assert any(
+        f"grpc.reflection.{version}".encode() in data
+        for data in own.file_descriptor_response.file_descriptor_proto
+    )
 
 
 async def rest_of_stream(call: Any) -> list[Any]:

@@ -371,7 +371,15 @@ async def test_row_get_v1_telemetry_summary(http: httpx.AsyncClient, manager: St
         "max_response_time": "0.300s",
         "p95_response_time": "0.290s",
         "avg_queue_time": "0.010s",
+        "error_percent": 0.0,
+        "avg_response_time_s": 0.2,
+        "min_response_time_s": 0.1,
+        "max_response_time_s": 0.3,
+        "p95_response_time_s": 0.29,
+        "avg_queue_time_s": 0.01,
     }
+    assert body["response_time_s"] == {"avg": 0.18075, "min": 0.1, "max": 0.3, "p50": 0.1615, "p95": 0.285}
+    assert body["success_percent"] == 75.0
     assert body["per_model"]["org/gemma-3"]["error_rate"] == "100.00%"
 
 

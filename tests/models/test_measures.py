@@ -139,7 +139,7 @@ def test_all_metric_families_of_the_model_router_are_present(metrics: Metrics) -
         "gpu_utilization_percent",
         "model_vram_bytes",
         "model_status",
-        "models_loaded_total",
+        "models_loaded",
         "latency_p50_seconds",
         "latency_p95_seconds",
         "latency_p99_seconds",
@@ -149,7 +149,12 @@ def test_all_metric_families_of_the_model_router_are_present(metrics: Metrics) -
     )
     assert types == {
         "router_" + name: kind
-        for kind, names in (("counter", counters), ("histogram", histograms), ("gauge", gauges))
+        for kind, names in (
+            ("counter", counters),
+            ("histogram", histograms),
+            ("gauge", gauges),
+            ("untyped", ["models_loaded_total"]),
+        )
         for name in names
     }
 

@@ -5,12 +5,14 @@ Two things differ from the names' origin: every GPU has a row (`device`; `ram` i
 are not split by endpoint.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import Metric, UnknownMetricFamily
+from prometheus_client.registry import Collector
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)  # of responses, queue times and loads
 Outcome = Literal["success", "error"]
@@ -26,6 +28,19 @@ class _ModelChildren:
     tokens: Counter
     tokens_in: Counter
     tokens_out: Counter
+
+
+class _SameValue(Collector):
+    """A gauge's value under another name, as a family without a kind."""
+
+    def __init__(self, name: str, source: Gauge) -> None:
+        self._name, self._source = name, source
+
+    def collect(self) -> Iterable[Metric]:
+        (metric,) = self._source.collect()
+        yield UnknownMetricFamily(
+            self._name, f"The same as {metric.name}", value=next(iter(metric.samples)).value
+        )
 
 
 class RouterMetrics:
@@ -71,8 +86,9 @@ class RouterMetrics:
         )
         self.loads = counter(p + "model_loads", "Successful loads", one)
         self.ejects = counter(p + "model_ejects", "Models unloaded", one)
-        # A gauge although its name ends like a counter's; see docs/compatibility.md.
-        self.models_loaded = gauge(p + "models_loaded_total", "Models that are ready now")
+        self.models_loaded = gauge(p + "models_loaded", "Models that are ready now")
+        # Its name ends like a counter's, so it has no kind; see docs/compatibility.md.
+        registry.register(_SameValue(p + "models_loaded_total", self.models_loaded))
         self.vram_used = gauge(p + "gpu_vram_used_bytes", "Memory in use, by any process", each)
         self.vram_free = gauge(p + "gpu_vram_free_bytes", "Free memory", each)
         self.vram_total = gauge(p + "gpu_vram_total_bytes", "Memory of the device", each)

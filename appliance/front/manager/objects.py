@@ -262,6 +262,14 @@ def telemetry(samples: Sequence[RequestSample]) -> dict[str, Any]:
             "p50": _seconds(quantile(times, 0.5)),
             "p95": _seconds(quantile(times, 0.95)),
         },
+        "success_percent": round(100 * good / len(samples), 2),
+        "response_time_s": {
+            "avg": round(fmean(times), 6),
+            "min": round(times[0], 6),
+            "max": round(times[-1], 6),
+            "p50": round(quantile(times, 0.5), 6),
+            "p95": round(quantile(times, 0.95), 6),
+        },
         "per_model": {
             alias: _telemetry_of([one for one in samples if one.alias == alias])
             for alias in dict.fromkeys(one.alias for one in samples)
@@ -282,6 +290,12 @@ def _telemetry_of(samples: list[RequestSample]) -> dict[str, Any]:
         "max_response_time": _seconds(times[-1]),
         "p95_response_time": _seconds(quantile(times, 0.95)),
         "avg_queue_time": _seconds(fmean(one.queue_s for one in samples)),
+        "error_percent": round(100 * errors / len(samples), 2),
+        "avg_response_time_s": round(fmean(times), 6),
+        "min_response_time_s": round(times[0], 6),
+        "max_response_time_s": round(times[-1], 6),
+        "p95_response_time_s": round(quantile(times, 0.95), 6),
+        "avg_queue_time_s": round(fmean(one.queue_s for one in samples), 6),
     }
 
 
