@@ -84,7 +84,7 @@ class Reloader:
         """
         async with self._lock:
             given, lifecycle = {**self._given, **overrides}, self._appliance.lifecycle
-            wanted, problems = self._read(given)
+            wanted, problems = await asyncio.to_thread(self._read, given)  # requests go on meanwhile
             fatal = tuple(problem for problem in problems if problem.is_fatal)
             unknown = _unknown(overrides, self.described())
             if wanted is None or unknown:  # 1

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from appliance.base.config_file import MAX_BYTES, parse_config, read_config_file
+from appliance.base.config_file import MAX_BYTES, MAX_YAML_BYTES, parse_config, read_config_file
 
 BILLION = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"{after}: &{after} [{', '.join([f'*{before}'] * 10)}]\n"
@@ -68,7 +68,8 @@ def test_form_is_told_by_ending_and_first_character(data: bytes, ending: str, va
     [
         (b"a: 1\na: 2", ".yaml", "not YAML: the key 'a' is there twice (line 2, column 1)."),
         (b"? [1]\n: 2", ".yaml", "a key must be text"),
-        (b"a: [", ".yaml", "line 1, column 5"),
+        (b"a: 1\n\tb: 2", ".yaml", "(line 2, column 1)"),
+        (b"#" * (MAX_YAML_BYTES + 1), ".yaml", f"larger than {MAX_YAML_BYTES} bytes, which is too much YAML"),
         (b"- 1", ".yaml", "one YAML mapping"),
         (b"", ".yaml", "one YAML mapping"),
         (b"\xff", ".yaml", "not UTF-8"),
