@@ -3,14 +3,15 @@
 from typing import Any
 
 import pytest
+from aiohttp import web
 from obstore import exceptions as known
 
-from appliance.base.errors import ApplianceError, Forbidden, Invalid, NotFound, TimedOut
+from appliance.base.errors import ApplianceError, Forbidden, Invalid, NotFound, TimedOut, UpstreamFailed
 from appliance.base.proxies import Proxies
 from appliance.downloads.sources.bucket import Bucket
-from appliance.downloads.sources.contract import Interrupted, RemoteFile
+from appliance.downloads.sources.contract import Interrupted, RemoteFile, SourceChanged, SourceTimeouts
 from appliance.downloads.sources.obs import Obs
-from tests.downloads.pages import source_context
+from tests.downloads.pages import serving_pages, source_context
 
 KEYS = {"access_key": "AKIAOURKEY", "secret_key": "oursecretkey123"}
 
@@ -29,6 +30,8 @@ def bucket(address: str = "models/llama", *, proxy: str = "", **config: str) -> 
         (Exception("status code: 403"), Forbidden, r"s3:m at http://store.test:9000 refuses access \(403\)"),
         (Exception("status code: 404"), NotFound, r"does not have it \(404\)"),
         (Exception("status code: 503"), Interrupted, "responded with 503"),
+        (known.PreconditionError("x"), SourceChanged, "changed at its source"),
+        (Exception("status code: 412"), SourceChanged, "changed at its source"),
         (known.NotFoundError("gone"), NotFound, "s3:m at http://store.test:9000 does not exist"),
         (Exception("Error parsing Path"), Invalid, "has a name that a file here cannot have"),
         (TimeoutError(), TimedOut, "stopped sending"),
@@ -72,6 +75,36 @@ def test_a_proxys_refusal_names_the_proxy(raised: str, text: str) -> None:
 def test_a_bad_source_is_refused(address: str, config: dict[str, str], text: str) -> None:
     with pytest.raises(Invalid, match=text):
         bucket(address, **config)
+
+
+def page_of(*keys: str) -> str:
+    rows = "".join(
+        f"<Contents><Key>llama/{key}</Key><Size>5</Size><ETag>x</ETag>"
+        "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
+        for key in keys
+    )
+    return (
+        f"<ListBucketResult><Name>models</Name><KeyCount>{len(keys)}</KeyCount><IsTruncated>true</IsTruncated>"
+        f"<NextContinuationToken>again</NextContinuationToken>{rows}</ListBucketResult>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind", "text"),
+    [
+        (["a", "b"], UpstreamFailed, "lists 'a' twice: the store repeats a page"),
+        ([], TimedOut, "stopped sending"),
+    ],
+)
+async def test_a_list_that_repeats_its_token_ends(keys: list[str], kind: type[Exception], text: str) -> None:
+    async def listing(_: web.Request) -> web.Response:
+        return web.Response(text=page_of(*keys), content_type="application/xml")
+
+    async with serving_pages({"/models": listing}) as url:
+        store = bucket(endpoint=url)
+        store._timeouts = SourceTimeouts(first_byte_s=0.3)
+        with pytest.raises(kind, match=text):
+            await store.listing()
 
 
 def test_obs_needs_an_endpoint() -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import pytest
 from aiohttp import web
@@ -14,6 +15,7 @@ from appliance.downloads.sources import web as web_module
 from appliance.downloads.sources.contract import Interrupted, RangesUnsupported, RemoteFile, SourceChanged
 from appliance.downloads.sources.web import WebClient, status_error, version_tag
 from tests.downloads.pages import Page, serving_pages, source_context
+from tests.fakes.raw_server import Peer, RawServer
 
 FILE = RemoteFile("model.bin", 10)
 
@@ -130,6 +132,26 @@ async def test_redirects_end(location: str, kind: type[Exception], text: str) ->
     async with client(page) as (found, url):
         with pytest.raises(kind, match=text):
             await fetch(found, url)
+
+
+@pytest.mark.parametrize("path", ["/caf\udce9", "/caf\u00e9", "/a\udcff\udcfeb?x=\udc80"])
+async def test_odd_bytes_of_a_redirect_are_sent_back(path: str) -> None:
+    """Latin-1, for one; each byte of the location comes back percent-encoded."""
+    raw = path.encode("utf-8", "surrogateescape")
+    asked: list[bytes] = []
+
+    async def script(peer: Peer) -> None:
+        asked.append((await peer.head()).split()[1])
+        if len(asked) == 1:
+            peer.say(b"HTTP/1.1 302 Found\r\nLocation: " + raw + b"\r\nContent-Length: 0\r\n\r\n")
+        else:
+            peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n0123456789")
+
+    async with RawServer(script) as server:
+        found = WebClient(source_context(""), reach=HostPolicy.unrestricted())
+        assert await fetch(found, f"{server.address}/x") == b"0123456789"
+        await found.close()
+    assert unquote_to_bytes(asked[1]) == raw
 
 
 async def test_an_address_that_is_not_valid_is_refused() -> None:

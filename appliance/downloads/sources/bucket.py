@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
-from appliance.base.errors import ApplianceError, Forbidden, Invalid, NotFound, TimedOut
+from appliance.base.errors import ApplianceError, Forbidden, Invalid, NotFound, TimedOut, UpstreamFailed
 from appliance.base.logs import REDACTED
 from appliance.base.proxies import Proxy
 from appliance.base.reach import HostPolicy, check_url
@@ -76,14 +76,10 @@ class Bucket:
             await check_url(
                 self._endpoint, reach=self._reach, what=self._pinned, is_proxied=self._proxy is not None
             )
-        from obstore import list as list_objects
-
         files: list[RemoteFile] = []
         try:
             async with asyncio.timeout(self._timeouts.listing_s):
-                async for batch in list_objects(self._store, self._prefix or None):
-                    files += [remote for row in batch if (remote := self._remote(row)) is not None]
-                files = await self._without_markers(files)
+                files = await self._without_markers(await self._list_all())
                 if not files and self._prefix:
                     files = [remote for remote in [await self._single()] if remote is not None]
         except Exception as exc:
@@ -91,6 +87,33 @@ class Bucket:
         if not files:
             raise NotFound(f"There are no objects below {self._pinned}.")
         return Listing(tuple(files), self._pinned)
+
+    async def _list_all(self) -> list[RemoteFile]:
+        """List all objects below the prefix.
+
+        Raises:
+            UpstreamFailed: The store lists an object twice: it gives out the same page again and again.
+        """
+        from obstore import list as list_objects
+
+        files: dict[str, RemoteFile] = {}
+        batches = list_objects(self._store, self._prefix or None).__aiter__()
+        while True:
+            try:
+                # The client asks for page after page: without objects in them it would never come back.
+                async with asyncio.timeout(self._timeouts.first_byte_s):
+                    batch = await anext(batches)
+            except StopAsyncIteration:
+                return list(files.values())
+            for remote in map(self._remote, batch):
+                if remote is None:
+                    continue
+                if remote.key in files:
+                    raise UpstreamFailed(
+                        f"{self._pinned} at {self._endpoint or 'S3'} lists {remote.path[:200]!r} twice: "
+                        "the store repeats a page of its list. Ask its operator."
+                    )
+                files[remote.key] = remote
 
     def _remote(self, row: Any) -> RemoteFile | None:
         """Return one object, named from the prefix on."""
@@ -203,6 +226,8 @@ class Bucket:
             )
         if status:
             return status_error(status, what, host, {})
+        if isinstance(exc, known.PreconditionError):
+            return status_error(412, what, host, {})
         if isinstance(exc, known.NotFoundError | FileNotFoundError):  # 4
             return NotFound(f"{where} does not exist.")
         if isinstance(exc, known.InvalidPathError) or "arsing Path" in text or "path segment" in text:  # 5

@@ -234,7 +234,8 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 
 def _follow_redirect(url: str, location: str, what: str) -> str:
     """Return where a redirect leads, percent-encoded; raise if it leaves https."""
-    there = urljoin(url, quote(location, safe="%/:=&?~#+!$,;'@()*[]"))
+    # Bytes that are not UTF-8 arrive as surrogates, and are sent back as the bytes that they were.
+    there = urljoin(url, quote(location, safe="%/:=&?~#+!$,;'@()*[]", errors="surrogateescape"))
     old, new = urlsplit(url).scheme, urlsplit(there).scheme
     if new not in {"http", "https"} or (old == "https" and new == "http"):
         raise Forbidden(
