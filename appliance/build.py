@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ from appliance.engines.router import Router
 from appliance.front.pipeline.access_log import AccessLog
 from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.settings import Settings, download_dir
+from appliance.settings_addresses import is_own_address
 
 if TYPE_CHECKING:  # imported where it is used, so that other processes do not load its libraries
     from appliance.engines.kv.follower import KvFollower
@@ -127,6 +129,9 @@ def build_fleet(settings: Settings, *, tasks: Tasks, clock: Clock, metrics: Metr
         clock=clock,
         metrics=metrics,
         changes_path=Path(settings.host.state_dir) / CHANGES_FILE,
+        is_own_address=partial(
+            is_own_address, proxy_host=settings.front.proxy_host, proxy_port=settings.front.proxy_port
+        ),
     )
     fleet.apply(settings.engines, settings.fleet, settings.environ)
     return fleet

@@ -37,6 +37,7 @@ from appliance.models.table.catalogue import Catalogue
 from appliance.reload import Reloader, reload_on_request
 from appliance.service_manager import ServiceManager, from_environ
 from appliance.settings import Settings, learn_secrets, load_or_raise
+from appliance.settings_addresses import is_own_address
 from appliance.settings_checks import is_open_host
 from appliance.signals import handle_signals, hold_hangups, ignore_hangups
 
@@ -147,6 +148,11 @@ def sidecar_settings(options: SidecarOptions, environ: Mapping[str, str]) -> tup
         raise InvalidSettings(
             [Problem("--engine-base-url", options.base_url, "an http(s) address", str(exc).splitlines()[-1])]
         ) from None
+    if is_own_address(options.base_url, proxy_host=options.host, proxy_port=options.port):
+        remedy = "This is the sidecar's own address (--host, --port). Give the engine's."
+        raise InvalidSettings(
+            [Problem("--engine-base-url", options.base_url, "the address of another server", remedy)]
+        )
     front = settings.front.model_copy(update={"proxy_host": options.host, "passthrough": False})
     return replace(
         settings, front=front, fleet=FleetSpec(backends=(spec,)), catalogue=Catalogue({})

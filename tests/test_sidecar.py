@@ -87,6 +87,12 @@ def test_an_invalid_address_is_refused(tmp_path: Path) -> None:
         sidecar_settings(SidecarOptions("vllm", base_url="ftp://x"), {"STATE_DIR": str(tmp_path)})
 
 
+def test_its_own_address_is_refused(tmp_path: Path) -> None:
+    options = SidecarOptions("vllm", port=9000, base_url="http://localhost:9000")
+    with pytest.raises(InvalidSettings, match="This is the sidecar's own address"):
+        sidecar_settings(options, {"STATE_DIR": str(tmp_path)})
+
+
 def test_settings_name_one_engine_and_no_other_backend(tmp_path: Path) -> None:
     settings, _ = sidecar_settings(
         SidecarOptions("vllmdisaggregated"),

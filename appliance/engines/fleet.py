@@ -6,14 +6,14 @@ is persisted (see runtime_changes.py).
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from appliance.base.balancing import STRATEGIES, align_total
 from appliance.base.clock import Clock
-from appliance.base.errors import ApplianceError, Conflict, NotFound
+from appliance.base.errors import ApplianceError, Conflict, Invalid, NotFound
 from appliance.base.logs import get_logger
 from appliance.base.metrics.registry import Metrics
 from appliance.base.tasks import Tasks
@@ -63,8 +63,16 @@ class Fleet:
         clock: Clock,
         metrics: Metrics,
         changes_path: Path | None = None,
+        is_own_address: Callable[[str], bool] = lambda url: False,
     ) -> None:
+        """Make an empty fleet.
+
+        Args:
+            changes_path: The file of changes that outlast a restart; None = none do.
+            is_own_address: Whether a URL is the appliance's own, which is refused as a backend.
+        """
         self.router = router
+        self._is_own_address = is_own_address
         router.connect_learner(self.learn_models)
         self._tasks = tasks
         self._clock = clock
@@ -234,6 +242,12 @@ class Fleet:
             Conflict: There is one of that name, or the change cannot be persisted.
         """
         spec = parse_backend(value, environ or os.environ)
+        if self._is_own_address(spec.url):
+            raise Invalid(
+                f"{spec.url} is the appliance's own address: each request would come back to it. Give the "
+                "engine's address.",
+                param="url",
+            )
         if spec.name in self._probed or spec.name in RESERVED_NAMES:
             raise Conflict(
                 f"There is a backend {spec.name!r} already. Remove it first, or give another `name`.",

@@ -105,3 +105,13 @@ async def test_what_cannot_be_done_is_refused(
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await getattr(control_pb2_grpc.ControlStub(channel), call)(request_)
     assert caught.value.code() is code, caught.value.details()
+
+
+async def test_the_appliance_is_no_backend_of_its_own(start) -> None:
+    running = await start()
+    async with grpc.aio.insecure_channel(running.control_address) as channel:
+        stub = control_pb2_grpc.ControlStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.AddBackend(pb.AddBackendRequest(url=running.v1, name="me"))
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert f"{running.base_url} is the appliance's own address" in refused.value.details()
