@@ -73,7 +73,7 @@ async def test_eject_during_an_idle_unload_counts_once(open_manager: Make) -> No
 async def test_eject_during_a_load_starts_another_for_waiters(open_manager: Make) -> None:
     harness = await open_manager("a")
     waits = harness.ask("a")
-    await settle()
+    await harness.loads("a")
     await harness.manager.eject("a")
     assert harness.loader.stopped == ["a"]
     await harness.loaded("a")

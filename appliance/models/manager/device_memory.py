@@ -40,6 +40,10 @@ class DeviceMemory:
         """Return the memory that a llama-server is loaded into."""
         return self.ram if RAM in runner.devices else self.memory
 
+    def free_now(self, now_s: float) -> dict[int, int]:
+        """Return the driver's free bytes by device."""
+        return {device.index: device.free_bytes for device in [*self.read(now_s), *self._ram_beside_gpus]}
+
     def free_and_total(
         self, runners: Iterable[Runner], now_s: float
     ) -> tuple[dict[int, int], dict[int, int]]:

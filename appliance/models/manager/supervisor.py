@@ -90,6 +90,8 @@ class RunnerSupervisor:
             load_started_s=now_s,
             started_at_s=self._state.clock.now_s(),
         )
+        if not runner.need_bytes:
+            runner.free_at_start = self._device_memory.free_now(now_s)
         runner.idle.set()
         model.runners.append(runner)
         self._state.runners[runner.serial] = runner
@@ -167,10 +169,9 @@ class RunnerSupervisor:
         now_s = self._state.clock.monotonic_s()
         self._measure_load(runner, model)  # now it has all its memory
         runner.phase, runner.load_progress = "ready", 100
-        if not runner.memory_by_device:  # the driver may hide processes in a container: the estimate counts
-            share_bytes = runner.need_bytes // len(runner.devices)
-            runner.memory_by_device = dict.fromkeys(runner.devices, share_bytes)
         self._device_memory.invalidate()
+        if not runner.memory_by_device:  # the driver may hide processes in a container
+            self._assume_memory(runner, now_s)
         runner.ready_since_s = runner.idle_since_s = now_s
         runner.load_s = model.load_s = now_s - runner.load_started_s
         model.background_load, model.failure, model.replica_failures = "", "", 0
@@ -183,6 +184,24 @@ class RunnerSupervisor:
         self._answer_load_waiters(runner, model)
         self._state.notify(model)
         self._reschedule()
+
+    def _assume_memory(self, runner: Runner, now_s: float) -> None:
+        """Record what a llama-server takes that the driver does not show.
+
+        1. an estimate is known   → that
+        2. else                   → what its devices have less than before the load: others load after it
+        """
+        if runner.need_bytes:  # 1
+            share_bytes = runner.need_bytes // len(runner.devices)
+            runner.memory_by_device = dict.fromkeys(runner.devices, share_bytes)
+            return
+        free, before = self._device_memory.free_now(now_s), runner.free_at_start  # 2
+        runner.memory_by_device = {
+            index: max(0, before[index] - free[index])
+            for index in runner.devices
+            if index in before and index in free
+        }
+        self._history.record_memory(runner.history_key, runner.memory_bytes)
 
     def _answer_load_waiters(self, runner: Runner, model: ModelState) -> None:
         for waiter in list(model.waiters):

@@ -28,6 +28,7 @@ class Runner:
         keep_alive_s: How long it stays without a request, as the latest request said; None = as configured,
             negative = for ever.
         memory_by_device: Bytes that it takes, by device.
+        free_at_start: Free bytes by device before its load, where its memory is not known; else empty.
         file_bytes: Of its memory the pages of files, which the kernel counts as available.
         failed_probes: Health probes that failed in a row.
         silent_answers: Requests in a row that got no answer in time although it is healthy.
@@ -64,6 +65,7 @@ class Runner:
     keep_alive_s: float | None = None
     load_progress: int = 0
     memory_by_device: dict[int, int] = field(default_factory=dict)
+    free_at_start: dict[int, int] = field(default_factory=dict)
     file_bytes: int = 0
     before_load: Process | None = None
     needs_after_unload: bool = False
