@@ -5,6 +5,7 @@ The real manager over a stand-in for processes, and servers on loopback that fai
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from appliance.engines.types import (
 from appliance.engines.upstream.attempt import AttemptFailed
 from appliance.models.manager.errors import InsufficientMemory, ModelFailed
 from appliance.models.table.catalogue import LoraAdapter, Model, Params
+from appliance.models.table.sampling import RequestSettings
 from tests.fakes.engine_server import REPLY, EngineServer
 from tests.models.manager_harness import Make, ManagerHarness, settle, until
 from tests.models.test_folder import put
@@ -130,6 +132,28 @@ async def test_a_request_takes_a_slot_and_releases_it(open_backend: Open) -> Non
         "models",
         1,
     )
+
+
+async def test_request_for_a_model_without_settings_keeps_its_bytes(open_backend: Open) -> None:
+    at = await open_backend("a", "b", servers=2)
+    manager = at.harness.manager
+    settings = RequestSettings({"seed": 1}, {"top_k": 2}, "Be short.")
+    models = dict(manager.catalogue.models)
+    models["b"] = replace(models["b"], requests=settings, aliases=("best",))
+    manager.apply(replace(manager.catalogue, models=models))
+    plain = at.request("a")
+    raw = plain.raw
+    for request in (plain, changed := at.request("best")):
+        task = at.sending(request)
+        await at.harness.loaded("b" if request is changed else "a")
+        await task
+    assert plain.raw is raw
+    assert not {"seed", "top_k"} & set(at.engines[0].asked[-1])
+    assert changed.wanted_model == changed.receipt.served_model == "b"
+    sent = at.engines[1].asked[-1]
+    assert (sent["model"], sent["seed"], sent["top_k"]) == ("b", 1, 2)
+    assert sent["messages"][0] == {"role": "system", "content": "Be short."}
+    assert at.all_is_released()
 
 
 async def test_a_stream_keeps_its_slot_until_it_ends(open_backend: Open) -> None:
