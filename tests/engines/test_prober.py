@@ -54,11 +54,15 @@ async def test_a_probe_reads_health_load_and_facts() -> None:
 
 # ---- detection
 
+APPLIANCE = b'{"ok": true, "state": "serving", "version": "0.2.0", "demo": false, "public_model": "m", "upstream_base": ""}'
+
 
 @pytest.mark.parametrize(
     ("pages", "kind", "detail"),
     [
         (HEALTHY, "vllm", ""),
+        ({**HEALTHY, "/healthz": (200, APPLIANCE)}, "openai", ""),
+        ({**HEALTHY, "/healthz": (200, b"ok")}, "vllm", ""),
         (
             {"/v1/models": (200, b'{"data": []}')},
             "auto",

@@ -16,6 +16,8 @@ from appliance.base.wire.types import UpstreamTimeout, WireError
 from appliance.engines.backends.engine_load import ScrapedPage
 from appliance.engines.backends.server import EngineServer
 from appliance.engines.dialects.contract import Dialect, EngineHealth, SleepingDialect
+from appliance.engines.dialects.openai import OpenAi
+from appliance.engines.dialects.queries import is_appliance
 from appliance.engines.dialects.table import DIALECTS
 from appliance.engines.metrics.values import BadMetrics, read_gauge
 
@@ -124,10 +126,13 @@ class HealthProber:
         server, state = self._server, self._server.state
         try:
             for dialect in DIALECTS.values():
-                if await dialect.matches(server.client):
-                    state.dialect = dialect
-                    log.info("backend_detected", backend=server.name, kind=dialect.kind)
-                    return
+                if not await dialect.matches(server.client):
+                    continue
+                if dialect.kind != OpenAi.kind and await is_appliance(server.client):
+                    dialect = DIALECTS[OpenAi.kind]
+                state.dialect = dialect
+                log.info("backend_detected", backend=server.name, kind=dialect.kind)
+                return
             detail = "it answers, but not like a known kind of engine"
         except (ApplianceError, ValueError) as exc:
             detail = str(exc)

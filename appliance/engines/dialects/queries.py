@@ -40,6 +40,22 @@ def read_json(reply: QueryReply, path: str) -> dict[str, Any]:
     return value
 
 
+async def is_appliance(client: EngineClient) -> bool:
+    """Whether the server is another appliance: it passes on its engines' own pages and metrics.
+
+    Raises:
+        WireError: It cannot be reached.
+    """
+    reply = await client.get("/healthz", QUERY_TIMEOUT_S)
+    if reply.status not in (200, 503):
+        return False
+    try:
+        value = jsons.loads(reply.body)
+    except jsons.InvalidJson:
+        return False
+    return isinstance(value, dict) and {"state", "version", "public_model", "upstream_base"} <= set(value)
+
+
 async def list_models(client: EngineClient) -> list[dict[str, Any]]:
     """Return the rows of GET /v1/models that have an id.
 
