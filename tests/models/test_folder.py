@@ -85,6 +85,26 @@ def test_files_that_declare_another_type_are_not_models(tmp_path: Path) -> None:
         ),
         (["m.gguf"], ["m-mmproj-f16.gguf"], {"m": "m-mmproj-f16.gguf"}),
         (["x/m.gguf"], ["mmproj.gguf"], {"m": ""}),
+        (
+            [
+                "gemma-3-4b-it-Q4_K_M.gguf",
+                "gemma-3-12b-it-IQ2_XS.gguf",
+                "llava-v1.5-7b-q8_0.gguf",
+                "plain.gguf",
+            ],
+            ["mmproj-gemma-3-4b-it-f16.gguf", "llava-v1.5-7b-mmproj-model-f16.gguf"],
+            {
+                "gemma-3-4b-it-Q4_K_M": "mmproj-gemma-3-4b-it-f16.gguf",
+                "gemma-3-12b-it-IQ2_XS": "",
+                "llava-v1.5-7b-q8_0": "llava-v1.5-7b-mmproj-model-f16.gguf",
+                "plain": "",
+            },
+        ),
+        (
+            ["s/a-Q4_K_M.gguf", "s/a-Q8_0.gguf", "s/b.gguf"],
+            ["s/mmproj-A-BF16.gguf", "s/mmproj-F16.gguf"],
+            {"a-Q4_K_M": "s/mmproj-A-BF16.gguf", "a-Q8_0": "s/mmproj-A-BF16.gguf", "b": "s/mmproj-F16.gguf"},
+        ),
         ([], ["mmproj.gguf"], {}),
     ],
 )

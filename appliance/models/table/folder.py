@@ -3,14 +3,16 @@
 1. A file is a model, named by its file name without the ending. A model in parts (`…-00001-of-00003`) is one
    model, named without that suffix.
 2. Of files with the same name, those in sub-folders are named `sub-folder/name`.
-3. `mmproj*.gguf`, and a file whose header says that it is one, is a projector for images, for all text models
-   in its sub-folder. With a second projector beside it, or among several models in the top folder, it is
-   unclear which models it belongs to: it is left out, with a warning.
+3. `mmproj*.gguf`, and a file whose header says that it is one, is a projector for images. It belongs to the
+   text models beside it that have its name (`mmproj-NAME-f16.gguf` to `NAME-Q4_K_M.gguf`). One with another
+   name belongs to all others in its sub-folder. With a second such beside it, or among several such models
+   in the top folder, it is unclear which models it belongs to: it is left out, with a warning.
 4. Adapters, and files whose headers say that they are no models, are left out.
 5. A file that cannot be read or is not GGUF is listed as a model: a request for it says why it does not load.
 6. What is no file, or has no name that a model can have, is left out with a warning (file_walk.py).
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -29,6 +31,10 @@ from appliance.models.table.gguf import (
 )
 
 MAX_ALIAS = 512  # characters
+_WORDS = re.compile(r"[^\W_]+(?:\.[^\W_]+)*")
+_NOT_NAMING = re.compile(
+    r"(?<![^\W_])(?:mmproj|model|ud|bf16|f16|f32|fp16|fp32|mxfp4|[it]?q\d+(?:_[a-z0-9]+)*)(?![^\W_])"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,7 @@ def scan_folder(folder: Path, walked: WalkedFolder | None = None) -> tuple[list[
     texts = [path for path in models if (header := headers[path]) is None or not header.is_embedding]
     owned = _assign_projectors(top, projectors, texts, problems)
     return [
-        FoundModel(alias, path, owned.get(path.parent) if path in texts else None)
+        FoundModel(alias, path, owned.get(path))
         for alias, path in _name_models(top, models, problems).items()
     ], problems
 
@@ -97,29 +103,44 @@ def _read_brief(path: Path, problems: list[Problem]) -> GgufHeader | None:
 def _assign_projectors(
     top: Path, projectors: list[Path], models: list[Path], problems: list[Problem]
 ) -> dict[Path, Path]:
-    """Return the projector of each folder's models."""
-    owned = {}
+    """Return the projector of each text model that has one."""
+    owned: dict[Path, Path] = {}
     for folder in dict.fromkeys(path.parent for path in projectors):
         here = [path for path in projectors if path.parent == folder]
-        if len(here) > 1:
+        beside = [path for path in models if path.parent == folder]
+        names = {name for path in beside if (name := _plain_name(path))}
+        for name in names:
+            own = [path for path in here if _plain_name(path) == name]
+            if len(own) == 1:
+                owned |= dict.fromkeys((path for path in beside if _plain_name(path) == name), own[0])
+        others = [path for path in here if path not in owned.values()]
+        left = [path for path in beside if path not in owned]
+        if len(others) > 1:
+            named = ", ".join(path.name for path in others)
             problems.append(
                 _warning(
                     folder,
-                    f"It has {len(here)} projectors: {', '.join(path.name for path in here)}. None is used. "
-                    "Leave one, or set `mmproj_path` in the file of CONFIG_PATH.",
+                    f"It has {len(others)} projectors: {named}. None is used. "
+                    "Leave one, name each as its model, or set `mmproj_path` in the file of CONFIG_PATH.",
                 )
             )
-        elif folder == top and sum(path.parent == top for path in models) > 1:
+        elif others and folder == top and len(left) > 1:
             problems.append(
                 _warning(
-                    here[0],
-                    "The projector is not used: the folder has several models. Put it into a sub-folder with "
-                    "its model, or set `mmproj_path` in the file of CONFIG_PATH.",
+                    others[0],
+                    "The projector is not used: the folder has several models. Name it as its model, put "
+                    "both into a sub-folder, or set `mmproj_path` in the file of CONFIG_PATH.",
                 )
             )
-        else:
-            owned[folder] = here[0]
+        elif others:
+            owned |= dict.fromkeys(left, others[0])
     return owned
+
+
+def _plain_name(path: Path) -> str:
+    """Return what names the model in a file's name: lower case, without `mmproj` and quantization."""
+    words = _NOT_NAMING.sub(" ", gguf_stem(path).lower())
+    return "-".join(_WORDS.findall(words))
 
 
 def _name_models(top: Path, models: Iterable[Path], problems: list[Problem]) -> dict[str, Path]:
