@@ -127,7 +127,13 @@ def header(kind: str = "adapter", architecture: str = "llama") -> SimpleNamespac
 
 @pytest.fixture
 def manager() -> ScriptedManager:
-    return ScriptedManager({"tiny": SimpleNamespace(header=header("model"), path=Path("/m.gguf"))})
+    return ScriptedManager(
+        {
+            "tiny": SimpleNamespace(
+                header=header("model"), path=Path("/m.gguf"), definition=SimpleNamespace(engine=None)
+            )
+        }
+    )
 
 
 @pytest.fixture
@@ -179,7 +185,7 @@ async def test_an_unverified_load_waits_for_the_next_start(manager, file: Path) 
 
 def test_an_adapter_of_a_model_is_requested_by_its_place_in_the_list(manager, file: Path) -> None:
     loras = [SimpleNamespace(name="", scale=0.5), LoraAdapter(file, 0.0, "style")]
-    manager.model_states["tiny"].definition = SimpleNamespace(lora=loras)
+    manager.model_states["tiny"].definition = SimpleNamespace(lora=loras, engine=None)
     host, _ = host_of(manager)
     loaded = host.describe_loaded(Adapter("style", str(file), "tiny"), LoraReply("done", 200, ""))
     assert (loaded.engine_name, loaded.is_listed) == ("style", True)

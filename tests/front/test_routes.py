@@ -66,8 +66,9 @@ def test_every_address_has_a_summary() -> None:
     assert [route.path for route in MAIN if not route.summary] == []
 
 
-def test_only_health_and_the_root_are_public() -> None:
-    assert {route.path for route in MAIN if route.access is Access.PUBLIC} == {"/healthz", "/health", "/"}
+def test_only_health_the_root_and_the_description_are_public() -> None:
+    public = {"/healthz", "/health", "/", "/openapi.json", "/docs", "/docs/{file}"}
+    assert {route.path for route in MAIN if route.access is Access.PUBLIC} == public
     sidecar = sidecar_routes(*without_parts(SIDECAR))
     assert {route.path for route in sidecar if route.access is Access.PUBLIC} == {"/health", "/ready"}
 
@@ -110,5 +111,5 @@ def test_the_command_prints_the_table(
     assert main(["routes", *arguments]) == code
     said = capsys.readouterr()
     assert text in said.out
-    assert ("routes: unknown argument '--json'; use --markdown." in said.err) == (code == 2)
+    assert ("appliance routes: error: unrecognized arguments: --json" in said.err) == (code == 2)
     assert as_text().count("\n") == len(MAIN)
