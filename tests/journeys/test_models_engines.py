@@ -291,3 +291,21 @@ async def test_a_large_form_that_names_no_model_at_its_beginning_is_refused(mana
     assert error["code"] == "missing_required_parameter"
     assert "does not name its model in its first 1 MiB. Put the field `model` before" in error["message"]
     assert appliance.statuses() == {"a": "off", "any": "off"}
+
+
+async def test_a_llama_server_of_its_own_command_keeps_the_facts_of_its_file(
+    managed: Managed, llama_binary: str, tiny_models: Path
+) -> None:
+    words = [llama_binary, "-m", "${MODEL_PATH}", "--port", "${PORT}", "-t", "1", "--metrics", "--jinja"]
+    how = {"command": words, "model_path": str(tiny_models / "tiny-chat.gguf"), "engine_kind": "llamacpp"}
+    appliance = await managed("own", own=how)
+    assert await appliance.chat("own") == REPLY
+    base_url, session = appliance.running.base_url, appliance.session
+    async with session.get(base_url + "/v1/models/own") as response:
+        assert (await response.json())["meta"]["n_params"] > 0
+    async with session.post(base_url + "/api/show", json={"model": "own"}) as response:
+        shown = await response.json()
+    assert shown["model_info"]["general.architecture"] == "llama"
+    assert "FROM tiny-chat.gguf" in shown["modelfile"]
+    async with session.get(base_url + "/metrics") as response:
+        assert 'model_name="own"' in await response.text()
