@@ -276,7 +276,8 @@ def chat(
     prompt = sys.stdin.read() if text == "-" else text
     messages = [pb.ChatMessage(role="system", content=system)] if system else []
     messages.append(pb.ChatMessage(role="user", content=prompt))
-    request = pb.ChatRequest(model=model, messages=messages, stream=is_streamed)
+    form = pb.REPLY_FORM_JSON if session.screen.is_json else pb.REPLY_FORM_FIELDS
+    request = pb.ChatRequest(model=model, messages=messages, stream=is_streamed, form=form)
     is_begun = False
     try:
         with closing(session.client.stream(session.client.stub.Chat, request)) as parts:

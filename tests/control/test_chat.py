@@ -87,6 +87,21 @@ async def test_a_stream_is_sent_as_deltas_then_a_receipt(control: OpenControl) -
     assert control.fake.backend.asked[0].stream
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_the_text_is_sent_once_in_the_form_asked_for(control: OpenControl, stream: bool) -> None:
+    for form, has_text, has_json in (
+        (pb.REPLY_FORM_UNSPECIFIED, True, True),
+        (pb.REPLY_FORM_FIELDS, True, False),
+        (pb.REPLY_FORM_JSON, False, True),
+    ):
+        request = pb.ChatRequest(messages=HELLO, stream=stream, form=form)
+        *parts, _ = await rest_of(control.stub.Chat(request))
+        values = [part.delta if stream else part.reply for part in parts]
+        assert ("".join(value.text for value in values) == "hello") is has_text
+        assert all(bool(value.openai_json) is has_json for value in values)
+        assert any(value.finish_reason for value in values)
+
+
 async def test_a_whole_reply_is_streamed_where_a_stream_was_asked_for(control: OpenControl) -> None:
     messages = await rest_of(control.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True)))
     assert "".join(m.delta.text for m in messages) == "hello"

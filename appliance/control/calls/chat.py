@@ -6,7 +6,7 @@ from grpc.aio import ServicerContext
 from appliance.base.errors import ApplianceError, Unavailable
 from appliance.control.calls.group import CallGroup
 from appliance.control.convert.backends import to_receipt
-from appliance.control.convert.chat import to_deltas, to_engine_request, to_reply
+from appliance.control.convert.chat import in_form, to_deltas, to_engine_request, to_reply
 from appliance.control.errors import error_of_reply, http_status_of
 from appliance.control.v1 import control_pb2 as pb
 from appliance.control.writing import sending, write
@@ -46,7 +46,7 @@ class ChatCalls(CallGroup):
                         retry_after_s=5,
                     )
                 pipeline.admit_guarded(running)
-                await self._answer(to_engine_request(request, receipt), sender)
+                await self._answer(to_engine_request(request, receipt), sender, request.form)
                 running.finish, receipt.status = Finish.DONE, 200
             except ApplianceError as error:
                 running.finish = Finish.CUT_OFF if sender.messages else Finish.ERROR
@@ -59,7 +59,7 @@ class ChatCalls(CallGroup):
                 raise
         await write(context, pb.ChatResponse(receipt=to_receipt(receipt)))
 
-    async def _answer(self, engine_request: EngineRequest, sender: "_Sender") -> None:
+    async def _answer(self, engine_request: EngineRequest, sender: "_Sender", form: pb.ReplyForm) -> None:
         """Ask the engines and send what they reply.
 
         1. an error             → raised
@@ -70,12 +70,12 @@ class ChatCalls(CallGroup):
         if reply.events is None:
             if reply.status >= 400:  # 1
                 raise error_of_reply(reply)
-            await sender.send(pb.ChatResponse(reply=to_reply(reply.body or b"")))  # 2
+            await sender.send(pb.ChatResponse(reply=in_form(to_reply(reply.body or b""), form)))  # 2
             return
         try:
             async for piece in reply.events:  # 3
                 for delta in to_deltas(piece):
-                    await sender.send(pb.ChatResponse(delta=delta))
+                    await sender.send(pb.ChatResponse(delta=in_form(delta, form)))
         finally:
             await reply.events.aclose()
 

@@ -1,6 +1,6 @@
 """A chat request over gRPC as the engines' request, and their replies as messages."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 from appliance.base import jsons
 from appliance.base.errors import Invalid, UpstreamFailed
@@ -9,6 +9,7 @@ from appliance.control.v1 import control_pb2 as pb
 from appliance.engines.receipts import Receipt
 from appliance.engines.types import EngineRequest, Operation
 
+Part = TypeVar("Part", pb.ChatDelta, pb.ChatReply)
 FIELD_TYPES: tuple[tuple[str, type, str], ...] = (  # the fields that the appliance reads: name, type, words
     ("model", str, "a string"),
     ("stream", bool, "true or false"),
@@ -97,6 +98,16 @@ def _check_message(message: Any, where: str) -> None:
             param=f"{where}.content",
             code="invalid_type",
         )
+
+
+def in_form(part: Part, form: pb.ReplyForm) -> Part:
+    """Leave out of a delta or a reply what its form does not have; returns the same message."""
+    if form == pb.REPLY_FORM_FIELDS:
+        part.ClearField("openai_json")
+    elif form == pb.REPLY_FORM_JSON:
+        part.ClearField("text")
+        part.ClearField("reasoning")
+    return part
 
 
 def to_reply(body: bytes) -> pb.ChatReply:
