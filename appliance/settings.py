@@ -34,7 +34,7 @@ from appliance.models.settings import ModelSettings
 from appliance.models.table.catalogue import Catalogue, read_catalogue
 from appliance.settings_addresses import check_own_addresses
 from appliance.settings_checks import check_adapter_names, check_default_model, check_together
-from appliance.settings_file import below, check_api, read_section
+from appliance.settings_file import below, check_api, read_section, tell_place
 from appliance.settings_folders import check_folders
 
 
@@ -181,6 +181,17 @@ def load(environ: Mapping[str, str] | None = None) -> tuple[Settings | None, lis
     """
     given = dict(os.environ if environ is None else environ)
     merged, config, problems = _read_environ(given)
+    settings, found = _load(given, merged, config)
+    others = _with_env_file(given)[0]
+    if any(problem.is_fatal for problem in problems):
+        settings = None
+    return settings, [*problems, *(tell_place(problem, config, others) for problem in found)]
+
+
+def _load(
+    given: Mapping[str, str], merged: dict[str, str], config: ConfigFile
+) -> tuple[Settings | None, list[Problem]]:
+    problems: list[Problem] = []
     is_port = bool(merged.get("PORT")) and not merged.get("PROXY_PORT")  # hosting platforms set PORT
     if is_port:
         merged["PROXY_PORT"] = merged["PORT"]

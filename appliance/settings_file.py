@@ -7,6 +7,7 @@ settings:
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -19,6 +20,7 @@ from appliance.models.table.section import hint_of
 
 # Read before the file, or by programs that do not read it.
 ENVIRONMENT_ONLY = {"CONFIG_PATH", "APPLIANCE_ENV_FILE", "APPLIANCE_HOME", "CONTROL_ADDRESS"}
+IN_FILE = "(of the file)"
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
@@ -107,6 +109,21 @@ def below(values: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, st
 
     given = {name: text for name, text in environ.items() if text or name not in values}
     return {name: text for name, text in values.items() if not is_set(name)} | given
+
+
+def tell_place(problem: Problem, config: ConfigFile, environ: Mapping[str, str]) -> Problem:
+    """Return a problem of a setting with the words that the file sets it, where that is so.
+
+    Args:
+        problem: Of any variable.
+        config: The file.
+        environ: The settings without those of the file.
+    """
+    section = config.sections.get("settings")
+    is_there = isinstance(section, dict) and section.get(problem.variable) is not None
+    if not is_there or below({problem.variable: IN_FILE}, environ).get(problem.variable) != IN_FILE:
+        return problem
+    return replace(problem, remedy=f"{problem.remedy} It is set in {config.path}.")
 
 
 def check_api(config: ConfigFile, api: Api, front: FrontSettings) -> list[Problem]:

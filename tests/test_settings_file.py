@@ -168,6 +168,12 @@ def test_keys_of_api_without_effect_are_a_warning(tmp_path: Path) -> None:
     assert read(tmp_path, same, PROXY_HOST="::1")[1] == ""
 
 
+def test_problem_of_a_setting_says_that_the_file_sets_it(tmp_path: Path) -> None:
+    wrong = {"settings": {"HEARTBEAT_S": "soon"}}
+    assert read(tmp_path, wrong)[1].endswith(f"to use 10.0. It is set in {tmp_path}/config.json.")
+    assert read(tmp_path, wrong, HEARTBEAT_S="late")[1].endswith("to use 10.0.")
+
+
 def test_proxies_may_stand_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("settings: {HTTPS_PROXY: 'http://proxy:3128', NO_PROXY: [a, b]}")

@@ -113,6 +113,15 @@ async def test_arguments_and_variables_reach_the_server(
     assert words[-3:] == ["--threads-batch", "1", "--no-warmup"]
 
 
+async def test_ollama_clients_are_shown_the_sampling(managed: Managed) -> None:
+    sampling = {"defaults": {"temperature": 0.5, "max_tokens": 9, "stop": ["x"]}, "force": {"top_k": 3}}
+    appliance = await managed("a", a=sampling | {"aliases": ["b"], "system_prompt": "not shown"})
+    shown = await ollama.AsyncClient(host=appliance.running.base_url).show("b")
+    rows = dict(line.split() for line in (shown.parameters or "").splitlines())
+    assert (rows["temperature"], rows["num_predict"], rows["top_k"]) == ("0.5", "9", "3")
+    assert "not shown" not in shown.model_dump_json()
+
+
 async def test_unknown_argument_fails_the_load_with_its_reason(managed: Managed) -> None:
     appliance = await managed("a", "b", a={"extra_args": ["--no-warmupp"]})
     status, _, answer = await appliance.ask("a")

@@ -19,6 +19,7 @@ from appliance.models.table.details import TEMPLATE, ModelDetails
 from appliance.models.table.library import ModelLibrary
 
 HOLDS_MEMORY = {"starting", "loading", "ready"}
+SAMPLING_NAMES = {"max_tokens": "num_predict", "n_keep": "num_keep"}  # ours → Ollama's
 NAME_WIDTH = 30  # of a parameter's name in /api/show, as Ollama writes them
 
 
@@ -230,6 +231,12 @@ def _parameters(model: Model, view: ModelView, *, threads: int) -> list[str]:
         "num_gpu": params.n_gpu_layers,
         "num_thread": threads,
         "rope_frequency_base": params.rope_freq_base,
+    }
+    sampling = {**model.requests.defaults, **model.requests.force}
+    values |= {
+        SAMPLING_NAMES.get(name, name): value
+        for name, value in sampling.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
     return [
         f"{name:<{NAME_WIDTH}} {value:g}" if isinstance(value, float) else f"{name:<{NAME_WIDTH}} {value}"
