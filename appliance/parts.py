@@ -166,7 +166,7 @@ class Appliance:
             settings.config,  # not as it may have been changed since: that is for a reload
         )
         if self.settings is not settings:  # a reload came in between: its settings must stay
-            return await self.reread_models(walked)
+            return await self.reread_models()  # MODEL_DIR may be another folder now
         self._warn_of_files(problems)
         fatal = [str(problem) for problem in problems if problem.is_fatal]
         if fatal:
