@@ -1,14 +1,16 @@
-# The appliance as an image. Two stages: everything that builds stays in the first one.
+# The appliance as an image. Everything that builds stays in the first stages. docs/image.md
 #
-#   docker build -t appliance .
+#   docker build -t appliance .                                                   without a llama-server
+#   docker build -t appliance-llama --build-arg LLAMA_SERVER=debian .             with Debian's llama-server, for models of your own
+#   docker build -t llama-server --build-arg LLAMA_SERVER=debian --target llama-server .      Debian's llama-server alone
 #
 # A worker CLI (see WORKER_COMMAND) can be put in while the image is built. It is fetched once, and kept only if its SHA-256
 # is the one that was given; a .tar.gz is unpacked, anything else is taken as one program. It goes to /opt/worker/bin, on PATH:
 #
 #   docker build -t appliance --build-arg WORKER_CLI_URL=https://… --build-arg WORKER_CLI_SHA256=… .
 #
-# So can a llama-server, for models of your own (see docs/models.md): a release of llama.cpp as .tar.gz, or one program. Without it,
-# mount one and name it in LLAMA_SERVER_PATH:
+# So can another llama-server than Debian's: a release of llama.cpp as .tar.gz, or one program. It wins over LLAMA_SERVER. Without
+# either, mount one and name it in LLAMA_SERVER_PATH:
 #
 #   docker build -t appliance --build-arg LLAMA_SERVER_URL=https://… --build-arg LLAMA_SERVER_SHA256=… .
 #
@@ -45,10 +47,35 @@ ARG WORKER_CLI_URL=""
 ARG WORKER_CLI_SHA256=""
 COPY etc/fetch_program.py ./
 RUN mkdir -p /opt/worker/bin && python3 fetch_program.py WORKER_CLI "$WORKER_CLI_URL" "$WORKER_CLI_SHA256" /opt/worker/bin
+
+# /opt/llama: bin/llama-server, and what it needs; without one, an empty bin.
+FROM python:3.13-slim-trixie AS llama
+WORKDIR /src
+COPY etc/fetch_program.py etc/debian_llama_server ./
+ARG LLAMA_SERVER=""
 ARG LLAMA_SERVER_URL=""
 ARG LLAMA_SERVER_SHA256=""
 RUN mkdir -p /opt/llama/bin && python3 fetch_program.py LLAMA_SERVER "$LLAMA_SERVER_URL" "$LLAMA_SERVER_SHA256" /opt/llama/files \
+ && case "$LLAMA_SERVER_URL:$LLAMA_SERVER" in \
+        :debian) ./debian_llama_server /opt/llama/files ;; \
+        : | ?*:*) ;; \
+        *) echo "LLAMA_SERVER=$LLAMA_SERVER: allowed: debian, or empty. Set LLAMA_SERVER_URL to fetch another one." >&2; exit 1 ;; \
+    esac \
  && find /opt/llama -type f -name llama-server -exec ln -sf {} /opt/llama/bin/llama-server \;
+
+# llama-server alone, for compose's engines; its arguments are those of llama-server.
+FROM python:3.13-slim-trixie AS llama-server
+RUN apt-get update \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends libgomp1 \
+ && rm -rf /var/lib/apt/lists/*
+COPY --from=llama /opt/llama /opt/llama
+RUN /opt/llama/bin/llama-server --version 2>/dev/null \
+ || { echo "There is no llama-server: build with --build-arg LLAMA_SERVER=debian, or with LLAMA_SERVER_URL." >&2; exit 1; }
+USER 65534:65534
+EXPOSE 8080
+HEALTHCHECK --interval=5s --timeout=5s --start-period=300s --retries=3 \
+    CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/health', timeout=4)"]
+ENTRYPOINT ["/opt/llama/bin/llama-server"]
 
 FROM python:3.13-slim-trixie
 # tini reaps what a worker leaves behind and hands signals on; libgomp1 is what a llama-server computes with. The installer of packages goes: nothing is installed from here on.
@@ -65,7 +92,7 @@ RUN apt-get update \
  && install -d -o 10001 -g 0 -m 0775 /var/lib/appliance
 COPY --from=build /opt/appliance /opt/appliance
 COPY --from=build /opt/worker /opt/worker
-COPY --from=build /opt/llama /opt/llama
+COPY --from=llama /opt/llama /opt/llama
 COPY shims/nvidia-smi /opt/appliance/shims/nvidia-smi
 COPY entrypoint.sh /usr/local/bin/entrypoint.sh
 ENV PATH=/opt/appliance/shims:/opt/appliance/bin:/opt/worker/bin:/opt/llama/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \

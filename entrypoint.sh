@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The container's start: check the settings, prepare the machine, drop root privileges, serve.
 #
-# Works as root and under any --user. The appliance's own verbs are run by it; any other command is executed as it is
-# (`docker run IMAGE bash`). Sourcing this file runs nothing, so that tests can call its functions.
+# Works as root and under any --user. The appliance's own verbs are run by it, options of the sidecar without a verb by the sidecar
+# (`docker run IMAGE --engine vllm`); any other command is executed as it is (`docker run IMAGE bash`). Sourcing this file runs
+# nothing, so that tests can call its functions.
 #
 # tini starts after the privileges were dropped, not before: as root without the KILL capability it could not pass a
 # signal on to the server. So the container's first process has no privilege left either.
@@ -75,6 +76,7 @@ main() {
         serve) if [[ "$(id -u)" == 0 ]]; then serve_as_root; else serve_as_is; fi ;;
         become-server) become_server "${@:2}" ;;
         sidecar) sidecar "${@:2}" ;;
+        -[EHPBMIN]* | --engine* | --host* | --port* | --pod* | --model*) sidecar "$@" ;;     # the sidecar's options without its verb
         check | prepare | settings | routes | models | download | healthcheck | ctl | version | help | -*) become python3 -m appliance "$@" ;;
         *) become "$@" ;;
     esac

@@ -78,7 +78,7 @@ def show_settings(arguments: list[str]) -> int:
     """Print every variable in the form that is asked for."""
     from appliance.base import jsons
     from appliance.settings import described, effective_environ, load
-    from appliance.settings_text import as_env_example, as_page, as_text
+    from appliance.settings_text import as_compose, as_env_example, as_page, as_text
 
     options = parser_of("settings").parse_args(arguments)
     settings, _ = load()
@@ -91,6 +91,8 @@ def show_settings(arguments: list[str]) -> int:
         print(jsons.dumps_pretty([{"room": row.pop("package"), **row} for row in fields]))
     elif options.env_example:
         print(as_env_example(rows), end="")
+    elif options.compose:
+        print(as_compose(rows), end="")
     elif options.markdown:
         print(as_page(rows), end="")
     else:

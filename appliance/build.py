@@ -180,6 +180,7 @@ def lora_folders(settings: Settings) -> tuple[list[Path], Path]:
     folders = list(map(Path, settings.engines.lora_allowed_dirs)) or [
         own_folder,
         download_dir(settings.downloads, settings.host),
+        *map(Path, settings.downloads.download_allowed_dirs),
     ]
     return folders, own_folder if own_folder in folders else folders[0]
 

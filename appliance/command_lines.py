@@ -31,6 +31,7 @@ def _settings(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="a JSON array, one object for each variable")
     form.add_argument("--env-example", action="store_true", help="as etc/appliance.env.example")
+    form.add_argument("--compose", action="store_true", help="as etc/compose.settings.yaml")
     form.add_argument("--markdown", action="store_true", help="as docs/configuration.md")
 
 
@@ -72,7 +73,8 @@ VERBS: dict[str, Verb] = {
         more=f"The container's start calls it as root. {SETTINGS}",
     ),
     "settings": Verb(
-        "every variable: package, default, current value, help   [--json | --env-example | --markdown]",
+        "every variable: package, default, current value, help   "
+        "[--json | --env-example | --compose | --markdown]",
         _settings,
     ),
     "routes": Verb(

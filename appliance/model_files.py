@@ -29,6 +29,6 @@ class ModelFiles:
             self._folder = FolderWatch(top)
         if self._folder is not None:
             walked = await asyncio.to_thread(self._folder.look)
-            if walked is not None and self._appliance.settings.models.model_dir == folder:
+            if walked is not None:
                 await self._appliance.reread_models(walked)
         await self._files.look()

@@ -164,9 +164,10 @@ class Appliance:
             download_dir(settings.downloads, settings.host),
             walked,
             settings.config,  # not as it may have been changed since: that is for a reload
+            has_backends=bool(settings.fleet.backends),
         )
         if self.settings is not settings:  # a reload came in between: its settings must stay
-            return await self.reread_models()  # MODEL_DIR may be another folder now
+            return await self.reread_models(walked)
         self._warn_of_files(problems)
         fatal = [str(problem) for problem in problems if problem.is_fatal]
         if fatal:

@@ -271,7 +271,9 @@ def _tables(
     folder: Path | None = None
     if isinstance(downloads, DownloadSettings) and isinstance(host, HostSettings):
         folder = download_dir(downloads, host)
-    catalogue, found = read_catalogue(models, engines.config_path, folder, config=config)
+    catalogue, found = read_catalogue(
+        models, engines.config_path, folder, config=config, has_backends=bool(fleet.backends)
+    )
     # Both read the configuration file: if it is unreadable, that is reported once.
     reported = {(problem.value, problem.remedy) for problem in problems}
     problems += [problem for problem in found if (problem.value, problem.remedy) not in reported]

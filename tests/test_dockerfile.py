@@ -18,8 +18,10 @@ def test_it_asks_for_no_frontend_and_nothing_that_only_some_builders_know() -> N
     assert not re.search(r"--(mount|link|chmod|network|security|start-interval)\b|<<", "\n".join(STEPS))
 
 
-def test_both_stages_stand_on_the_same_base() -> None:
-    assert [step.split()[1] for step in STEPS if step.startswith("FROM ")] == ["python:3.13-slim-trixie"] * 2
+def test_all_stages_stand_on_the_same_base_and_the_appliance_is_the_last() -> None:
+    stages = [step.split()[1:] for step in STEPS if step.startswith("FROM ")]
+    assert {stage[0] for stage in stages} == {"python:3.13-slim-trixie"}
+    assert [stage[2:] for stage in stages] == [["build"], ["llama"], ["llama-server"], []]
 
 
 def test_every_package_is_installed_from_a_lock_with_hashes() -> None:

@@ -24,6 +24,7 @@ GENERATED = {
     "docs/configuration.md": ["settings", "--markdown"],
     "docs/http-api.md": ["routes", "--markdown"],
     "etc/appliance.env.example": ["settings", "--env-example"],
+    "etc/compose.settings.yaml": ["settings", "--compose"],
     "etc/models.schema.json": ["models", "schema"],
 }
 

@@ -172,6 +172,22 @@ def test_verb_is_run_alone(stage: Stage, arguments: tuple[str, ...]) -> None:
     assert len(stage.calls) == 2  # tini, and the verb
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--engine", "vllm", "--engine-base-url", "http://host.docker.internal:8000"),
+        ("--engine=sglang",),
+        ("-E", "vllm"),
+        ("-P", "9001", "-E", "vllm"),
+    ],
+)
+def test_options_of_the_sidecar_without_its_verb_are_the_sidecars(
+    stage: Stage, arguments: tuple[str, ...]
+) -> None:
+    stage.run(*arguments)
+    assert stage.calls[-1] == f"python3 -m appliance sidecar {' '.join(arguments)}"
+
+
 def test_other_commands_are_executed_with_their_output_and_code(stage: Stage) -> None:
     done = stage.run("sh", "-c", "'echo out; echo err >&2; exit 7'")
     assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")

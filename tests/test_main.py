@@ -21,7 +21,7 @@ from appliance.command_lines import VERBS
         (["check", "more"], "usage: appliance check [-h] [--json]\n"),
         (["serve", "--port", "1"], "usage: appliance serve [-h]\n"),
         ([], "usage: appliance VERB"),
-        (["settings", "--what"], "usage: appliance settings [-h] [--json | --env-example | --markdown]\n"),
+        (["settings", "--what"], "usage: appliance settings [-h]\n"),
         (["routes", "--what"], "usage: appliance routes [-h] [--markdown]\n"),
         (["models", "check", "--what"], "usage: appliance models check [-h] [--json]\n"),
         (["models", "schema", "--what"], "usage: appliance models schema [-h]\n"),
@@ -48,6 +48,7 @@ def test_a_wrong_command_line_ends_with_2(
         (["--version"], "0."),
         (["settings", "--markdown"], "# Configuration"),
         (["settings", "--env-example"], "#PROXY_PORT=14000"),
+        (["settings", "--compose"], "- NOVITA_API_KEY_FILE\n"),
         (["models", "schema"], '"$schema"'),
     ],
 )

@@ -52,7 +52,15 @@ TEXTS = [
     *sorted(path for path in (ROOT / "examples").iterdir() if path.is_file()),
     *(
         ROOT / name
-        for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile", "Dockerfile", "compose.yaml")
+        for name in (
+            "README.md",
+            "CONTRIBUTING.md",
+            "SECURITY.md",
+            "Makefile",
+            "Dockerfile",
+            "compose.yaml",
+            ".env.example",
+        )
     ),
     *(ROOT / name for name in ("entrypoint.sh", "etc/appliance.env.example", "shims/nvidia-smi")),
 ]

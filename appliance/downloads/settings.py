@@ -27,7 +27,7 @@ class DownloadSettings(PackageSettings):
     download_allowed_dirs: CommaList = Field(
         [],
         description="Folders that pvc:// and file:// sources may read, and that downloads may be written to, "
-        "besides DOWNLOAD_DIR",
+        "besides DOWNLOAD_DIR; LoRA adapters may be there, too, unless LORA_ALLOWED_DIRS says otherwise",
         json_schema_extra=RELOAD | {"allowed": "a comma list of absolute paths"},
     )
     download_jobs: int = Field(

@@ -213,7 +213,7 @@ class EngineSettings(PackageSettings):
     lora_allowed_dirs: CommaList = Field(
         [],
         description="Folders that LoRA adapters may be loaded from and downloaded to, as the engines see "
-        "them (comma list); empty = `adapters` in STATE_DIR, and DOWNLOAD_DIR",
+        "them (comma list); empty = `adapters` in STATE_DIR, DOWNLOAD_DIR and DOWNLOAD_ALLOWED_DIRS",
         json_schema_extra=RELOAD | {"allowed": "absolute paths of folders, separated by commas"},
     )
     breaker_failures: int = Field(

@@ -40,12 +40,13 @@ BARE = [
 ]
 WAIT_S = 90  # far more than anything here takes; a test that reaches it has failed
 
-_ASK = """
+ASK = """
 import http.client, json, sys
 host, port, method, path, timeout = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4], float(sys.argv[5])
+more = json.loads(sys.argv[6]) if len(sys.argv) > 6 else {}
 body = sys.stdin.buffer.read()
 connection = http.client.HTTPConnection(host, port, timeout=timeout)
-connection.request(method, path, body or None, {"content-type": "application/json"} if body else {})
+connection.request(method, path, body or None, ({"content-type": "application/json"} if body else {}) | more)
 answer = connection.getresponse()
 print(json.dumps({"status": answer.status, "headers": {k.lower(): v for k, v in answer.getheaders()}, "text": answer.read().decode()}))
 """
@@ -157,7 +158,7 @@ class Box:
         text = "" if body is None else jsons.dumps_text(body)
         return Reply(
             **json.loads(
-                self.run("python3", "-c", _ASK, host, str(port), method, path, "30", text=text).stdout
+                self.run("python3", "-c", ASK, host, str(port), method, path, "30", text=text).stdout
             )
         )
 
@@ -181,7 +182,7 @@ class Box:
             "python3",
             self.image,
             "-c",
-            _ASK,
+            ASK,
             address,
             str(port),
             method,

@@ -115,6 +115,8 @@ def test_open_webui_of_the_examples_joins_the_appliance() -> None:
 def test_engines_and_the_edge_come_with_their_profile_only() -> None:
     assert set(config()) == {"appliance"}
     assert set(config("vllm")) == {"appliance", "vllm", "edge"}
+    assert set(config("hosted")) == {"appliance", "edge"}
+    assert set(config("models")) == {"appliance", "llama-server"}
     services = config(
         "engines",
         MODEL_DIR="/data/models",
@@ -128,12 +130,14 @@ def test_engines_and_the_edge_come_with_their_profile_only() -> None:
     assert set(services) == {"appliance", "llm-1", "llm-2", "edge"}
     for name in ("llm-1", "llm-2"):
         command = " ".join(services[name]["command"])
-        assert "/models/qwen.gguf --alias qwen" in command
+        assert "/models/qwen.gguf --alias qwen" in command  # else the file's name
         assert [(v["source"], v["target"], v["read_only"]) for v in services[name]["volumes"]] == [
             ("/data/models", "/models", True)
         ]
         assert "ports" not in services[name]  # only the appliance speaks with them
-    assert [(p["published"], p["target"]) for p in services["edge"]["ports"]] == [("9000", 80)]
+    assert [(p["host_ip"], p["published"], p["target"]) for p in services["edge"]["ports"]] == [
+        ("127.0.0.1", "9000", 80)
+    ]
     environ = services["appliance"]["environment"]
     assert environ["BACKENDS"] == "http://llm-1:8080,http://llm-2:8080"
     assert environ["MAX_ALLOWED_REQUEST_QUEUE"] == "6"

@@ -65,3 +65,24 @@ def test_it_goes_with_the_container(start: Callable[..., Box], mounts: list[str]
     assert box.ask("POST", "/v1/models/tiny-chat/load", {}).status == 200
     docker("stop", "-t", "20", box.name)
     assert box.exit_code == 0
+
+
+def test_the_image_with_a_llama_server_needs_none_mounted(image: str) -> None:
+    box = Box(
+        f"{image.partition(':')[0]}-llama",
+        *HARDENED,
+        "-v",
+        f"{folder()}:/models:ro",
+        "-e",
+        "MODEL_DIR=/models",
+    )
+    try:
+        body = chat("hello") | {"model": "tiny-chat"}
+        assert answer_of(box.wait_health().ask("POST", "/v1/chat/completions", body)) == tiny_models.REPLY
+        assert box.run("appliance", "models", "check").returncode == 0
+    finally:
+        box.close()
+
+
+def folder() -> Path:
+    return tiny_models.ensure(tiny_models.cached_folder())

@@ -132,3 +132,7 @@ def test_the_version_is_the_packages_and_the_labels(image: str) -> None:
     labels = json.loads(docker("image", "inspect", image).stdout)[0]["Config"]["Labels"]
     assert labels["org.opencontainers.image.version"] == version
     assert labels["org.opencontainers.image.licenses"] == "MIT"
+
+
+def test_check_is_run_as_it_is(image: str) -> None:
+    assert "The settings are fine." in docker("run", "--rm", image, "check").stderr

@@ -49,3 +49,10 @@ def test_sigterm_ends_it_with_0(start: Callable[..., Box]) -> None:
     box.wait_log('"event":"sidecar"')
     docker("stop", "-t", "20", box.name)
     assert box.exit_code == 0
+
+
+def test_options_without_the_verb_are_the_sidecars(start: Callable[..., Box]) -> None:
+    """The line of Kthena runtime, word for word."""
+    command = ("--engine", "vllm", "--engine-base-url", "http://127.0.0.1:8000")
+    box = start(command=(*command, "--engine-metrics-path", "/metrics")).wait_health()
+    assert box.ask("GET", "/health", port=9000).json == {"status": "healthy", "service": "runtime"}

@@ -324,6 +324,25 @@ def test_folder_is_a_table_and_named_models_take_precedence(tmp_path: Path, tiny
     ] == ["MODEL_DIR"]
 
 
+def test_beside_backends_a_folder_that_cannot_be_served_is_left_alone(
+    tmp_path: Path, tiny_models: Path
+) -> None:
+    """The folder may be that of the backends' models, which is not here."""
+    here, none = Path(sys.executable), Path("/no/such")
+    for folder, server, said in (
+        (tmp_path / "none", here, "No such folder here"),
+        (tiny_models, none, "no llama-server"),
+    ):
+        settings = ModelSettings(llama_server_path=server, model_dir=folder)
+        catalogue, problems = read_catalogue(settings, None, has_backends=True)
+        assert catalogue.models == {}
+        assert [(p.variable, p.is_fatal) for p in problems] == [("MODEL_DIR", False)]
+        assert said in problems[0].remedy
+        assert any(p.is_fatal for p in read_catalogue(settings, None)[1])
+    settings = ModelSettings(llama_server_path=here, model_dir=tiny_models)
+    assert "tiny-chat" in read_catalogue(settings, None, has_backends=True)[0].models
+
+
 @pytest.mark.parametrize(
     ("given", "system", "said"),
     [

@@ -449,10 +449,13 @@ def read_catalogue(
     downloads: Path | None = None,
     walked: WalkedFolder | None = None,
     config: ConfigFile | None = None,
+    *,
+    has_backends: bool = False,
 ) -> tuple[Catalogue, list[Problem]]:
     """Read the table, the folder, and what was pulled.
 
-    Of models with the same name, the table's is used, then the folder's.
+    Of models with the same name, the table's is used, then the folder's. Beside backends MODEL_DIR may be the
+    folder of their models: where it is not here, or there is no llama-server, it is left alone.
 
     Args:
         settings: The package's.
@@ -461,6 +464,7 @@ def read_catalogue(
         downloads: The folder of pulled models (DOWNLOAD_DIR), None = there is none.
         walked: What MODEL_DIR has; None = it is walked now.
         config: That file; None = it is read.
+        has_backends: Whether there are servers that answer without models of the appliance's own.
 
     Returns:
         (what could be read, problems); with a fatal problem it must not be used.
@@ -474,7 +478,13 @@ def read_catalogue(
     # MODEL_DIR and DOWNLOAD_DIR may be one folder, or one in the other.
     taken = {model.path for model in pulled.values()}
     names = {alias for entry in found.models.values() for alias in entry.aliases}
-    for one in _scan_folder(settings.model_dir, walked, problems):
+    server = str(settings.llama_server_path or "") or found.system.llama_server_path
+    has_server = shutil.which(server or "llama-server") is not None
+    folder = settings.model_dir
+    if has_backends and folder is not None and (left := _why_left_alone(folder, has_server)):
+        problems.append(Problem("MODEL_DIR", str(folder), "a folder", left, is_fatal=False))
+        folder = None
+    for one in _scan_folder(folder, walked, problems):
         if one.alias in names:
             remedy = f"{one.alias!r} is an alias of a model of the table. The file is left out."
             problems.append(
@@ -491,8 +501,6 @@ def read_catalogue(
             problems.append(
                 _file_problem(config_path, "system.preload_models", f"The table has no model {name!r}.")
             )
-    server = str(settings.llama_server_path or "") or found.system.llama_server_path
-    has_server = shutil.which(server or "llama-server") is not None
     if any(model.engine is None for model in models.values()) and not has_server:
         problems.append(_no_server(settings, server))
     elif pulled and not has_server:  # a pull must not keep the appliance from starting
@@ -505,7 +513,7 @@ def read_catalogue(
     ]
     conflicts = conflicts_of(found.groups, every)
     problems += _find_pinned_conflicts(config_path, every, conflicts)
-    problems += _find_empty_folder(settings.model_dir, every)
+    problems += _find_empty_folder(folder, every)
     return Catalogue(every, found.system, found.api, server, found.groups, conflicts), problems
 
 
@@ -666,6 +674,18 @@ def _scan_folder(
     found, warnings = scan_folder(folder, walked)
     problems += warnings
     return found
+
+
+def _why_left_alone(folder: Path, has_server: bool) -> str:
+    """Say why MODEL_DIR is not served beside backends; empty = it is."""
+    if not os.path.isdir(folder):
+        return "No such folder here: it is not served. The backends answer."
+    if has_server:
+        return ""
+    return (
+        "It is not served: there is no llama-server in PATH or LLAMA_SERVER_PATH. The backends answer; unset "
+        "MODEL_DIR, or install llama.cpp."
+    )
 
 
 def _find_warnings(model: Model) -> list[Problem]:
