@@ -23,7 +23,7 @@ class Mirror(EngineServer):
         self.status = 200
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        own = {"/health", "/v1/models", "/lora-adapters", "/get_model_info"}
+        own = {"/health", "/healthz", "/v1/models", "/lora-adapters", "/get_model_info"}
         if request.path in own or (request.method, request.path) in {
             ("GET", "/props"),
             ("GET", "/metrics"),
