@@ -21,6 +21,7 @@ from appliance.engines.backends.contract import Backend, BackendCallbacks, Token
 from appliance.engines.direct import UP, DirectAccess
 from appliance.engines.dispatch import Dispatcher
 from appliance.engines.dispatch_request import DispatchRequest, hash_prompt_prefixes
+from appliance.engines.outcome import Outcome
 from appliance.engines.pool import Pool, Pools
 from appliance.engines.routes import AdapterLookup, ModelRoute, Routes
 from appliance.engines.settings import EngineSettings
@@ -326,7 +327,9 @@ class Router:
         """
         if self._is_adapter_lost(request.wanted_model, error):  # 1
             return True
-        if not isinstance(error, NoSuchModel) or request.options.pin:  # 3
+        attempts = request.receipt.attempts
+        is_unknown = bool(attempts) and attempts[-1].outcome is Outcome.NOT_FOUND
+        if not (is_unknown and isinstance(error, NoSuchModel)) or request.options.pin:  # 3
             return False
         await self._learn_models()  # 2
         try:

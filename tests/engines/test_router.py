@@ -8,8 +8,10 @@ import pytest
 from appliance.base import jsons
 from appliance.base.errors import ApplianceError, Invalid, NoSuchModel, NotFound, Unavailable
 from appliance.engines.backends.adapters import AdapterNotLoaded, adapter_not_loaded
+from appliance.engines.outcome import Outcome
 from appliance.engines.router import MAX_REROUTES, Router
 from appliance.engines.types import BackendStatus, EngineReply, RequestOptions
+from appliance.engines.upstream.attempt import AttemptFailed
 from tests.engines.routing import Adapters, routing, two_pools
 from tests.engines.scripted import OK, TableBackend, card, engine_request, pool_of
 
@@ -43,7 +45,7 @@ async def test_servers_are_asked_before_a_model_is_unknown(learns: bool) -> None
 async def test_a_model_that_its_server_does_not_know_any_more_is_routed_again(learns: bool) -> None:
     """Where there is one model, it answers any name: by the name that its server has now."""
     unknown = NoSuchModel("The model 'm' does not exist.", param="model")
-    backend = TableBackend("e0", unknown, models=["m"])
+    backend = TableBackend("e0", AttemptFailed(Outcome.NOT_FOUND, status=404, error=unknown), models=["m"])
     router = routing(pool_of(backend))
 
     async def learn() -> None:
@@ -59,6 +61,20 @@ async def test_a_model_that_its_server_does_not_know_any_more_is_routed_again(le
         with pytest.raises(NoSuchModel):
             await router.answer(engine_request(model="new"))
         assert backend.asked == ["m"]
+
+
+async def test_a_model_that_left_the_table_is_not_answered_by_another() -> None:
+    backend = TableBackend("e0", NoSuchModel("The model 'm' was removed from the table.", param="model"))
+    router = routing(pool_of(backend))
+
+    async def learn() -> None:
+        backend.models[:] = [card("other")]
+        router.refresh()
+
+    router.connect_learner(learn)
+    with pytest.raises(NoSuchModel, match="removed from the table"):
+        await router.answer(engine_request(model="m"))
+    assert backend.asked == ["m"]
 
 
 # ---- adapters that are being loaded, or were lost
