@@ -10,7 +10,7 @@ export STATE_DIR
 ENGINE := tests/tools/container-engine
 QUICK := tests/base tests/downloads tests/engines tests/front tests/control tests/cli tests/host tests/models \
     tests/test_names.py tests/test_docs.py
-SCRIPTS := $(shell find entrypoint.sh .ci shims examples tests/tools tests/image -type f -not -name '*.py*' \
+SCRIPTS := $(shell find entrypoint.sh .ci shims examples etc/debian_llama_server tests/tools tests/image -type f -not -name '*.py*' \
     -exec awk 'FNR == 1 && /^\#!.*sh$$/ {print FILENAME}' {} + 2>/dev/null)
 
 .DEFAULT_GOAL := help
