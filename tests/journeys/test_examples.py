@@ -341,7 +341,9 @@ def test_open_webuis_compose_file_joins_the_appliances() -> None:
     [(needed, condition)] = service["depends_on"].items()
     assert condition == {"condition": "service_healthy"}
     assert "healthcheck" in base["services"][needed]
-    port = base["services"][needed]["ports"][0].rpartition(":")[2]
+    [published] = base["services"][needed]["ports"]
+    port = published.removeprefix("${PUBLISH:-127.0.0.1:14000}:")
+    assert port == "${PROXY_PORT:-14000}"  # where the appliance listens, in both files
     addresses = {value for key, value in service["environment"].items() if key.endswith("_BASE_URL")}
     assert addresses == {f"http://{needed}:{port}/v1"}
     [volume] = service["volumes"]
@@ -351,7 +353,7 @@ def test_open_webuis_compose_file_joins_the_appliances() -> None:
     )  # compose refuses booleans
     text = (EXAMPLES / "open_webui.compose.yaml").read_text(encoding="utf-8")
     assert re.findall(r"\$\{\w+(?!\w|:-)", text) == []  # each variable has a default
-    assert set(re.findall(r"\$\{(\w+)", text)) & set(known_variables()) == set()
+    assert set(re.findall(r"\$\{(\w+)", text)) & set(known_variables()) == {"PROXY_PORT"}
 
 
 def test_open_webuis_compose_file_names_variables_that_it_reads() -> None:
