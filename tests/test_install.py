@@ -31,6 +31,8 @@ IN_A_CLONE = (
     "CHANGELOG.md",
     "LICENSE",
 )
+# A PYTHONPATH would put the package from there before the installed one.
+ENVIRON = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 OFFLINE = ("--no-index", "--no-deps", "--no-build-isolation")
 
 
@@ -53,7 +55,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = clone(tmp_path_factory.mktemp("source") / "appliance")
     target = source / "dist"
     command = [sys.executable, "protos/package_build.py", str(target)]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=source, env=ENVIRON, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in target.iterdir()) == sorted(
         Path(line).name for line in done.stdout.splitlines()[-2:]
@@ -76,7 +78,7 @@ class Environment:
         return subprocess.run(
             command,
             cwd=self.folder,
-            env={**os.environ, **environ},
+            env={**ENVIRON, **environ},
             capture_output=True,
             text=True,
             check=False,
@@ -110,6 +112,7 @@ def journey(environment: Environment) -> None:
     where = subprocess.run(
         [environment.folder / "bin/python", "-c", "import appliance; print(appliance.__file__)"],
         cwd=environment.folder,
+        env=ENVIRON,
         capture_output=True,
         text=True,
         check=True,
