@@ -1,6 +1,8 @@
 """The server: where it listens, whom it admits, its limits, health and reflection, and how it closes."""
 
 import asyncio
+import os
+import re
 import socket
 import stat
 from collections.abc import AsyncIterator
@@ -97,7 +99,8 @@ async def test_a_port_in_use_is_named() -> None:
 async def test_a_port_is_not_shared_with_another_appliance() -> None:
     settings = control_settings(control_port=free_port())
     async with serving_control(settings, FakeAppliance().parts()):
-        with pytest.raises(OSError, match="address is in use"):
+        taken = f"cannot listen on 127.0.0.1:{settings.control_port}: Address already in use. Process {os.getpid()} "
+        with pytest.raises(OSError, match=re.escape(taken) + ".*set CONTROL_PORT to another port"):
             async with serving_control(settings, FakeAppliance().parts()):
                 raise AssertionError("it opened")
 

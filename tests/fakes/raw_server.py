@@ -142,5 +142,6 @@ class RawServer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for peer in self.peers:
-            if peer.writer.get_extra_info("socket").fileno() >= 0:  # else it is closed
+            connection = peer.writer.get_extra_info("socket")
+            if connection is not None and connection.fileno() >= 0:  # else it is closed
                 peer.writer.transport.abort()

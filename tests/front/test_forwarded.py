@@ -33,13 +33,18 @@ class WebRequest:
     """The part of aiohttp's request that is used."""
 
     def __init__(
-        self, *pieces: bytes | Exception | None, length: int | None = None, raw_path: str = "/x"
+        self,
+        *pieces: bytes | Exception | None,
+        length: int | None = None,
+        raw_path: str = "/x",
+        content_type: str = "application/json",
     ) -> None:
         self.content = Content(*pieces)
         self.content_length = length
         self.body_exists = bool(pieces)
         self.raw_headers = ((b"Host", b"x"), (b"X-Two", "é".encode()))
         self.raw_path = raw_path
+        self.headers = {"Content-Type": content_type}
 
 
 async def forwarded(
@@ -111,6 +116,14 @@ async def test_a_large_or_unannounced_body_is_streamed(length: int | None) -> No
     assert (sent.body, sent.model, sent.is_repeatable, sent.has_begun_upload) == (None, "q", False, False)
     assert await sent.upload.read() == b"abc"
     assert sent.has_begun_upload
+
+
+@pytest.mark.parametrize("is_announced", [True, False])
+async def test_a_form_names_its_model(is_announced: bool) -> None:
+    body = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--x--\r\n'
+    length = len(body) if is_announced else None
+    sent = await forwarded(WebRequest(body, length=length, content_type="multipart/form-data; boundary=x"))
+    assert (sent.model, sent.upload is None, sent.is_form_cut) == ("m", is_announced, False)
 
 
 async def test_a_body_that_announces_too_many_bytes_is_not_read() -> None:
