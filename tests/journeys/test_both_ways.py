@@ -85,6 +85,7 @@ STREAMS: dict[str, tuple[bytes, bool]] = {
     **{f"{name}, closed": (chunked(stream, b""), True) for name, stream in ALL.items()},
     **{f"{name}, cut": (chunked(stream)[: len(stream) // 2], True) for name, stream in ALL.items()},
     **{name: WHOLE[name] for name in ("plain", "error object", "no json", "400", "500", "nothing", "cut")},
+    "encoded": WHOLE["encoded"],
 }
 
 

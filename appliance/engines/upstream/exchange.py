@@ -186,8 +186,11 @@ async def exchange(
         attempt.failure_status = failed.status
         raise
     except (WireError, BrokenStream, jsons.InvalidJson) as error:
-        failure = _find_encoding(peer, response) or AttemptFailed.of(error, peer.describe(error))
-        raise failure from error.with_traceback(None)  # its frames hold what has arrived
+        # Raised without a name: a local of this frame would hold the error that holds the frame.
+        # Its cause without frames: they hold what has arrived.
+        raise (
+            _find_encoding(peer, response) or AttemptFailed.of(error, peer.describe(error))
+        ) from error.with_traceback(None)
     peer.quirks.refuses_stream_options = True  # 5
     return await exchange(peer, call, request, attempt, observer)
 
@@ -201,7 +204,10 @@ async def _read_reply(
 ) -> EngineReply:
     """Read a response to a request for events as what it is, cases 2 to 4 of `exchange`."""
     if (encoded := _find_encoding(peer, response)) is not None:
-        raise encoded
+        try:
+            raise encoded
+        finally:
+            del encoded  # it holds this frame
     source: UpstreamResponse | ReadResponse = response
     has_events = "event-stream" in response.content_type
     if not has_events:
