@@ -167,6 +167,8 @@ async def test_a_killed_pull_goes_on_at_the_next_start(
             ("completed", "hf://ns/tiny", NAME)
         ]
     assert (await client(second.base_url).chat(model=NAME, messages=HELLO)).message.content == REPLY
+    second.process.terminate()  # a STATE_DIR has one appliance at a time
+    await asyncio.to_thread(second.process.wait)
     third = await asyncio.to_thread(spawn, **variables)  # and is in the table of any later start
     assert NAME in {model.model for model in (await client(third.base_url).list()).models}
 
