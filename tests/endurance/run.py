@@ -259,6 +259,7 @@ class Endurance:
             "GPU_SPOOF_STATE_DIR": str(folder / "gpu"),
             "NAT_REDIRECT": "off",
             "LOG_FORMAT": "json",
+            "ACCESS_LOG": "1",  # also while a reload says LOG_LEVEL=warning
             "SHUTDOWN_GRACE_S": "5",
             "APPLIANCE_API_KEYS": CLIENT_KEY,
             "OPERATOR_API_KEYS": OPERATOR_KEY,
