@@ -4,6 +4,7 @@ Modules:
     balancing: how one of several equal servers is chosen.
     clock: the one place that reads the time, and a clock for tests.
     config_file: the configuration file, JSON or YAML.
+    config_yaml: YAML, loaded only where there is some.
     durable_jobs: jobs of named steps that run in the background and outlast a restart.
     errors: what went wrong (Kind), as an exception that may be shown to the caller.
     fair_queue: a queue with priorities, ageing and turns, in which no flow starves.

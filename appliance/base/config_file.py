@@ -5,20 +5,16 @@ and times of day stay text, and a key that is there twice is an error.
 """
 
 import os
-import re
 import stat
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
-
-import yaml
+from typing import Any
 
 from appliance.base import jsons
 from appliance.base.settings import Problem
 
 MAX_BYTES = 4 * 1024 * 1024
-MAX_YAML_BYTES = 1024 * 1024  # some seconds of work
 MAX_NODES = 200_000  # values; a few lines of YAML can stand for millions by its references
 MAX_DEPTH = 50
 YAML_ENDINGS = {".yaml", ".yml"}
@@ -113,67 +109,10 @@ def _parse_json(data: bytes) -> Any:
 
 
 def _parse_yaml(data: bytes) -> Any:
-    if len(data) > MAX_YAML_BYTES:
-        raise ValueError(f"The file is larger than {MAX_YAML_BYTES} bytes, which is too much YAML. Use JSON.")
-    try:
-        return yaml.load(data.decode("utf-8-sig"), Loader=_Loader)  # noqa: S506 - it makes plain values only
-    except UnicodeDecodeError:
-        raise ValueError("The file is not UTF-8.") from None
-    except yaml.MarkedYAMLError as exc:
-        mark = exc.problem_mark
-        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
-        raise ValueError(f"The file is not YAML: {exc.problem}{where}.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as exc:
-        text = " ".join(str(exc).split())[:200]
-        raise ValueError(f"The file is not YAML: {text or type(exc).__name__}.") from None
+    # Here, since the library takes 7 MB of memory, and most appliances have no such file.
+    from appliance.base.config_yaml import parse_yaml
 
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc] # C: ten times as fast
-    """Reads the core schema of YAML 1.2."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        """Refuse keys that are no text or there twice; those of `<<` may be replaced."""
-        seen = set()
-        for key, _ in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":
-                continue
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be text", key.start_mark)
-            if key.value in seen:
-                said = f"the key {key.value[:80]!r} is there twice"
-                raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
-            seen.add(key.value)
-        made: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
-        return {key if isinstance(key, str) else str(key): value for key, value in made.items()}
-
-
-_RESOLVED = {  # tag → (what is read as it, how that may begin)
-    "bool": (r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
-    "int": (r"[-+]?[0-9]+|0x[0-9a-fA-F]+", [*"-+0123456789"]),
-    "float": (
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        [*"-+.0123456789"],
-    ),
-    "null": (r"~|null|Null|NULL|", [*"~nN", ""]),
-    "merge": (r"<<", ["<"]),
-}
-for _tag, (_pattern, _first) in _RESOLVED.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
-
-
-def _construct_int(loader: Any, node: Any) -> int:
-    text = loader.construct_scalar(node)
-    return int(text, 16) if text.lower().startswith("0x") else int(text)
-
-
-def _construct_float(loader: Any, node: Any) -> float:
-    return float(loader.construct_scalar(node).lower().replace(".inf", "inf").replace(".nan", "nan"))
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+    return parse_yaml(data)
 
 
 def _check_size(value: Any) -> None:

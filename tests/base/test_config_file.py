@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from appliance.base.config_file import MAX_BYTES, MAX_YAML_BYTES, parse_config, read_config_file
+from appliance.base.config_file import MAX_BYTES, parse_config, read_config_file
+from appliance.base.config_yaml import MAX_YAML_BYTES
 
 BILLION = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"{after}: &{after} [{', '.join([f'*{before}'] * 10)}]\n"
