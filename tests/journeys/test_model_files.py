@@ -90,12 +90,13 @@ async def shelf(start: Start, llama_binary: str, tiny_models: Path, tmp_path: Pa
 
 async def test_a_file_copied_slowly_becomes_a_model_when_it_is_whole(shelf: Shelf) -> None:
     data = (shelf.tiny / "tiny-chat.gguf").read_bytes()
+    step = len(data) // 8 + 1
     with (shelf.folder / "new.gguf").open("wb") as file:
-        for at in range(0, len(data), len(data) // 8):
-            file.write(data[at : at + len(data) // 8])
-            file.flush()
-            await asyncio.sleep(LOOK_S * 0.9)
+        for at in range(0, len(data), step):
             assert "new" not in await shelf.names()
+            file.write(data[at : at + step])
+            file.flush()
+            await asyncio.sleep(LOOK_S * 0.5)
     await shelf.listed("new")
     assert (await shelf.answered("new")).startswith(REPLY)
     assert shelf.appliance.manager.model_state("new").attempts == 0
