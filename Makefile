@@ -27,7 +27,7 @@ run: proto $(BIN)/appliance  ## serve on http://127.0.0.1:14000: the demo engine
 check: proto $(BIN)/appliance  ## read the environment as `run` would, and name every problem
 	@$(BIN)/appliance check
 
-quick: lint  ## lint, types, import contracts and the tests of the packages, in two minutes on two idle cores
+quick: lint  ## lint, types, import contracts and the tests of the packages, in two to three minutes on two idle cores
 	$(BIN)/python -m pytest -n 2 -q $(QUICK)
 
 format: $(VENV)/dev.stamp  ## let ruff lay the code out

@@ -316,7 +316,7 @@ async def test_closed_manager_refuses_requests(open_manager: Make) -> None:
 async def test_close_fails_waiting_loads_and_stops_running_ones(open_manager: Make) -> None:
     harness = await open_manager("a", "b", "c", places=2)
     tasks = [harness.ask("a"), harness.load("b"), harness.ask("c")]
-    await settle()
+    await until(lambda: harness.loader.begun)
     assert harness.loader.begun == ["a"]  # one load at a time where memory is the same
     await harness.manager.close()
     for task in tasks:
