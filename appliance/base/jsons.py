@@ -5,10 +5,13 @@ Integers over 64 bits are written exactly, and read as the nearest float.
 
 import json
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import msgspec
 import orjson
 
+T = TypeVar("T")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_OPEN = 1000  # brackets; orjson reads 1024 levels
 
@@ -55,6 +58,20 @@ def loads_utf8(data: bytes) -> Any:
             raise
         except (ValueError, RecursionError):
             raise InvalidJson(str(exc)) from None
+
+
+def read_typed(decode: Callable[[bytes], T], data: bytes) -> T | None:
+    """Read JSON by types alone; None = it is not of these types, or other readers could not read it.
+
+    Args:
+        decode: Of a msgspec decoder.
+        data: The JSON.
+    """
+    try:
+        value = decode(data)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    return value if is_decodable(data) else None
 
 
 def is_decodable(data: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from appliance.base import jsons
@@ -42,3 +43,19 @@ def test_dumps(value: Any, text: bytes) -> None:
 
 def test_dumps_pretty_is_indented() -> None:
     assert jsons.dumps_pretty({"a": {1: object}}) == '{\n  "a": {\n    "1": "<class \'object\'>"\n  }\n}'
+
+
+@pytest.mark.parametrize(
+    ("data", "is_read"),
+    [
+        (b'{"a": 1}', True),
+        (b'{"a": 1, "x": "\xff"}', False),  # what is skipped is UTF-8, too
+        (b'{"a": ' + b"[" * 3000 + b"]" * 3000 + b"}", False),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", False),
+        (b"[]", False),
+        (b"{", False),
+    ],
+)
+def test_what_other_readers_could_not_read_is_not_read_by_types(data: bytes, is_read: bool) -> None:
+    decode = msgspec.json.Decoder(dict[str, Any]).decode
+    assert (jsons.read_typed(decode, data) is not None) is is_read

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from appliance.base.jsons import is_decodable
+from appliance.base.jsons import read_typed
 
 
 class _PlainDelta(Struct, forbid_unknown_fields=True):
@@ -70,13 +70,10 @@ _decode = msgspec.json.Decoder(PlainChunk).decode
 
 def read_plain_chunk(data: bytes) -> PlainChunk | None:
     """Return a chunk that needs no repair and reports no error; None = it has to be looked at."""
-    try:
-        chunk = _decode(data)
-    except msgspec.MsgspecError:
-        return None
-    if chunk.object == "error" or chunk.type == "error":
+    chunk = read_typed(_decode, data)
+    if chunk is None or chunk.object == "error" or chunk.type == "error":
         return None
     for choice in chunk.choices:
         if choice.finish_reason == "error":
             return None
-    return chunk if is_decodable(data) else None
+    return chunk

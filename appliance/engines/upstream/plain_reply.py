@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from appliance.base.jsons import is_decodable
+from appliance.base.jsons import read_typed
 
 TokenCount = Annotated[int, Meta(ge=0, lt=2**53)]
 
@@ -66,11 +66,10 @@ _decode = msgspec.json.Decoder(PlainReply).decode
 
 def read_plain_reply(body: bytes) -> PlainReply | None:
     """Return a response of OpenAI's shape that needs no repair; None = it has to be looked at."""
-    try:
-        reply = _decode(body)
-    except (msgspec.MsgspecError, RecursionError):
+    reply = read_typed(_decode, body)
+    if reply is None:
         return None
     for choice in reply.choices:
         if choice.finish_reason == "error":
             return None
-    return reply if is_decodable(body) else None
+    return reply

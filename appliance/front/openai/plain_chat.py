@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from appliance.base.jsons import is_decodable
+from appliance.base.jsons import read_typed
 
 MAX_PLAIN_BYTES = 1024 * 1024  # a larger chat has pictures, which need not be copied
 _Object = dict[str, Any]
@@ -94,10 +94,4 @@ _decode = msgspec.json.Decoder(PlainChat).decode
 
 def read_plain_chat(body: bytes) -> PlainChat | None:
     """Return a chat whose known fields are right; None = it has to be looked at."""
-    if len(body) > MAX_PLAIN_BYTES:
-        return None
-    try:
-        chat = _decode(body)
-    except (msgspec.MsgspecError, RecursionError):
-        return None
-    return chat if is_decodable(body) else None
+    return read_typed(_decode, body) if len(body) <= MAX_PLAIN_BYTES else None
