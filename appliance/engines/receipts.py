@@ -129,11 +129,15 @@ class Receipt:
         """Take the token counts that an engine reported; anything but an object is ignored."""
         if isinstance(usage, dict):
             prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
-            self.prompt_tokens = prompt if prompt is not None else self.prompt_tokens
-            if completion is not None:
-                self.completion_tokens = completion
-            if prompt is not None or completion is not None:
-                self.tokens_from = source
+            self.note_counts(prompt, completion, source=source)
+
+    def note_counts(self, prompt: int | None, completion: int | None, *, source: str) -> None:
+        """Take numbers of tokens; None = it was not given, and what was noted before stays."""
+        self.prompt_tokens = prompt if prompt is not None else self.prompt_tokens
+        if completion is not None:
+            self.completion_tokens = completion
+        if prompt is not None or completion is not None:
+            self.tokens_from = source
 
     def note_first_token(self, now_s: float) -> None:
         """Record that the first content of a stream has arrived; `now_s` is monotonic."""

@@ -326,12 +326,7 @@ async def _read_whole(
         spliced = replace_model(body, call.public_model, plain.model)
         if spliced is not None:
             if (usage := plain.usage) is not None:
-                receipt = request.receipt
-                receipt.prompt_tokens, receipt.completion_tokens = (
-                    usage.prompt_tokens,
-                    usage.completion_tokens,
-                )
-                receipt.tokens_from = "usage"
+                request.receipt.note_counts(usage.prompt_tokens, usage.completion_tokens, source="usage")
             return EngineReply(body=spliced)
     try:
         value = jsons.loads(body)

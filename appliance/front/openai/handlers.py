@@ -81,10 +81,7 @@ class OpenAIHandlers:
                 request.options,
                 choices=choices,
             )
-            if is_stream:
-                return await self._send(engine_request)
-            reply = await self._router.answer(engine_request)
-            return Response(reply.status, reply.body or b"", reply.content_type)
+            return await self._send(engine_request)
         body = read_object(request.body)
         check_types(body, OPENAI_TYPES)
         check_messages(body.get("messages"))
