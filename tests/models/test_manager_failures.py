@@ -207,13 +207,12 @@ async def test_crashed_replica_leaves_the_other_one_serving(open_manager: Make, 
 async def test_memory_is_measured_as_soon_as_it_is_ready(open_manager: Make) -> None:
     harness = await open_manager("a", slots=1)
     task = harness.ask("a")
-    await settle()
+    await until(lambda: harness.loader.loading)
     runner = next(iter(harness.loader.loading.values()))[0]
     runner.memory_by_device = {-1: 1}  # as it was seen when it had just begun
     runner.process.pid = os.getpid()  # type: ignore[union-attr]
     harness.loader.ready("a")
-    await settle()
-    assert harness.manager.model("a").runners[0].memory_bytes > 10_000_000
+    await until(lambda: harness.manager.model("a").runners[0].memory_bytes > 10_000_000)
     assert runner.file_bytes > 1_000_000  # of which the kernel calls so much available
     runner.process.pid = 0  # type: ignore[union-attr]
     (await task).release(is_ok=True)
