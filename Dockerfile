@@ -77,7 +77,8 @@ HEALTHCHECK --interval=5s --timeout=5s --start-period=300s --retries=3 \
     CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/health', timeout=4)"]
 ENTRYPOINT ["/opt/llama/bin/llama-server"]
 
-FROM python:3.13-slim-trixie
+# The target has a name for commands that name it: docs/compatibility.md
+FROM python:3.13-slim-trixie AS runtime
 # tini reaps what a worker leaves behind and hands signals on; libgomp1 is what a llama-server computes with. The installer of packages goes: nothing is installed from here on.
 # The machine-id is each container's own, and its user owns one folder: the state that must last. Group 0 may write there
 # too, for platforms that give every container another user id in that group.

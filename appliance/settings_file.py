@@ -1,15 +1,20 @@
-"""The section `settings` of the configuration file: every variable by its name, below the environment.
+"""The sections `settings` and `api` of the configuration file, below the environment.
 
-settings:
+settings:                           # every variable by its name
   LOG_LEVEL: debug
   CORS_ORIGINS: [https://app.example, https://other.example]
   NOVITA_API_KEY_FILE: /run/secrets/novita
+api:                                # three of them by names of their own; `settings` wins
+  host: 127.0.0.1
+  port: 8000
+  cors_origins: [http://localhost:3000]
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from appliance.base.config_file import ConfigFile
@@ -22,6 +27,8 @@ from appliance.models.table.section import hint_of
 ENVIRONMENT_ONLY = {"CONFIG_PATH", "APPLIANCE_ENV_FILE", "APPLIANCE_HOME", "CONTROL_ADDRESS"}
 IN_FILE = "(of the file)"
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
+# Keys of `api`, and the variable that each sets.
+API_KEYS = {"host": "PROXY_HOST", "port": "PROXY_PORT", "cors_origins": "CORS_ORIGINS"}
 
 
 def read_section(config: ConfigFile, fields: Mapping[str, FieldInfo]) -> tuple[dict[str, str], list[Problem]]:
@@ -31,6 +38,26 @@ def read_section(config: ConfigFile, fields: Mapping[str, FieldInfo]) -> tuple[d
         config: The file.
         fields: The settings by their variable.
     """
+    values, problems = _read_settings(config, fields)
+    return {**_read_api(config), **{name: text for name, text in values.items() if text}}, problems
+
+
+def _read_api(config: ConfigFile) -> dict[str, str]:
+    """Return what `api` sets. What is wrong in it is told where the model table is read."""
+    section = config.sections.get("api")
+    if not isinstance(section, dict):
+        return {}
+    try:
+        api = Api.model_validate(section)
+    except ValidationError:
+        return {}
+    texts = {"host": api.host, "port": str(api.port), "cors_origins": ",".join(api.cors_origins)}
+    return {API_KEYS[key]: texts[key] for key in API_KEYS if key in api.model_fields_set}
+
+
+def _read_settings(
+    config: ConfigFile, fields: Mapping[str, FieldInfo]
+) -> tuple[dict[str, str], list[Problem]]:
     section = config.sections.get("settings")
     if section is None:
         return {}, []
@@ -119,25 +146,27 @@ def tell_place(problem: Problem, config: ConfigFile, environ: Mapping[str, str])
         config: The file.
         environ: The settings without those of the file.
     """
-    section = config.sections.get("settings")
-    is_there = isinstance(section, dict) and section.get(problem.variable) is not None
+    sections = [config.sections.get(name) for name in ("settings", "api")]
+    settings, api = (section if isinstance(section, dict) else {} for section in sections)
+    is_there = settings.get(problem.variable) is not None or any(
+        API_KEYS[key] == problem.variable for key in API_KEYS if key in api
+    )
     if not is_there or below({problem.variable: IN_FILE}, environ).get(problem.variable) != IN_FILE:
         return problem
     return replace(problem, remedy=f"{problem.remedy} It is set in {config.path}.")
 
 
 def check_api(config: ConfigFile, api: Api, front: FrontSettings) -> list[Problem]:
-    """Warn of keys of `api` that say something else than the settings in force."""
-    used: dict[str, tuple[Any, Any, str]] = {
-        "host": (api.host, front.proxy_host, "PROXY_HOST"),
-        "port": (api.port, front.proxy_port, "PROXY_PORT"),
-        "cors_origins": (set(api.cors_origins), set(front.cors_origins), "CORS_ORIGINS"),
+    """Warn of keys of `api` that say something else than the variable of the same meaning, which wins."""
+    used: dict[str, tuple[Any, Any]] = {
+        "host": (api.host, front.proxy_host),
+        "port": (api.port, front.proxy_port),
+        "cors_origins": (set(api.cors_origins), set(front.cors_origins)),
     }
     problems = []
-    for key in used:
-        wanted, now, variable = used[key]
+    for key, (wanted, now) in used.items():
         if key in api.model_fields_set and wanted != now:
-            shown = ",".join(api.cors_origins) if key == "cors_origins" else wanted
-            remedy = f"It has no effect here. Set {variable}={shown}, or remove it from the file."
+            shown = ",".join(front.cors_origins) if key == "cors_origins" else now
+            remedy = f"{API_KEYS[key]}={shown} wins. Remove one of the two."
             problems.append(config.problem_at(f"api.{key}", remedy, is_fatal=False))
     return problems

@@ -21,7 +21,8 @@ def test_it_asks_for_no_frontend_and_nothing_that_only_some_builders_know() -> N
 def test_all_stages_stand_on_the_same_base_and_the_appliance_is_the_last() -> None:
     stages = [step.split()[1:] for step in STEPS if step.startswith("FROM ")]
     assert {stage[0] for stage in stages} == {"python:3.13-slim-trixie"}
-    assert [stage[2:] for stage in stages] == [["build"], ["llama"], ["llama-server"], []]
+    # Kthena runtime's command names the last one: --target runtime
+    assert [stage[2:] for stage in stages] == [["build"], ["llama"], ["llama-server"], ["runtime"]]
 
 
 def test_every_package_is_installed_from_a_lock_with_hashes() -> None:

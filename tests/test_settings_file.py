@@ -148,24 +148,59 @@ def test_secrets_in_a_file_that_others_may_read_are_a_warning(tmp_path: Path) ->
     assert read(tmp_path, content, mode=0o640)[1] == ""
 
 
-def test_keys_of_api_without_effect_are_a_warning(tmp_path: Path) -> None:
-    api = {"host": "0.0.0.0", "port": 8000, "cors_origins": ["http://localhost:3000"]}
-    settings, problems = read(tmp_path, {"api": api})
-    assert settings is not None
-    assert problems.splitlines() == [
-        f"CONFIG_PATH={tmp_path}/config.json: api.{key}: It has no effect here. Set {variable}, or remove it "
-        "from the file."
+API = {"host": "0.0.0.0", "port": 8000, "cors_origins": ["http://localhost:3000", "https://a.example"]}
+
+
+def listening(settings: Any) -> tuple[str, int, list[str]]:
+    front = settings.front
+    return front.proxy_host, front.proxy_port, front.cors_origins
+
+
+def test_the_section_api_says_where_it_listens(tmp_path: Path) -> None:
+    settings, problems = read(tmp_path, {"api": API}, APPLIANCE_API_KEYS="a-long-key")
+    assert problems == ""
+    assert listening(settings) == ("0.0.0.0", 8000, ["http://localhost:3000", "https://a.example"])
+    assert listening(read(tmp_path, {"api": {"port": 8000}})[0]) == ("127.0.0.1", 8000, [])
+    assert listening(read(tmp_path, {"api": {"host": "", "cors_origins": []}})[0]) == ("127.0.0.1", 14000, [])
+    assert f"It is set in {tmp_path}/config.json." in read(tmp_path, {"api": API})[1]  # that the port is open
+
+
+def test_variables_win_over_the_section_api_and_it_is_told(tmp_path: Path) -> None:
+    variables = {"PROXY_HOST": "127.0.0.1", "PROXY_PORT": "15000", "CORS_ORIGINS": "https://b.example"}
+    said = [
+        f"CONFIG_PATH={tmp_path}/config.json: api.{key}: {variable} wins. Remove one of the two."
         for key, variable in (
-            ("host", "PROXY_HOST=0.0.0.0"),
-            ("port", "PROXY_PORT=8000"),
-            ("cors_origins", "CORS_ORIGINS=http://localhost:3000"),
+            ("host", "PROXY_HOST=127.0.0.1"),
+            ("port", "PROXY_PORT=15000"),
+            ("cors_origins", "CORS_ORIGINS=https://b.example"),
         )
     ]
-    same = {
-        "settings": {"PROXY_PORT": 8000, "CORS_ORIGINS": "http://localhost:3000"},
-        "api": api | {"host": "::1"},
-    }
-    assert read(tmp_path, same, PROXY_HOST="::1")[1] == ""
+    settings, problems = read(tmp_path, {"api": API}, **variables)
+    assert listening(settings) == ("127.0.0.1", 15000, ["https://b.example"])
+    assert problems.splitlines() == said
+    in_file, problems = read(tmp_path, {"api": API, "settings": variables})
+    assert (listening(in_file), problems.splitlines()) == (listening(settings), said)
+    of_platform, _ = read(tmp_path, {"api": {"port": 8000}}, PORT="15001")
+    assert of_platform.front.proxy_port == 15001
+    same = {"api": {"host": "::1", "port": 15000}}
+    assert read(tmp_path, same, PROXY_HOST="::1", PROXY_PORT="15000")[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("api", "said"),
+    [
+        ({"port": 80}, "api.port"),
+        ({"port": "many"}, "api.port"),
+        ({"host": 1}, "api.host"),
+        ({"cors_origins": "http://a"}, "api.cors_origins"),
+        ({"prot": 8000}, "Did you mean port?"),
+        ([], "api"),
+    ],
+)
+def test_wrong_values_of_the_section_api_are_refused(tmp_path: Path, api: Any, said: str) -> None:
+    settings, problems = read(tmp_path, {"api": api})
+    assert settings is None
+    assert said in problems
 
 
 def test_problem_of_a_setting_says_that_the_file_sets_it(tmp_path: Path) -> None:

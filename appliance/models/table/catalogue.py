@@ -41,19 +41,22 @@ ENGINE_PARAMS = frozenset({"embedding", "n_gpu_layers"})
 
 
 class Api(Section):
-    """Kept for compatibility; the appliance has its own settings for these."""
+    """Where the appliance listens: other names of three variables, which win."""
 
     host: str = Field(
-        default="0.0.0.0", description="Kept for compatibility; the appliance listens at PROXY_HOST"
+        default="0.0.0.0",
+        description="The address to listen at, where PROXY_HOST is not set; without this key 127.0.0.1",
     )
     port: int = Field(
         default=8000,
         ge=1024,
         le=65_535,
-        description="Kept for compatibility; the appliance listens at PROXY_PORT",
+        description="The port to listen at, where PROXY_PORT is not set; without this key 14000",
     )
     cors_origins: tuple[str, ...] = Field(
-        default=("http://localhost:3000",), description="Kept for compatibility"
+        default=("http://localhost:3000",),
+        description="Web origins that browsers may call from, where CORS_ORIGINS is not set; without this "
+        "key none",
     )
 
 
@@ -318,7 +321,7 @@ class ModelEntry(EngineKeys, HookKeys):
 class Table(Section):
     """The sections of the file that this package reads; other packages may have their own."""
 
-    api: Api = Field(default=Api(), description="Kept for compatibility")
+    api: Api = Field(default=Api(), description="Where the appliance listens")
     system: System = Field(default=System(), description="How models are run")
     models: dict[Alias, ModelEntry] = Field(default={}, description="The models by name")
     groups: dict[Alias, Group] = Field(
