@@ -4,6 +4,7 @@ The layers are described in docs/architecture.md; `lint-imports` checks them.
 
 Modules:
     __main__: the verbs of the command `appliance`.
+    accounts: who calls and what it costs: users, keys, wallets, prices.
     app: the appliance from start to end.
     base: settings, errors, logs, tasks, connections, metrics.
     build: builds the parts that appliance and sidecar have in common.

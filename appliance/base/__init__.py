@@ -17,6 +17,7 @@ Modules:
     logs: structured logs, with secrets replaced.
     markdown: tables for generated pages.
     metrics: metric families, and pages in Prometheus' formats.
+    money: amounts as whole micro-dollars.
     plain_text: text without what controls a terminal.
     proxies: the proxies of HTTPS_PROXY and similar variables, for downloads.
     reach: which hosts may be contacted and which folders may be read.

@@ -16,6 +16,7 @@ class Kind(Enum):
     INVALID = "invalid"  # the caller's request is wrong; the same request cannot succeed later
     UNAUTHENTICATED = "unauthenticated"  # no key, or a wrong one
     FORBIDDEN = "forbidden"  # the key is known and may not do this
+    PAYMENT_REQUIRED = "payment_required"  # the wallet, or a spending limit, does not allow it
     NOT_FOUND = "not_found"
     NO_SUCH_MODEL = "no_such_model"
     CONFLICT = "conflict"  # the present state does not allow it
@@ -77,6 +78,13 @@ class Forbidden(ApplianceError):
     """The caller may not do this."""
 
     kind = Kind.FORBIDDEN
+
+
+class PaymentRequired(ApplianceError):
+    """The caller's credits, or a limit on spending, do not allow it; waiting does not help."""
+
+    kind = Kind.PAYMENT_REQUIRED
+    default_code = "insufficient_credits"
 
 
 class NotFound(ApplianceError):

@@ -24,6 +24,7 @@ GRPC_CODE = {
     Kind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
     Kind.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
     Kind.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
+    Kind.PAYMENT_REQUIRED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Kind.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Kind.NO_SUCH_MODEL: grpc.StatusCode.NOT_FOUND,
     Kind.CONFLICT: grpc.StatusCode.FAILED_PRECONDITION,

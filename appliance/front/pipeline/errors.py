@@ -10,6 +10,7 @@ HTTP_STATUS = {
     Kind.INVALID: 400,
     Kind.UNAUTHENTICATED: 401,
     Kind.FORBIDDEN: 403,
+    Kind.PAYMENT_REQUIRED: 402,
     Kind.NOT_FOUND: 404,
     Kind.NO_SUCH_MODEL: 404,
     Kind.CONFLICT: 409,
@@ -26,6 +27,7 @@ OPENAI_TYPE = {
     Kind.INVALID: "invalid_request_error",
     Kind.UNAUTHENTICATED: "authentication_error",
     Kind.FORBIDDEN: "permission_error",
+    Kind.PAYMENT_REQUIRED: "insufficient_quota",
     Kind.NOT_FOUND: "invalid_request_error",
     Kind.NO_SUCH_MODEL: "invalid_request_error",
     Kind.CONFLICT: "invalid_request_error",
@@ -41,6 +43,7 @@ OPENAI_TYPE = {
 # By HTTP status; any other 4xx is invalid_request_error, any other 5xx api_error.
 ANTHROPIC_TYPE = {
     401: "authentication_error",
+    402: "billing_error",
     403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
