@@ -54,7 +54,7 @@ class Lifecycle:
         """Show these warnings about the settings instead of those before."""
         if texts == self._of_settings:
             return
-        others = [text for text in self.warnings if text not in self._of_settings]
+        others = [text for text in self.warnings if text not in self._of_settings and text not in texts]
         self.warnings[:] = [*texts, *others]
         self._of_settings = list(texts)
         self.mark_changed()

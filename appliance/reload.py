@@ -84,7 +84,7 @@ class Reloader:
         """
         async with self._lock:
             given, lifecycle = {**self._given, **overrides}, self._appliance.lifecycle
-            wanted, problems = await asyncio.to_thread(self._read, given)  # requests go on meanwhile
+            wanted, problems = await self._read_steady(given)
             fatal = tuple(problem for problem in problems if problem.is_fatal)
             unknown = _unknown(overrides, self.described())
             if wanted is None or unknown:  # 1
@@ -114,6 +114,17 @@ class Reloader:
             text = "Applied." if not late else f"Applied, except for {', '.join(late)}: these need a restart."
             log.info("reloaded", text=text, changes=[one.variable for one in changes], need_restart=late)
             return ReloadResult(changes, (), True, text)
+
+    async def _read_steady(self, given: dict[str, str]) -> tuple[Settings | None, list[Problem]]:
+        """Read the settings in a thread; again where model files came or went meanwhile (`reread_models`).
+
+        Else the reload would put back the models that were there when it began.
+        """
+        while True:
+            present = self._appliance.settings
+            found = await asyncio.to_thread(self._read, given)
+            if self._appliance.settings is present:
+                return found
 
     def _show_warnings(self, problems: list[Problem]) -> None:
         """Show the warnings about the settings that are in force now."""

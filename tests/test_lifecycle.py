@@ -54,3 +54,12 @@ def test_a_task_that_dies_ends_the_process_with_an_error() -> None:
     lifecycle.task_died("front-ticker", KeyError("x"))
     assert (lifecycle.exit_code, lifecycle.stop_requested.is_set()) == (1, True)
     assert lifecycle.warnings == ["first", "the background task front-ticker died: KeyError('x')"]
+
+
+def test_a_warning_that_others_have_given_is_shown_once() -> None:
+    lifecycle = Lifecycle(["at the start"])
+    lifecycle.warnings += ["of a file", "of a task"]  # not from the settings
+    lifecycle.warn_of_settings(["of a file", "new"])
+    assert lifecycle.warnings == ["of a file", "new", "of a task"]
+    lifecycle.warn_of_settings([])
+    assert lifecycle.warnings == ["of a task"]

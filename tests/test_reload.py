@@ -1,8 +1,10 @@
 """A reload: refusals, the list of changes, the roll-back."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import pytest
 from appliance.base.settings import Problem
 from appliance.control.parts import ReloadResult
 from appliance.lifecycle import Lifecycle
+from appliance.models.table.catalogue import Catalogue, Model, Params
 from appliance.parts import Appliance
 from appliance.reload import Reloader, reload_on_request
-from appliance.settings import load_or_raise
+from appliance.settings import Settings, load, load_or_raise
 
 
 @pytest.fixture
@@ -107,6 +110,30 @@ async def test_a_failed_reload_is_rolled_back(appliance: Appliance, monkeypatch:
     assert applied == [7, former.engines.queue_ageing_s]
     assert appliance.settings is former
     assert appliance.pipeline.heartbeat_s() == 10
+
+
+async def test_models_that_come_during_a_reload_stay(appliance: Appliance) -> None:
+    """The reload read the files before a model came, and is applied after it."""
+    model = Model("new", Path("/new.gguf"), Params(), "folder")
+    begun, go_on = threading.Semaphore(0), threading.Semaphore(0)
+    reads: list[Catalogue] = []
+
+    def read(environ: dict[str, str]) -> tuple[Settings | None, list[Problem]]:
+        catalogue = appliance.settings.catalogue  # as the folder is now
+        begun.release()
+        go_on.acquire(timeout=10)
+        reads.append(catalogue)
+        settings, problems = load(environ)
+        return settings and replace(settings, catalogue=catalogue), problems
+
+    reload = asyncio.create_task(Reloader(appliance, read=read).reload({"HEARTBEAT_S": "3"}, dry_run=False))
+    await asyncio.to_thread(begun.acquire)
+    appliance.settings = replace(appliance.settings, catalogue=Catalogue({"new": model}))
+    go_on.release(2)
+    result = await reload
+    assert [list(one.models) for one in reads] == [[], ["new"]]
+    assert changed(result) == [("HEARTBEAT_S", "10.0", "3.0", False)]
+    assert list(appliance.settings.catalogue.models) == ["new"]
 
 
 # ---- reloads that a signal asks for
