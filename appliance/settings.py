@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr
 from pydantic.fields import FieldInfo
 
 from appliance.base.config_file import ConfigFile, read_config_file
+from appliance.base.files import read_text_file
 from appliance.base.logs import SECRETS
 from appliance.base.proxies import Proxies
 from appliance.base.settings import (
@@ -113,17 +114,17 @@ def effective_environ(environ: Mapping[str, str]) -> tuple[dict[str, str], list[
     Returns:
         (the result, problems of the files)
     """
-    merged, _, problems = _read_environ(environ)
-    return merged, problems
+    lines, problems = _with_env_file(environ)
+    merged, _, found = _with_config_file(lines)
+    return merged, problems + found
 
 
-def _read_environ(environ: Mapping[str, str]) -> tuple[dict[str, str], ConfigFile, list[Problem]]:
-    """Merge the environment, then APPLIANCE_ENV_FILE, then the file of CONFIG_PATH: the former win."""
-    merged, problems = _with_env_file(environ)
-    path = merged.get("CONFIG_PATH", "").strip()
+def _with_config_file(environ: Mapping[str, str]) -> tuple[dict[str, str], ConfigFile, list[Problem]]:
+    """Merge the environment with the settings in the file of CONFIG_PATH; the environment wins."""
+    path = environ.get("CONFIG_PATH", "").strip()
     config = read_config_file(Path(path) if path else None)
-    values, found = read_section(config, setting_fields())
-    return below(values, merged), config, problems + found
+    values, problems = read_section(config, setting_fields())
+    return below(values, environ), config, problems
 
 
 def setting_fields() -> dict[str, FieldInfo]:
@@ -141,7 +142,7 @@ def _with_env_file(environ: Mapping[str, str]) -> tuple[dict[str, str], list[Pro
     if not name:
         return dict(environ), []
     try:
-        text = Path(name).read_text()
+        text = read_text_file(Path(name))
     except (OSError, UnicodeDecodeError) as exc:
         return dict(environ), [
             Problem("APPLIANCE_ENV_FILE", name, "a readable text file", f"It cannot be read: {exc}.")
@@ -180,12 +181,13 @@ def load(environ: Mapping[str, str] | None = None) -> tuple[Settings | None, lis
         (settings, or None where they cannot be used; problems: those that are not fatal are warnings)
     """
     given = dict(os.environ if environ is None else environ)
-    merged, config, problems = _read_environ(given)
+    lines, problems = _with_env_file(given)
+    merged, config, of_file = _with_config_file(lines)
+    problems += of_file
     settings, found = _load(given, merged, config)
-    others = _with_env_file(given)[0]
     if any(problem.is_fatal for problem in problems):
         settings = None
-    return settings, [*problems, *(tell_place(problem, config, others) for problem in found)]
+    return settings, [*problems, *(tell_place(problem, config, lines) for problem in found)]
 
 
 def _load(
@@ -322,6 +324,7 @@ def described(settings: Settings | None, environ: Mapping[str, str]) -> list[Set
 def learn_secrets(settings: Settings) -> None:
     """Register every secret of these settings, so that the log can hide it."""
     SECRETS.learn(Proxies.from_environ(settings.environ).secrets)
+    SECRETS.learn(settings.catalogue.secrets())
     for package in fields(settings):
         value = getattr(settings, package.name)
         if isinstance(value, PackageSettings):

@@ -22,18 +22,19 @@ from pydantic import SecretStr
 
 from appliance import __version__
 from appliance.base.clock import SystemClock, format_rfc3339
+from appliance.base.files import MAX_TEXT_BYTES, open_to_read
+from appliance.base.logs import is_secret_name
 from appliance.base.proxies import Proxies
 from appliance.base.settings import PackageSettings
 from appliance.cli.client import CallFailed, ControlClient, ServerAddress, default_address, read_token
 from appliance.cli.render.values import as_object
 from appliance.settings import PACKAGES, Settings, described, effective_environ, load
-from appliance.support_bundle import Redactor, SupportBundle, is_secret_name
+from appliance.support_bundle import Redactor, SupportBundle
 
 PATIENCE_S = 10
 MAX_PAGE_BYTES = 8 << 20
 LOG_LINES = 2000
 RECEIPTS = 1000
-MAX_SECRET_FILE_BYTES = 65_536
 LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 HEAD_FIELDS = (
     *("id", "at", "route", "model", "public_model", "served_model", "backend", "pool", "reason", "overflow"),
@@ -111,7 +112,7 @@ def collect(environ: Mapping[str, str], *, folder: str, now_s: float) -> Support
 def find_secrets(environ: Mapping[str, str], settings: Settings | None) -> Iterator[str]:
     """Yield all secrets that the environment and the settings hold.
 
-    1. secret settings, and the keys of backends
+    1. secret settings, the keys of backends, and variables of models whose names say so
     2. variables whose names say so, such as HF_TOKEN
     3. the content of files that such variables name, as CONTROL_TOKEN_FILE
     4. credentials of proxies
@@ -124,13 +125,14 @@ def find_secrets(environ: Mapping[str, str], settings: Settings | None) -> Itera
                 if isinstance(value, SecretStr):
                     yield value.get_secret_value()
         yield from (backend.api_key.get_secret_value() for backend in settings.fleet.backends)
+        yield from settings.catalogue.secrets()
     for name, value in environ.items():
         if is_secret_name(name):  # 2
             yield value
         elif name.endswith("_FILE") and is_secret_name(name.removesuffix("_FILE")) and value:  # 3
             try:
-                with Path(value).open("rb") as file:
-                    yield file.read(MAX_SECRET_FILE_BYTES).decode("utf-8", "replace").strip()
+                with open_to_read(Path(value)) as file:
+                    yield file.read(MAX_TEXT_BYTES).decode("utf-8", "replace").strip()
             except OSError:
                 continue
     yield from Proxies.from_environ(environ).secrets  # 4

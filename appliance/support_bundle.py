@@ -9,22 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from appliance.base import jsons
-from appliance.base.logs import REDACTED, Secrets
-from appliance.base.plain_text import plain_text
+from appliance.base.logs import REDACTED, Secrets, is_secret_name
+from appliance.base.plain_text import plain_text, without_userinfo
 
 MAX_MEMBER_BYTES = 8 << 20  # of one file in the bundle; the beginning of a longer one is left out
 MIN_SECRET_CHARS = 6  # shorter texts are too common to be replaced
-_SECRET_NAME = re.compile(
-    r"(?i)(^|[_-])(api_?keys?|keys?|tokens?|secrets?|password|passwd|pass|credentials?|code|auth|authorization|cookie)$"
-)
-_USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^/\s@\"']+@")
 _ARGUMENT = re.compile(r"(?i)(--?[a-z-]*(?:key|token|secret|password|code)[ =]+)(?!\[secret\])[^\s\"',]+")
 _NOT_SECRET = {"", "(hidden)", "none", "true", "false", "default", REDACTED}
-
-
-def is_secret_name(name: str) -> bool:
-    """Whether the value of a variable or field of this name is a secret."""
-    return _SECRET_NAME.search(name) is not None
 
 
 class Redactor:
@@ -44,7 +35,7 @@ class Redactor:
     def text(self, text: str) -> str:
         """Blank the secrets of a text."""
         text = self._secrets.redact(plain_text(text))
-        return _ARGUMENT.sub(rf"\1{REDACTED}", _USERINFO.sub(rf"\1{REDACTED}@", text))
+        return _ARGUMENT.sub(rf"\1{REDACTED}", without_userinfo(text, REDACTED))
 
     def value(self, value: Any, name: str = "") -> Any:
         """Blank the secrets of a JSON value; `name` is that of the field that it is in."""
@@ -115,9 +106,13 @@ class SupportBundle:
             raise ValueError(f"a secret is still in {', '.join(leaks)}")
         data = self._archive(int(made_at_s))
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(data)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(file.fileno(), 0o600)
+                file.write(data)
+        except OSError:
+            path.unlink(missing_ok=True)  # half an archive is of no use, and in the way of the next one
+            raise
 
     def _archive(self, made_at_s: int) -> bytes:
         buffer = io.BytesIO()

@@ -166,6 +166,16 @@ def test_a_bundle_with_a_secret_is_not_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_half_a_bundle_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fchmod", refuse)
+    with pytest.raises(OSError, match="No space"):
+        SupportBundle(Redactor(), "support").write(tmp_path / "bundle", made_at_s=0.0)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_head_of_a_receipt_has_no_words_of_a_server() -> None:
     receipt = {
         "id": "r",

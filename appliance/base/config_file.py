@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.base import jsons
+from appliance.base.files import open_to_read
 from appliance.base.settings import Problem
 
 MAX_BYTES = 4 * 1024 * 1024
@@ -51,7 +52,7 @@ def read_config_file(path: Path | None) -> ConfigFile:
     if path is None:
         return ConfigFile()
     try:
-        with path.open("rb") as file:
+        with open_to_read(path) as file:
             state = os.fstat(file.fileno())
             data = file.read(MAX_BYTES + 1) if stat.S_ISREG(state.st_mode) else None
     except OSError as exc:

@@ -1,9 +1,15 @@
-"""Files that are written completely or not at all: to a temporary file beside them, which is then renamed."""
+"""Files that are written completely or not at all, and files that an operator names, read within bounds.
 
+They are written to a temporary file beside them, which is then renamed.
+"""
+
+import errno
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 DEFAULT_MODE = 0o666  # less the umask: as most programs create files
+MAX_TEXT_BYTES = 1 << 20  # of a file that holds one secret, or variables
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, is_synced: bool = True) -> None:
@@ -33,6 +39,38 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, is_synced: bool 
     except BaseException:
         _remove(partial)
         raise
+
+
+def open_to_read(path: Path) -> BinaryIO:
+    """Open a file for reading (blocks); a pipe without a writer is not waited for.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as exc:  # a zero byte in the name
+        raise OSError(errno.EINVAL, str(exc)) from None
+    try:
+        os.set_blocking(descriptor, True)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:  # such as a folder
+        os.close(descriptor)
+        raise
+
+
+def read_text_file(path: Path) -> str:
+    """Read a text that an operator has put into a file (blocks).
+
+    Raises:
+        OSError: It cannot be read, or has more than MAX_TEXT_BYTES.
+        UnicodeDecodeError: It is not UTF-8.
+    """
+    with open_to_read(path) as file:
+        data = file.read(MAX_TEXT_BYTES + 1)
+    if len(data) > MAX_TEXT_BYTES:
+        raise OSError(errno.EFBIG, f"it is larger than {MAX_TEXT_BYTES} bytes")
+    return data.decode()
 
 
 def _remove(path: Path) -> None:

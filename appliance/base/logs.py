@@ -17,6 +17,9 @@ from appliance.base import jsons
 from appliance.base.plain_text import plain_text
 
 REDACTED = "[secret]"
+_SECRET_NAME = re.compile(
+    r"(?i)(^|[_-])(api_?keys?|keys?|tokens?|secrets?|password|passwd|pass|credentials?|code|auth|authorization|cookie)$"
+)
 # 1. a bearer token   2. a key by its form   3. a field of JSON, NAME=value, a parameter of a query: any value
 # 4. `name: value`, as in headers and YAML, and in prose ("token: whatever"): a value that no word looks like
 _NAMES = r"(?:api[-_]?key|token|authorization|password|secret)"
@@ -26,6 +29,11 @@ _LOOKS_SECRET = re.compile(
     rf"|({_NAMES}\s*[=:]\s*[\"']?(?!bearer\s+KEY`)(?:(?:bearer|basic)\s+)?)"
     r"(?!\[secret\])(?=[^\s\"',;&}]*\d)(?=[^\s\"',;&}]*[a-z])[^\s\"',;&}]{6,}"
 )
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether the value of a variable or field of this name is a secret."""
+    return _SECRET_NAME.search(name) is not None
 
 
 class Secrets:

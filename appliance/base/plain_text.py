@@ -1,8 +1,10 @@
-"""Text without what controls a terminal."""
+"""Text without what controls a terminal, and addresses without a password."""
 
 import re
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])?")
+
+_USERINFO = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^/\s@\"']+@", re.IGNORECASE)
 
 
 def plain_text(text: str) -> str:
@@ -20,3 +22,8 @@ def one_line(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def without_userinfo(text: str, shown: str = "***") -> str:
+    """Return a text with `shown` for the name and password of each address in it (`http://name:word@host`)."""
+    return _USERINFO.sub(rf"\1{shown}@", text) if "@" in text else text

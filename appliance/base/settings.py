@@ -16,6 +16,9 @@ from pydantic import BeforeValidator, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from appliance.base.files import read_text_file
+from appliance.base.plain_text import without_userinfo
+
 HIDDEN = "(hidden)"
 TRUE_WORDS = {"1", "true", "yes", "on"}
 FALSE_WORDS = {"0", "false", "no", "off"}
@@ -229,7 +232,7 @@ def _raw_values(
 def _read_secret_file(variable: str, file: str) -> tuple[str | None, Problem | None]:
     """Return the secret in a file (None = unreadable) and what is wrong with the file (None = nothing)."""
     try:
-        secret = Path(file).read_text().strip()
+        secret = read_text_file(Path(file)).strip()
     except (OSError, UnicodeDecodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "not a text file"
         remedy = f"It cannot be read: {reason}. Mount the secret there, or set {variable}."
@@ -280,7 +283,7 @@ def _problem_of(model: type[PackageSettings], raw: Mapping[str, str], error: Any
         variable, _, remedy = reason.partition(": ")
         return Problem(variable, "", "see the remedy", remedy or reason)
     given = raw.get(name, "")
-    shown = HIDDEN if given and is_secret(field) else given
+    shown = HIDDEN if given and is_secret(field) else without_userinfo(given)
     if error["type"] == "value_error":
         reason = f"{reason[:1].upper()}{reason[1:]}."
     else:

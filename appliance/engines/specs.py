@@ -27,6 +27,8 @@ from pydantic import (
 from appliance.base.balancing import STRATEGIES, compute_vram_weight
 from appliance.base.config_file import ConfigFile, read_config_file
 from appliance.base.errors import Invalid
+from appliance.base.files import read_text_file
+from appliance.base.plain_text import without_userinfo
 from appliance.base.settings import Problem
 from appliance.engines.settings import EngineSettings
 from appliance.models.table.section import hint_of
@@ -102,7 +104,7 @@ class BackendSpec(BaseModel):
     def _url(cls, value: str) -> str:
         parts = urlsplit(value if "://" in value else f"http://{value}")
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError(f"{value!r} is not an http(s) address")
+            raise ValueError(f"{without_userinfo(value)!r} is not an http(s) address")
         if parts.username or parts.password:
             raise ValueError("an address must not hold credentials; use api_key_env or api_key_file")
         if parts.query or parts.fragment:
@@ -151,7 +153,7 @@ class BackendSpec(BaseModel):
                 raise ValueError(f"api_key_env: the variable {self.api_key_env} is not set")
         elif self.api_key_file:
             try:
-                key = Path(self.api_key_file).read_text().strip()
+                key = read_text_file(Path(self.api_key_file)).strip()
             except (OSError, UnicodeDecodeError) as exc:
                 raise ValueError(f"api_key_file: {self.api_key_file} cannot be read: {exc}") from None
         else:
@@ -246,7 +248,7 @@ def _read_addresses(settings: EngineSettings) -> tuple[list[BackendSpec], list[P
             backends.append(BackendSpec(url=address, name=name) if is_named else BackendSpec(url=entry))
         except ValidationError as exc:
             allowed = "addresses separated by commas, each `http://host:port` or `name=http://host:port`"
-            problems.append(Problem("BACKENDS", entry, allowed, _describe(exc)))
+            problems.append(Problem("BACKENDS", without_userinfo(entry), allowed, _describe(exc)))
     return backends, problems
 
 

@@ -112,5 +112,12 @@ def test_what_is_no_file_is_told(tmp_path: Path) -> None:
     assert "Is a directory" in read_config_file(tmp_path).problem
 
 
-def test_device_is_not_read_as_the_file() -> None:
-    assert read_config_file(Path(os.devnull)).problem == "The file cannot be read: it is no regular file."
+@pytest.mark.timeout(10)
+def test_device_or_pipe_is_not_read_as_the_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in (Path(os.devnull), tmp_path / "pipe.yaml"):
+        assert read_config_file(path).problem == "The file cannot be read: it is no regular file."
+
+
+def test_impossible_name_of_the_file_is_told() -> None:
+    assert read_config_file(Path("/a\0b")).problem == "The file cannot be read: embedded null byte."

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from appliance.base.files import DEFAULT_MODE, write_atomic
+from appliance.base.files import DEFAULT_MODE, MAX_TEXT_BYTES, open_to_read, read_text_file, write_atomic
 
 
 @pytest.fixture
@@ -139,3 +139,48 @@ def test_refused_folder_is_an_error(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b.json"]
     with pytest.raises(OSError):  # noqa: PT011 - whichever the machine gives: of a file system that takes no files
         write_atomic(Path("/proc/none.json"), b"x")
+
+
+# ---- files that an operator names
+
+
+def test_text_of_a_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("schlüssel\n")
+    assert read_text_file(path) == "schlüssel\n"
+
+
+def test_text_in_a_pipe_is_read(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"secret")
+    os.close(writer)
+    try:
+        assert read_text_file(Path(f"/dev/fd/{reader}")) == "secret"
+    finally:
+        os.close(reader)
+
+
+@pytest.mark.timeout(10)
+def test_pipe_without_a_writer_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert read_text_file(tmp_path / "pipe") == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "number"),
+    [("/dev/zero", errno.EFBIG), ("/dev", errno.EISDIR), ("/none", errno.ENOENT), ("/a\0b", errno.EINVAL)],
+)
+def test_what_cannot_be_read_as_text_is_refused(path: str, number: int) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match=r".") as raised:
+        read_text_file(Path(path))
+    assert raised.value.errno == number
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_largest_text_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"x" * MAX_TEXT_BYTES)
+    assert len(read_text_file(path)) == MAX_TEXT_BYTES
+    with open_to_read(path) as file:
+        assert os.get_blocking(file.fileno())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from appliance.base.plain_text import one_line, plain_text
+from appliance.base.plain_text import one_line, plain_text, without_userinfo
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,16 @@ def test_escape_sequences_are_removed(text: str, plain: str) -> None:
 def test_one_line_escapes_what_does_not_print() -> None:
     assert one_line("a\r\nb\x00\u2028") == r"a\r\nb\x00\u2028"
     assert one_line("a b") == "a b"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://u:p@x/y", "http://***@x/y"),
+        ("a=HTTPS://u@x, redis://:p@y", "a=HTTPS://***@x, redis://***@y"),
+        ("http://x/a@b", "http://x/a@b"),
+        ("someone@example.org", "someone@example.org"),
+    ],
+)
+def test_addresses_are_shown_without_a_password(text: str, shown: str) -> None:
+    assert without_userinfo(text) == shown

@@ -31,6 +31,12 @@ def test_values_that_are_refused(variable: str, value: str, message: str) -> Non
     assert message in fatal[0]
 
 
+def test_password_in_an_endpoint_is_not_shown() -> None:
+    _, problems = load({"PATH": "/usr/bin:/bin", "NOVITA_OPENAI_ENDPOINTS": "https://user:pass-word@x"})
+    assert problems
+    assert "pass-word" not in "".join(map(str, problems))
+
+
 @pytest.mark.parametrize(
     ("value", "port"), [("6380", 6380), ("tcp://10.0.0.7:6380", 6380), ("tcp://[::1]:6380", 6380)]
 )

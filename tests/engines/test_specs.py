@@ -61,6 +61,13 @@ def test_addresses_that_are_none(tmp_path: Path, address: str, message: str) -> 
     assert message in problems
 
 
+@pytest.mark.parametrize("scheme", ["http", "ftp"])
+def test_password_in_an_address_is_not_shown(tmp_path: Path, scheme: str) -> None:
+    address = f"{scheme}://user:pass-word@x"
+    assert "pass-word" not in read(tmp_path, BACKENDS=address)[1]
+    assert "pass-word" not in read(tmp_path, {"backends": [{"url": address}]})[1]
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [

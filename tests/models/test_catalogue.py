@@ -776,3 +776,23 @@ def test_arguments_for_llama_server_are_not_for_another_engine(tmp_path: Path) -
     row = {"command": "engine --port ${PORT}", "extra_args": ["--keep", "4"], "env": {"A": "b"}}
     _, problems = read(tmp_path, {"models": {"a": row}})
     assert ["extra_args is for a llama-server" in problem.remedy.lower() for problem in problems] == [True]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"env": {"HF_TOKEN": "a-token-of-a-model"}},
+        {"model_path": "a.gguf", "env": [{"HF_TOKEN": "a-token-of-a-model"}]},
+        {"command": ["engine", "--api-key=a-token-of-a-model"], "model_path": "a.gguf", "lora": ["a.gguf"]},
+    ],
+)
+def test_no_error_shows_a_whole_row(tmp_path: Path, row: dict[str, Any]) -> None:
+    _, problems = read(tmp_path, {"models": {"a": row}})
+    text = "".join(str(problem) for problem in problems if problem.is_fatal)
+    assert "models.a" in text
+    assert "a-token-of-a-model" not in text
+
+
+def test_variables_with_names_of_secrets_are_secrets(tmp_path: Path) -> None:
+    row = {"model_path": "a.gguf", "env": {"HF_TOKEN": "a-token-of-a-model", "MODE": "fast"}}
+    assert read(tmp_path, {"models": {"a": row}})[0].secrets() == ["a-token-of-a-model"]

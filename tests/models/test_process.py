@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from appliance.base.logs import SECRETS
 from appliance.base.tasks import Tasks
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import PoolLimits
@@ -394,9 +395,11 @@ async def test_a_log_that_grows_too_large_is_cut_while_it_runs(
     await process.start()
     await process.wait_ready(10, lambda: None)
     process.trim_log()
-    assert (process.log_path.stat().st_size, Path(f"{process.log_path}.1").stat().st_size) == (0, 2001)
+    former = Path(f"{process.log_path}.1")
+    assert (process.log_path.stat().st_size, former.read_text()) == (0, "x" * 999 + "\n")  # its end
+    assert former.stat().st_mode & 0o007 == 0  # no other user can read the prompts
     process.trim_log()  # there is nothing to cut
-    assert Path(f"{process.log_path}.1").stat().st_size == 2001
+    assert former.stat().st_size == 1000
     process.log_path.unlink()
     process.trim_log()  # a missing log is no error
     assert process.log_tail() == []
@@ -440,6 +443,14 @@ async def test_the_end_of_a_log_is_read_whatever_is_in_it(make: Make) -> None:
     await process.start()
     await process.exited.wait()
     assert process.log_tail(2) == ["\ufffd\ufffd", "last"]
+
+
+async def test_the_end_of_a_log_has_no_secret_and_no_colours(make: Make) -> None:
+    SECRETS.learn(["a-token-of-a-model"])
+    process = make("print('\\x1b[31mrefused: a-token-of-a-model\\x1b[0m', flush=True)")
+    await process.start()
+    await process.exited.wait()
+    assert process.log_tail(1) == ["refused: [secret]"]
 
 
 # ---- ports

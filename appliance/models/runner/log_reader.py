@@ -6,9 +6,7 @@ import re
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
-from appliance.base.logs import SECRETS
-from appliance.base.plain_text import one_line
-from appliance.models.runner.log_file import MAX_NAME_CHARS
+from appliance.models.runner.log_file import log_stem, shown_line
 
 MAX_LINES = 2000
 MAX_LINE_CHARS = 8192  # of a line; the rest is cut off, with an ellipsis
@@ -25,11 +23,10 @@ def find_log(log_dir: Path, alias: str, port: int = 0) -> Path | None:
         alias: The model.
         port: Only the log of the llama-server that had this port; 0 = any.
 
-    Names of logs hold the model's alias with all odd characters as underscores (log_file.log_name): of two
-    aliases that differ in these alone the latest log of both is found.
+    Of two aliases with the same beginning of their logs' names (log_file.log_stem) the latest log of both is
+    found.
     """
-    name = re.escape(re.sub(r"[^A-Za-z0-9._-]", "_", alias)[:MAX_NAME_CHARS])
-    pattern = re.compile(rf"{name}_{port or '[0-9]+'}\.log")
+    pattern = re.compile(rf"{re.escape(log_stem(alias))}_{port or '[0-9]+'}\.log")
     try:
         with os.scandir(log_dir) as entries:
             found = [entry for entry in entries if pattern.fullmatch(entry.name) and entry.is_file()]
@@ -115,5 +112,5 @@ async def follow_log(
 
 
 def _shown(line: bytes) -> str:
-    text = SECRETS.redact(one_line(line.decode("utf-8", "replace").rstrip("\r")))
+    text = shown_line(line)
     return text if len(text) <= MAX_LINE_CHARS else text[:MAX_LINE_CHARS] + "…"

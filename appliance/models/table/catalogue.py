@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field, GetJsonSchemaHandler, ValidationErro
 from pydantic_core import CoreSchema
 
 from appliance.base.config_file import ConfigFile, read_config_file
+from appliance.base.logs import is_secret_name
 from appliance.base.settings import Problem
 from appliance.models.settings import ModelSettings
 from appliance.models.table.engine import EngineCommand, EngineKeys, engine_of, has_reference, program_of
@@ -436,6 +437,10 @@ class Catalogue:
         if name in self.models:
             return name
         return next((model.alias for model in self.models.values() if name in model.aliases), None)
+
+    def secrets(self) -> list[str]:
+        """List the values of the models' variables whose names say that they are secrets, as HF_TOKEN."""
+        return [value for model in self.models.values() for name, value in model.env if is_secret_name(name)]
 
     def preloaded(self) -> list[str]:
         """List the names of the models that are loaded at the start: the system's first."""

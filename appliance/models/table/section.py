@@ -7,13 +7,8 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ConfigDict
 
 SHOWN_KEYS = 12  # of those that are allowed
-NOT_SHOWN = {
-    "env",
-    "extra_args",
-    "command",
-    "before_load",
-    "after_unload",
-}  # keys whose values may be secrets
+# Keys whose values may be secrets.
+NOT_SHOWN = {"env", "extra_args", "command", "before_load", "after_unload"}
 
 
 class Section(BaseModel):
@@ -67,6 +62,7 @@ def explain(error: Mapping[str, Any], model: type[BaseModel]) -> str:
         *path, name = error["loc"]
         return f"Unknown key. {hint_of(str(name), keys_at(model, path))}"
     text = str(error["msg"]).removeprefix("Value error, ")
-    if not NOT_SHOWN.isdisjoint(error["loc"]):
-        return f"{text[0].upper()}{text[1:]}."
-    return f"{text[0].upper()}{text[1:]}, not {str(error.get('input'))[:80]!r}."
+    value = error.get("input")
+    # A whole section or list is not shown: a secret may stand in it under a key of its own.
+    is_shown = NOT_SHOWN.isdisjoint(error["loc"]) and not isinstance(value, (Mapping, list, tuple))
+    return f"{text[0].upper()}{text[1:]}" + (f", not {str(value)[:80]!r}." if is_shown else ".")
