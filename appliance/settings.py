@@ -124,6 +124,7 @@ def _with_config_file(environ: Mapping[str, str]) -> tuple[dict[str, str], Confi
     path = environ.get("CONFIG_PATH", "").strip()
     config = read_config_file(Path(path) if path else None)
     values, problems = read_section(config, setting_fields())
+    problems += [config.problem_at("", warning, is_fatal=False) for warning in config.warnings]
     return below(values, environ), config, problems
 
 

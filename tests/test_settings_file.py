@@ -271,3 +271,46 @@ def test_schema_takes_the_example_and_refuses_what_is_wrong() -> None:
 def test_schema_has_every_setting() -> None:
     rows = build_config_schema()["properties"]["settings"]["properties"]
     assert set(setting_fields()) - set(rows) == {"CONFIG_PATH", "APPLIANCE_ENV_FILE"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"models": {"a": {"env": {"T": "canary-1"}}}},
+        {
+            "models": {
+                "a": {"model_path": "a.gguf", "pin": True, "idle_timeout_sec": 5, "env": {"T": "canary-1"}}
+            }
+        },
+        {"models": {"a": {"command": "serve --api-key canary-1 ${PORT}", "extra_args": ["--x"]}}},
+        {"models": {"a": {"model_path": "a.gguf", "env": {"T": ["canary-1"]}}}},
+        {"models": [{"api_key": "canary-1"}]},
+        {"backends": [{"url": "ftp://user:canary-1@host"}]},
+        {"backends": [{"url": "http://user:canary-1@host"}]},
+        {"backends": [{"url": "http://host", "api_key": ["canary-1"]}]},
+        {"settings": {"BACKENDS": "http://user:canary-1@host,ftp://user:canary-1@host"}},
+        {"settings": {"NOVITA_API_KEY": "k", "NOVITA_OPENAI_ENDPOINTS": "http://user:canary-1@host"}},
+        {"settings": {"APPLIANCE_API_KEYS": {"canary-1": "canary-1"}}},
+    ],
+)
+def test_no_problem_shows_what_may_be_a_secret(tmp_path: Path, content: Any) -> None:
+    found, problems = read(tmp_path, content)
+    assert found is None
+    assert problems
+    assert "canary-1" not in problems
+
+
+def test_problem_is_one_line_that_controls_no_terminal(tmp_path: Path) -> None:
+    found, problems = read(tmp_path, {"settings": {"PROXY_PORT": "\x1b]0;title\x07\x1b[31m80\nerror: x"}})
+    assert found is None
+    assert "PROXY_PORT=80\\nerror: x: allowed: a whole number" in problems
+    assert "\x1b" not in problems
+
+
+def test_key_of_a_json_object_that_is_there_twice_is_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_text('{"settings": {"LOG_LEVEL": "info", "LOG_LEVEL": "debug"}}')
+    found, problems = load({"CONFIG_PATH": str(path), "STATE_DIR": str(tmp_path)})
+    assert found is not None
+    assert found.general.log_level == "debug"
+    assert "The key 'LOG_LEVEL' is there twice in one object" in str(problems[0])

@@ -4,9 +4,11 @@ YAML is read as YAML 1.2 has it: only `true` and `false` are switches (`on`, `ye
 and times of day stay text, and a key that is there twice is an error.
 """
 
+import json
 import os
+import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,11 @@ from appliance.base.settings import Problem
 MAX_BYTES = 4 * 1024 * 1024
 MAX_NODES = 200_000  # values; a few lines of YAML can stand for millions by its references
 MAX_DEPTH = 50
+MAX_WARNINGS = 20
 YAML_ENDINGS = {".yaml", ".yml"}
 ALLOWED = "a JSON or YAML file with `settings`, `models`, `backends` or `adapters`"
 Signature = tuple[int, int, int, int]
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,7 @@ class ConfigFile:
         path: None = there is none.
         sections: Its top-level keys.
         problem: Why it cannot be used; "" = it can.
+        warnings: Sentences about what may not be meant as it stands there.
         is_open: Whether every user of the machine may read it.
         signature: Of the file that was read; None = it could not be opened.
     """
@@ -40,6 +45,7 @@ class ConfigFile:
     problem: str = ""
     is_open: bool = False
     signature: Signature | None = None
+    warnings: tuple[str, ...] = ()
 
     def problem_at(self, where: str, remedy: str, *, is_fatal: bool = True) -> Problem:
         """Return a problem of the file; `where`: the path of the key, "" = the file as a whole."""
@@ -64,7 +70,8 @@ def read_config_file(path: Path | None) -> ConfigFile:
         sections = parse_config(data, path.suffix.lower())
     except ValueError as exc:
         return ConfigFile(path, problem=str(exc), is_open=is_open, signature=signature)
-    return ConfigFile(path, sections, "", is_open, signature)
+    warnings = () if _is_yaml(data, path.suffix.lower()) else tuple(_keys_there_twice(data))
+    return ConfigFile(path, sections, "", is_open, signature, warnings)
 
 
 def signature_of(state: os.stat_result) -> Signature:
@@ -88,12 +95,54 @@ def parse_config(data: bytes, ending: str) -> dict[str, Any]:
     """
     if len(data) > MAX_BYTES:
         raise ValueError(f"The file is larger than {MAX_BYTES} bytes.")
-    is_json = ending == ".json" or (ending not in YAML_ENDINGS and data.lstrip()[:1] in {b"{", b"["})
-    value = _parse_json(data) if is_json else _parse_yaml(data)
+    is_yaml = _is_yaml(data, ending)
+    value = _parse_yaml(data) if is_yaml else _parse_json(data)
     if not isinstance(value, dict):
-        raise ValueError(f"The file must hold one {'JSON object' if is_json else 'YAML mapping'}.")
+        raise ValueError(f"The file must hold one {'YAML mapping' if is_yaml else 'JSON object'}.")
     _check_size(value)
+    for where in _unusable_texts(value):
+        raise ValueError(
+            f"The file has at {where} a text with a zero byte, or a half of a surrogate pair, "
+            "which no file name, variable or request can have. Remove it."
+        )
     return value
+
+
+def _is_yaml(data: bytes, ending: str) -> bool:
+    return ending in YAML_ENDINGS or (ending != ".json" and data.lstrip()[:1] not in {b"{", b"["})
+
+
+def _keys_there_twice(data: bytes) -> Iterator[str]:
+    """Yield a sentence for each key that a JSON object has twice; JSON allows it, and the last one counts."""
+    found: dict[str, None] = {}
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                found[key] = None
+            seen.add(key)
+
+    try:
+        json.loads(data, object_pairs_hook=note)
+    except (ValueError, RecursionError):  # what only the other reader of JSON takes
+        return
+    for key in list(found)[:MAX_WARNINGS]:
+        shown = key[:80]
+        yield f"The key {shown!r} is there twice in one object: only the last one counts. Remove the other."
+
+
+def _unusable_texts(value: Any, where: str = "") -> Iterator[str]:
+    """Yield the paths of texts that cannot be used: with a zero byte, or not to be written as UTF-8."""
+    if isinstance(value, dict):
+        for key, one in value.items():
+            yield from _unusable_texts(key, f"a key of `{where}`" if where else "a key")
+            yield from _unusable_texts(one, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list):
+        for number, one in enumerate(value):
+            yield from _unusable_texts(one, f"{where}.{number}")
+    elif isinstance(value, str) and _UNUSABLE.search(value):
+        yield where
 
 
 def _parse_json(data: bytes) -> Any:

@@ -10,6 +10,9 @@ from typing import Any, ClassVar
 import yaml
 
 MAX_YAML_BYTES = 1024 * 1024  # some seconds of work
+MAX_MERGED = 200_000
+_MERGE = "tag:yaml.org,2002:merge"
+MAX_OPEN = 100  # levels of brackets and indents: the reader in C calls itself for each, and ends the process
 
 
 def parse_yaml(data: bytes) -> Any:
@@ -21,7 +24,9 @@ def parse_yaml(data: bytes) -> Any:
     if len(data) > MAX_YAML_BYTES:
         raise ValueError(f"The file is larger than {MAX_YAML_BYTES} bytes, which is too much YAML. Use JSON.")
     try:
-        return yaml.load(data.decode("utf-8-sig"), Loader=_Loader)  # noqa: S506 - it makes plain values only
+        text = data.decode("utf-8-sig")
+        _check_depth(text)
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - it makes plain values only
     except UnicodeDecodeError:
         raise ValueError("The file is not UTF-8.") from None
     except yaml.MarkedYAMLError as exc:
@@ -33,17 +38,56 @@ def parse_yaml(data: bytes) -> Any:
         raise ValueError(f"The file is not YAML: {text or type(exc).__name__}.") from None
 
 
+def _check_depth(text: str) -> None:
+    """Refuse what is nested too deep for the reader.
+
+    Raises:
+        ValueError: It is.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_OPEN:
+                raise ValueError(f"nested more than {MAX_OPEN} levels deep")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc] # C: ten times as fast
     """Reads the core schema of YAML 1.2."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    _pairs_left = MAX_MERGED  # that `<<` may still copy
+
+    def flatten_mapping(self, node: Any) -> None:
+        """Put what `<<` names in front of a mapping's own pairs; the first of several wins over the next."""
+        merges = [value for key, value in node.value if key.tag == _MERGE]
+        if not merges:
+            return
+        own = node.value = [(key, value) for key, value in node.value if key.tag != _MERGE]
+        merged: list[Any] = []
+        for value in merges:
+            parts = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            for part in reversed(parts):
+                if not isinstance(part, yaml.MappingNode):
+                    said = "<< needs a mapping, or a list of mappings"
+                    raise yaml.constructor.ConstructorError(None, None, said, value.start_mark)
+                self.flatten_mapping(part)
+                self._pairs_left -= len(part.value)
+                if self._pairs_left < 0:
+                    said = f"<< copies more than {MAX_MERGED} values"
+                    raise yaml.constructor.ConstructorError(None, None, said, value.start_mark)
+                merged += part.value
+        node.value = merged + own
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         """Refuse keys that are no text or there twice; those of `<<` may be replaced."""
         seen = set()
         for key, _ in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":
+            if key.tag == _MERGE:
                 continue
+            key.tag = "tag:yaml.org,2002:str"  # a model called 010 or null keeps its name
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be text", key.start_mark)
             if key.value in seen:
@@ -51,7 +95,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
                 raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
             seen.add(key.value)
         made: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
-        return {key if isinstance(key, str) else str(key): value for key, value in made.items()}
+        return made
 
 
 _RESOLVED = {  # tag → (what is read as it, how that may begin)

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from appliance.base.files import read_text_file
-from appliance.base.plain_text import without_userinfo
+from appliance.base.plain_text import one_line, without_userinfo
 
 HIDDEN = "(hidden)"
 TRUE_WORDS = {"1", "true", "yes", "on"}
@@ -89,6 +89,9 @@ class Problem:
         allowed: What it may be.
         remedy: What to do, a sentence.
         is_fatal: False = a warning only.
+
+    Value and remedy are shown to people and logged: credentials in addresses are blanked, and what controls a
+    terminal is escaped.
     """
 
     variable: str
@@ -96,6 +99,10 @@ class Problem:
     allowed: str
     remedy: str
     is_fatal: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("variable", "value", "remedy"):
+            object.__setattr__(self, name, one_line(without_userinfo(getattr(self, name))))
 
     def __str__(self) -> str:
         shown = f"{self.variable}={self.value}" if self.value else self.variable

@@ -359,7 +359,8 @@ def _circle(fleet: FleetSpec, pool: PoolSpec) -> str:
 def _describe(exc: ValidationError) -> str:
     """Describe the error in one line, without values (one of them may be a key)."""
     rows = [(".".join(map(str, error["loc"])), _message(error)) for error in exc.errors(include_input=False)]
-    return "; ".join(f"{field}: {message}" if field else message for field, message in rows) + "."
+    text = "; ".join(f"{field}: {message}" if field else message for field, message in rows)
+    return text if text.endswith("?") else f"{text}."
 
 
 def _message(error: Any) -> str:

@@ -14,6 +14,11 @@ BILLION = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     for before, after in zip("abcdefg", "bcdefgh", strict=True)
 )
 
+MERGES = "a: &a {a1: 1, a2: 1}\n" + "".join(
+    f"{after}: &{after} {{<<: [{', '.join([f'*{before}'] * 10)}]}}\n"
+    for before, after in zip("abcdefghijk", "bcdefghijkl", strict=True)
+)
+
 
 @pytest.mark.parametrize(
     ("text", "value"),
@@ -50,6 +55,35 @@ def test_references_of_yaml_are_followed() -> None:
     }
 
 
+def test_first_of_several_merged_mappings_wins() -> None:
+    text = "a: &a {x: 1, y: 1}\nb: &b {y: 2, z: 2}\nrow: {<<: [*a, *b], z: 3}\nself: &s {<<: *s, x: 1}\n"
+    value = parse_config(text.encode(), ".yaml")
+    assert value["row"] == {"x": 1, "y": 1, "z": 3}
+    assert value["self"] == {"x": 1}
+
+
+def test_keys_of_yaml_keep_their_text() -> None:
+    text = "010: a\n0x10: b\nnull: c\nTrue: d\n1.0: e\n2024-01-01: f\n"
+    assert list(parse_config(text.encode(), ".yaml")) == ["010", "0x10", "null", "True", "1.0", "2024-01-01"]
+
+
+@pytest.mark.parametrize(
+    ("content", "warned"),
+    [
+        ('{"models": {"a": {}, "b": {}, "a": {"x": 1}}}', ("'a'",)),
+        ('{"a": [{"b": 1, "b": 2}], "c": 1, "c": 2}', ("'b'", "'c'")),
+        ('{"a": {"b": 1}, "b": {"b": 2}}', ()),
+    ],
+)
+def test_key_that_json_has_twice_is_a_warning(tmp_path: Path, content: str, warned: tuple[str, ...]) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    assert read_config_file(path).warnings == tuple(
+        f"The key {key} is there twice in one object: only the last one counts. Remove the other."
+        for key in warned
+    )
+
+
 @pytest.mark.parametrize(
     ("data", "ending", "value"),
     [
@@ -82,6 +116,16 @@ def test_form_is_told_by_ending_and_first_character(data: bytes, ending: str, va
         (b"a:\n  b: 1", ".json", "This looks like YAML: let the file's name end with .yaml."),
         (b"[" * 60 + b"]" * 60, ".txt", "one JSON object"),
         (b" " * (MAX_BYTES + 1), ".json", f"larger than {MAX_BYTES} bytes"),
+        # The reader in C would end the process.
+        (b"[" * 100_000, ".yaml", "nested more than 100 levels deep"),
+        (b"- " * 100_000, ".yaml", "nested more than 100 levels deep"),
+        (b"a:\n" + b"".join(b" " * n + b"a:\n" for n in range(1, 200)), ".yaml", "more than 100 levels deep"),
+        (b'{"a":' * 100_000, ".json", "not JSON: depth limit exceeded"),
+        (MERGES.encode(), ".yaml", "<< copies more than 200000 values (line"),
+        (b"a: &a {x: 1}\nb: {<<: [*a, 1]}", ".yaml", "<< needs a mapping, or a list of mappings (line 2"),
+        (b'a: {b: "x\\0y"}', ".yaml", "The file has at a.b a text with a zero byte"),
+        (b'a: [1, {"x\\0": 1}]', ".yaml", "at a key of `a.1` a text with a zero byte"),
+        (b'{"a": "\\ud800"}', ".json", "at a a text with a zero byte, or a half of a surrogate pair"),
     ],
 )
 def test_what_cannot_be_used_is_told(data: bytes, ending: str, said: str) -> None:

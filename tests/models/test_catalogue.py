@@ -227,7 +227,7 @@ def test_the_schema_has_limits_and_adapter_forms() -> None:
             "models.a.env",
             "extra_args",
         ),
-        ({"models": {"a": {"model_path": "a.gguf", "env": {"A": True}}}}, "models.a.env.A", "string"),
+        ({"models": {"a": {"model_path": "a.gguf", "env": {"A": True}}}}, "models.a.env.A", "a text"),
         ({"models": {"a": {"model_path": "a.gguf", "env": {"A": "x\0"}}}}, "models.a.env.A", "zero byte"),
         ({"models": {"a": {"model_path": "a.gguf", "idle_timeout_sec": 0}}}, "models.a", "-1 (never)"),
         (

@@ -11,6 +11,14 @@ SHOWN_KEYS = 12  # of those that are allowed
 NOT_SHOWN = {"env", "extra_args", "command", "before_load", "after_unload"}
 
 
+_WORDS = {  # for what pydantic says in the words of Python
+    "dict_type": "It must hold keys and their values",
+    "model_type": "It must hold keys and their values",
+    "tuple_type": "It must be a list",
+    "string_type": "It must be a text (a number, true or false in quotes)",
+}
+
+
 class Section(BaseModel):
     """A section of the file: no unknown key, and no change after it was read."""
 
@@ -61,7 +69,7 @@ def explain(error: Mapping[str, Any], model: type[BaseModel]) -> str:
     if error["type"] == "extra_forbidden":
         *path, name = error["loc"]
         return f"Unknown key. {hint_of(str(name), keys_at(model, path))}"
-    text = str(error["msg"]).removeprefix("Value error, ")
+    text = _WORDS.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
     value = error.get("input")
     # A whole section or list is not shown: a secret may stand in it under a key of its own.
     is_shown = NOT_SHOWN.isdisjoint(error["loc"]) and not isinstance(value, (Mapping, list, tuple))
