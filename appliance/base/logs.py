@@ -7,14 +7,33 @@ safety net under the rule that secrets are not logged, not a replacement for it.
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, TextIO
 
-import structlog
-
 from appliance.base import jsons
 from appliance.base.plain_text import plain_text
+
+
+@contextmanager
+def _without_rich() -> Iterator[None]:
+    """Let structlog find no rich, which it loads where it can: 4.6 MB for a form of tracebacks that is not used.
+
+    None in `sys.modules` says that a module is not installed. Afterwards rich can be imported as ever.
+    """
+    if "rich" in sys.modules:
+        yield
+        return
+    sys.modules["rich"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["rich"]
+
+
+with _without_rich():
+    import structlog
 
 REDACTED = "[secret]"
 _SECRET_NAME = re.compile(
@@ -156,6 +175,16 @@ def _join_standard_logging(level: str) -> None:
 def get_logger(name: str) -> Any:
     """Return a logger; every package gets its logger here."""
     return structlog.get_logger(name)
+
+
+def bind(**values: Any) -> None:
+    """Add values to each further line of this task."""
+    structlog.contextvars.bind_contextvars(**values)
+
+
+def bound(name: str) -> Any:
+    """Return a value that `bind` added in this task; None if there is none."""
+    return structlog.contextvars.get_contextvars().get(name)
 
 
 def set_level(level: str) -> None:

@@ -8,16 +8,16 @@ from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
-import structlog
 from google.protobuf.message import DecodeError
 
+from appliance.base import logs
 from appliance.base.errors import ApplianceError, Internal, Invalid
 from appliance.control.calls.group import AnyContext
 from appliance.control.errors import abort, code_of
 from appliance.control.guard import Guard
 from appliance.control.writing import write
 
-log = structlog.get_logger("control")
+log = logs.get_logger("control")
 OPEN_PREFIX = "/grpc.health.v1.Health/"  # liveness probes send no token
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # quoted: it is generic in the type stubs only
@@ -128,4 +128,4 @@ async def _report(run: Behaviour, request: Any, context: AnyContext, *, method: 
 
 def _request_id() -> str:
     """Return the id that the handler bound for the log; "" if it bound none."""
-    return str(structlog.contextvars.get_contextvars().get("id", ""))
+    return str(logs.bound("id") or "")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import grpc
 import grpc.aio
-import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from appliance.base import logs
 from appliance.base.listeners import describe_listen_error, why_not
 from appliance.base.settings import InvalidSettings
 from appliance.base.tasks import Tasks
@@ -25,7 +25,7 @@ from appliance.control.servicer import Servicer
 from appliance.control.settings import ControlSettings
 from appliance.control.v1 import control_pb2_grpc
 
-log = structlog.get_logger("control")
+log = logs.get_logger("control")
 MAX_CALLS = 256  # at the same time, streams included
 MAX_MESSAGE_BYTES = 33_554_432  # as MAX_BODY_BYTES of the HTTP front
 MAX_METADATA_BYTES = 16_384

@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -106,6 +108,15 @@ def test_colours_go_to_the_terminal_and_never_into_copies(form: str) -> None:
     assert not any("\x1b" in line or "\n" in line for line in copies)
     assert "event" in copies[0]
     assert any("boom" in line for line in copies)
+
+
+def test_structlog_is_loaded_without_rich_which_can_be_imported_afterwards() -> None:
+    code = (
+        "import sys, appliance.base.logs; print('rich' in sys.modules); import rich.console, structlog;"
+        "print('rich.console' in sys.modules, structlog.dev.rich)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "False\nTrue None\n"
 
 
 def test_a_stream_that_is_no_terminal_gets_no_colours() -> None:

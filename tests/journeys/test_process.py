@@ -36,6 +36,21 @@ def test_it_says_that_it_is_the_demo_engine_and_what_to_try(appliance: Process) 
         assert json.loads(answer.read())["choices"][0]["message"]["content"].startswith("[demo engine]")
 
 
+def test_a_process_without_models_loads_no_library_that_it_does_not_need(spawn: Spawn) -> None:
+    running = spawn(PYTHONPROFILEIMPORTTIME="1")
+    with post(running, "Hello") as answer:
+        assert answer.status == 200
+    running.process.terminate()
+    assert wait(running) == 0
+    lines = [line for line in running.text().splitlines() if "import time:" in line]
+    loaded = {line.rpartition("|")[2].strip() for line in lines}
+    assert {"structlog", "aiohttp", "grpc"} <= loaded
+    unneeded = {"huggingface_hub", "msgpack", "obstore", "pygments", "pynvml", "pyroute2", "redis", "regex"}
+    assert (
+        loaded & {*unneeded, "rich.console", "typer", "yaml", "zmq"} == set()
+    )  # `rich`: structlog looked for it
+
+
 def test_sigterm_lets_a_running_answer_end_then_exits_with_0(appliance: Process) -> None:
     found = []
     asking = threading.Thread(target=lambda: found.append(post(appliance, "demo: slow 1").read()))

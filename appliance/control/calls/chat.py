@@ -1,8 +1,8 @@
 """The call about chat: it uses the same pipeline, router and receipts as an HTTP request."""
 
-import structlog
 from grpc.aio import ServicerContext
 
+from appliance.base import logs
 from appliance.base.errors import ApplianceError, Unavailable
 from appliance.control.calls.group import CallGroup
 from appliance.control.convert.backends import to_receipt
@@ -35,7 +35,7 @@ class ChatCalls(CallGroup):
         pipeline = self._parts.pipeline
         with pipeline.guarded_request(ROUTE) as running:
             receipt, sender = running.receipt, _Sender(context)
-            structlog.contextvars.bind_contextvars(id=receipt.id)
+            logs.bind(id=receipt.id)
             try:
                 with sending():
                     await context.send_initial_metadata((("x-request-id", receipt.id),))

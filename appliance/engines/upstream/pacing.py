@@ -9,19 +9,17 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
-import regex
-
 from appliance.base import jsons
 from appliance.engines.upstream.reply_text import REASONING_NAMES
-
-_CHARACTER = regex.compile(r"\X")
 
 
 def cut_text(text: str, size: int) -> list[str]:
     """Cut a text into pieces of `size` user-perceived characters (extended grapheme clusters)."""
     if text.isascii() and "\r" not in text:
         return [text[i : i + size] for i in range(0, len(text), size)]
-    characters = _CHARACTER.findall(text)
+    import regex  # needed for other texts than ASCII alone, and 1.3 MB
+
+    characters = regex.findall(r"\X", text)
     return ["".join(characters[i : i + size]) for i in range(0, len(characters), size)]
 
 
