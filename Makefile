@@ -67,6 +67,7 @@ unit: $(VENV)/dev.stamp proto
 	@tests/tools/setup-machine test
 	@PYTHON=$(BIN)/python tests/tools/llama-server >/dev/null
 	@tests/tools/node-clients >/dev/null || [ -z "$$CI" ]
+	@[ -z "$$CI" ] || tests/tools/setup-machine browser || true
 	$(BIN)/python -m pytest -n 2 -q -m "not image and not vllm and not gpu and not agents"
 
 image:  ## build the container image `appliance`, bringing up a container engine where there is none
