@@ -18,7 +18,7 @@ from appliance.base.plain_text import plain_text
 
 @contextmanager
 def _without_rich() -> Iterator[None]:
-    """Let structlog find no rich, which it loads where it can: 4.6 MB for a form of tracebacks that is not used.
+    """Let structlog find no rich, which it loads where it can: 4.6 MB for a form of tracebacks not used here.
 
     None in `sys.modules` says that a module is not installed. Afterwards rich can be imported as ever.
     """
