@@ -1,0 +1,1 @@
+"""Accounts: who calls, what a caller may do, limits, sessions."""
