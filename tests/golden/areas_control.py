@@ -743,8 +743,10 @@ async def sidecar() -> dict[str, Any]:
                 "healthcheck", folder=instance.folder, PROXY_PORT="9", SIDECAR_PORT=str(instance.port)
             )
             instance.put("healthcheck", {"exit": code, "stdout": text})
+            lines = [
+                line for line in log_lines(instance.log) if line.get("event") != "request"
+            ]  # written later
             instance.put(
-                "log: events",
-                sorted({(str(line.get("event")), tuple(sorted(line))) for line in log_lines(instance.log)}),
+                "log: events", sorted({(str(line.get("event")), tuple(sorted(line))) for line in lines})
             )
             return instance.record
