@@ -10,7 +10,8 @@ from appliance.base import jsons
 from appliance.base.clock import FakeClock
 from appliance.base.errors import ApplianceError, Exhausted, Invalid, UpstreamFailed
 from appliance.engines.stream import GeneratedStream
-from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation
+from appliance.engines.types import EngineReply, EngineRequest, ModelCard, NativeOptions, Operation
+from appliance.engines.upstream.spelling import spell_options
 from appliance.front.anthropic.handlers import AnthropicHandlers
 from appliance.front.anthropic.stream import PING
 from appliance.front.pipeline.errors import status_of
@@ -36,17 +37,24 @@ class Backend(ScriptedBackend):
     reply: EngineReply | ApplianceError
     delay_s = 0.0
     tokens: int | None = None
+    kind_asked = "vllm"
+    native: NativeOptions | None = None
+    counted: dict[str, Any]
 
     def cards(self) -> list[ModelCard]:
         return [ModelCard("public", 0, "vllm", "maker/model", ("m",))]
 
     async def answer(self, request: EngineRequest) -> EngineReply:
         await asyncio.sleep(self.delay_s)
+        self.native = request.native
+        if request.native is not None:
+            spell_options(request.native, self.kind_asked)
         if isinstance(self.reply, ApplianceError):
             raise self.reply
         return self.reply
 
     async def count_tokens(self, model: str, body: dict[str, Any]) -> int | None:
+        self.counted = body
         return self.tokens
 
 
@@ -183,6 +191,28 @@ async def test_a_stream_names_what_is_left_out_before_it_begins() -> None:
         assert ("x-appliance-ignored", "container") in response.headers
         assert response.pieces is not None
         await response.pieces.aclose()
+
+
+@pytest.mark.parametrize(("kind", "named"), [("vllm", None), ("openai", "thinking")])
+async def test_thinking_is_named_where_the_engine_cannot_be_told(kind: str, named: str | None) -> None:
+    for is_stream in (False, True):
+        api = Api(events(CHUNK, LAST) if is_stream else None)
+        api.backend.kind_asked = kind
+        response = await api.create(stream=is_stream, thinking={"type": "disabled"})
+        assert dict(response.headers).get("x-appliance-ignored") == named
+        assert api.backend.native is not None
+        assert api.backend.native.think is False
+        if response.pieces is not None:
+            await response.pieces.aclose()
+
+
+async def test_thinking_counts_in_the_prompt_of_a_template() -> None:
+    api = Api()
+    api.backend.tokens = 7
+    await api.count(thinking={"type": "enabled"})
+    assert api.backend.counted["chat_template_kwargs"] == {"enable_thinking": True, "thinking": True}
+    await api.count()
+    assert "chat_template_kwargs" not in api.backend.counted
 
 
 async def test_tokens_are_counted_by_the_engine() -> None:

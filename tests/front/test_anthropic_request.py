@@ -48,11 +48,6 @@ TOOLS = {"tools": [CHAT_TOOL]}
             TOOLS | {"tool_choice": "auto", "parallel_tool_calls": False},
         ),
         ({"thinking": {"type": "adaptive"}}, {}),
-        (
-            {"thinking": {"type": "enabled"}},
-            {"chat_template_kwargs": {"enable_thinking": True}},
-        ),
-        ({"thinking": {"type": "disabled"}}, {"chat_template_kwargs": {"enable_thinking": False}}),
         ({"output_config": {"effort": "low"}}, {"reasoning_effort": "low"}),
         ({"output_config": {"effort": "max"}}, {"reasoning_effort": "high"}),
         *(
@@ -107,6 +102,15 @@ def test_what_cannot_be_used_is_named(asked: dict[str, Any], ignored: list[str])
 )
 def test_thinking_is_shown_unless_it_is_not_wanted(thinking: Any, is_shown: bool) -> None:
     assert to_chat(HELLO | {"thinking": thinking}).shows_thinking is is_shown
+
+
+@pytest.mark.parametrize(
+    ("kind", "thinks"), [("adaptive", None), ("enabled", True), ("disabled", False), ("between_tools", None)]
+)
+def test_whether_to_think_is_kept_apart_from_the_chat(kind: str, thinks: bool | None) -> None:
+    translated = to_chat(HELLO | {"thinking": {"type": kind}})
+    assert (translated.body, translated.thinks) == (CHAT, thinks)
+    assert to_chat(HELLO).thinks is None
 
 
 def test_counting_needs_no_max_tokens() -> None:

@@ -43,7 +43,7 @@ def spell_options(options: NativeOptions, kind: str) -> tuple[tuple[str, Any], .
             ignored.append(name)
     if options.think is not None:
         if kind in _TEMPLATED:
-            fields.append(("chat_template_kwargs", _template_fields(options.think)))
+            fields.append(("chat_template_kwargs", template_fields(options.think)))
         elif isinstance(options.think, bool):  # a level is `reasoning_effort`, a field of OpenAI's
             ignored.append("think")
     options.ignored = ignored
@@ -56,7 +56,8 @@ def _is_neutral(name: str, values: dict[str, Any]) -> bool:
     return name in _NEUTRAL and bool(values[name] == _NEUTRAL[name])
 
 
-def _template_fields(think: bool | str) -> dict[str, Any]:
+def template_fields(think: bool | str) -> dict[str, Any]:
+    """Return what templates of reasoning models read: whether to reason, or how much."""
     fields: dict[str, Any] = {"enable_thinking": bool(think), "thinking": bool(think)}
     if isinstance(think, str):
         fields["reasoning_effort"] = think

@@ -12,7 +12,8 @@ from typing import Any
 from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.engines.router import Router
 from appliance.engines.stream import GeneratedStream, start_stream
-from appliance.engines.types import EngineReply, EngineRequest, Operation
+from appliance.engines.types import EngineReply, EngineRequest, NativeOptions, Operation
+from appliance.engines.upstream.spelling import template_fields
 from appliance.front.anthropic.request import MessagesRequest, to_chat
 from appliance.front.anthropic.response import new_message, to_message
 from appliance.front.anthropic.stream import PING, MessagesStream
@@ -57,14 +58,13 @@ class AnthropicHandlers:
         if is_stream:
             translated.body |= {"stream": True, "stream_options": {"include_usage": True}}
         engine_request = self._engine_request(request, payload, translated, is_stream=is_stream)
-        headers = _headers(request, translated)
         if is_stream:
-            return await self._answer_stream(request, engine_request, translated, headers)
+            return await self._answer_stream(request, engine_request, translated)
         value = parse_reply(await self._ask(engine_request))
         message = to_message(
             value, model=engine_request.public_model, shows_thinking=translated.shows_thinking
         )
-        return replace(json_response(message), headers=headers)
+        return replace(json_response(message), headers=_headers(request, translated, engine_request))
 
     async def count_tokens(self, request: Request) -> Response:
         """Count the tokens of a prompt, by the model's engine; estimated where it cannot count them.
@@ -74,6 +74,8 @@ class AnthropicHandlers:
         """
         payload = read_object(request.body)
         translated = to_chat(payload, needs_max_tokens=False)
+        if translated.thinks is not None:  # a template may differ by it; only engines with templates count
+            translated.body["chat_template_kwargs"] = template_fields(translated.thinks)
         engine_request = self._engine_request(request, payload, translated, is_stream=False)
         tokens = await self._router.count_tokens(engine_request)
         headers = _headers(request, translated)
@@ -83,35 +85,32 @@ class AnthropicHandlers:
         return replace(json_response({"input_tokens": tokens}), headers=headers)
 
     async def _answer_stream(
-        self,
-        request: Request,
-        engine_request: EngineRequest,
-        translated: MessagesRequest,
-        headers: Headers,
+        self, request: Request, engine_request: EngineRequest, translated: MessagesRequest
     ) -> Response:
         form = Response(
             content_type=SSE_CONTENT_TYPE,
-            headers=[*SSE_HEADERS, *headers],
+            headers=[*SSE_HEADERS, *_headers(request, translated)],
             on_error=partial(error_event, dialect=DIALECT, request_id=request.id),
             heartbeat=PING,
         )
         return await respond_or_heartbeat(
-            self._start_stream(engine_request, form, shows_thinking=translated.shows_thinking),
+            self._start_stream(request, engine_request, translated, form),
             form,
             heartbeat_s=self._heartbeat_s(),
             late_headers=engine_request.status_headers,
         )
 
     async def _start_stream(
-        self, engine_request: EngineRequest, form: Response, *, shows_thinking: bool
+        self, request: Request, engine_request: EngineRequest, translated: MessagesRequest, form: Response
     ) -> Response:
         """Ask the engines; a failure before the first event becomes a status, not an event."""
         reply = await self._ask(engine_request)
         assert reply.events is not None
         message = new_message(engine_request.public_model)
-        stream = MessagesStream(message, shows_thinking=shows_thinking)
+        stream = MessagesStream(message, shows_thinking=translated.shows_thinking)
         pieces = GeneratedStream(stream.pieces(reply.events), reply.events)
-        return replace(form, pieces=await start_stream(pieces))
+        headers = [*SSE_HEADERS, *_headers(request, translated, engine_request)]
+        return replace(form, headers=headers, pieces=await start_stream(pieces))
 
     async def _ask(self, engine_request: EngineRequest) -> EngineReply:
         """Ask the engines; raise their error where they return one."""
@@ -125,11 +124,20 @@ class AnthropicHandlers:
     ) -> EngineRequest:
         model = payload.get("model") or ""
         translated.body["model"] = model or self._router.resolve("").id
-        return EngineRequest(
+        made = EngineRequest(
             Operation.CHAT, translated.body, None, model, is_stream, request.receipt, request.options
         )
+        if translated.thinks is not None:
+            made.native = NativeOptions({}, translated.thinks)
+        return made
 
 
-def _headers(request: Request, translated: MessagesRequest) -> Headers:
-    """Return the headers of a response: the id under Anthropic's name, and what was left out."""
-    return [("request-id", request.id), *ignored_headers(translated.ignored)]
+def _headers(request: Request, translated: MessagesRequest, answered: EngineRequest | None = None) -> Headers:
+    """Return the headers of a response: the id under Anthropic's name, and what was left out.
+
+    Args:
+        answered: The request to the engines; None = none has answered it yet.
+    """
+    native = answered.native if answered is not None else None
+    left_out = ["thinking"] if native is not None and native.ignored else []
+    return [("request-id", request.id), *ignored_headers([*translated.ignored, *left_out])]

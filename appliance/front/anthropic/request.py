@@ -64,11 +64,13 @@ class MessagesRequest:
 
     Attributes:
         body: Chat's, without `model` and `stream`.
+        thinks: Whether the model is to reason before it answers; None = as the model does.
         shows_thinking: Reasoning of the model is for the client to see.
         ignored: Names of valid fields, blocks and tools that cannot be used here.
     """
 
     body: dict[str, Any]
+    thinks: bool | None = None
     shows_thinking: bool = True
     ignored: list[str] = field(default_factory=list)
 
@@ -204,7 +206,7 @@ def _add_thinking(translated: MessagesRequest, thinking: dict[str, Any]) -> None
     """Add whether the model is to think.
 
     1. nothing is said, or adaptive → as the model's template has it
-    2. enabled, disabled            → the field that templates of reasoning models read
+    2. enabled, disabled            → so, in the spelling of the engine that is asked
     3. a budget                     → not used: engines have no common field for it
     """
     kind = thinking.get("type")
@@ -217,7 +219,7 @@ def _add_thinking(translated: MessagesRequest, thinking: dict[str, Any]) -> None
             code="invalid_value",
         )
     if kind in {"enabled", "disabled"}:  # 2
-        translated.body["chat_template_kwargs"] = {"enable_thinking": kind == "enabled"}
+        translated.thinks = kind == "enabled"
     if thinking.get("budget_tokens") is not None:  # 3
         translated.ignored.append("thinking.budget_tokens")
     translated.shows_thinking = kind != "disabled" and thinking.get("display") != "omitted"
