@@ -63,7 +63,11 @@ class Tls(BaseModel):
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
-    server_name: str = ""
+    server_name: str = Field(
+        default="",
+        max_length=253,
+        description="The name in its certificate, where the address has another one",
+    )
 
     @model_validator(mode="after")
     def _pair(self) -> Self:

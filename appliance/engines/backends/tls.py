@@ -32,8 +32,39 @@ class TlsContexts:
         return context
 
 
+class _NamedContext(ssl.SSLContext):
+    """A context that asks for a certificate of one name, whatever the address's host is.
+
+    All clients of a server (connection pool, passthrough, tunnels) take a context, and a loop calls
+    `wrap_bio`; a name beside it would have to go through each of them.
+    """
+
+    server_name = ""
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        """Begin a connection with the context's own name in place of `server_hostname`."""
+        return super().wrap_bio(incoming, outgoing, server_side, self.server_name, session)
+
+
 def _make_context(tls: Tls) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=tls.ca_file or None)
+    if tls.server_name:
+        context: ssl.SSLContext = _NamedContext(
+            ssl.PROTOCOL_TLS_CLIENT
+        )  # which verifies certificate and name
+        context.server_name = tls.server_name  # type: ignore[attr-defined]
+        if tls.ca_file:
+            context.load_verify_locations(tls.ca_file)
+        else:
+            context.load_default_certs()
+    else:
+        context = ssl.create_default_context(cafile=tls.ca_file or None)
     if tls.cert_file:
         context.load_cert_chain(tls.cert_file, tls.key_file)
     if not tls.verify:
