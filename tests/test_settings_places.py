@@ -8,6 +8,7 @@ import pytest
 
 from appliance.base.settings import Problem
 from appliance.engines.specs import BackendSpec, FleetSpec
+from appliance.front.settings import FrontSettings
 from appliance.settings import load
 from appliance.settings_addresses import check_own_addresses, is_own_address
 from appliance.settings_folders import check_folders
@@ -159,3 +160,30 @@ def test_access_lines_follow_the_level_unless_they_are_set(
     settings, _ = load({"STATE_DIR": str(tmp_path), **environ})
     assert settings is not None
     assert settings.front.access_log is has_lines
+
+
+@pytest.mark.parametrize("variable", ["PROXY_HOST", "SIDECAR_HOST", "STATUS_HOST", "CONTROL_HOST"])
+@pytest.mark.parametrize(
+    "host", ["999.1.1.1", "1.2.3", "2130706433", "http://x", "a b", "x:1", "[::1", "::g", "a/b", "x" * 254]
+)
+def test_what_cannot_be_listened_on_is_refused(tmp_path: Path, variable: str, host: str) -> None:
+    problem = found(tmp_path, **{variable: host})[variable]
+    assert problem.is_fatal
+    assert str(problem) == (
+        f"{variable}={host}: allowed: an IP address of this machine, or its name. "
+        "This is neither an IP address, such as 127.0.0.1 or ::1, nor a name."
+    )
+
+
+@pytest.mark.parametrize(
+    ("host", "taken"),
+    [
+        *(
+            (name, name)
+            for name in ("127.0.0.1", "0.0.0.0", "::", "localhost", "pod_1.ns.svc", "4f2a", "fe80::1%eth0")
+        ),
+        ("[::1]", "::1"),
+    ],
+)
+def test_addresses_and_names_are_listened_on(host: str, taken: str) -> None:
+    assert FrontSettings.from_env({"PROXY_HOST": host}).proxy_host == taken

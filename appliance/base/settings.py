@@ -6,13 +6,15 @@ declares its own in its `settings.py`.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 import annotated_types
-from pydantic import BeforeValidator, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -22,6 +24,8 @@ from appliance.base.plain_text import one_line, without_userinfo
 HIDDEN = "(hidden)"
 TRUE_WORDS = {"1", "true", "yes", "on"}
 FALSE_WORDS = {"0", "false", "no", "off"}
+HOST = "an IP address of this machine, or its name"
+_HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
 
 
 def _split(separator: str, value: Any) -> Any:
@@ -41,9 +45,27 @@ def _switch(value: Any) -> Any:
     return value
 
 
+def _check_host(value: str) -> str:
+    """Return an address to listen on; a name is not looked up.
+
+    1. an IP address, also in brackets           → that
+    2. what only an IP address can look like     → refused
+    3. a name                                    → that
+    """
+    bare = value[1:-1] if value.startswith("[") and value.endswith("]") else value
+    try:
+        ip_address(bare)
+    except ValueError:
+        if _HOST_NAME.fullmatch(value) and not value.rpartition(".")[2].isdecimal():  # 3
+            return value
+        raise ValueError("this is neither an IP address, such as 127.0.0.1 or ::1, nor a name") from None  # 2
+    return bare  # 1
+
+
 CommaList = Annotated[list[str], BeforeValidator(lambda v: _split(",", v))]
 SemicolonList = Annotated[list[str], BeforeValidator(lambda v: _split(";", v))]
 Switch = Annotated[bool, BeforeValidator(_switch)]
+ListenHost = Annotated[str, AfterValidator(_check_host)]
 
 
 class PackageSettings(BaseSettings):

@@ -110,7 +110,7 @@ def _listen(server: grpc.aio.Server, settings: ControlSettings, stack: AsyncExit
     """Open the port and the socket that the settings name; return their addresses."""
     addresses = []
     if settings.control_port:
-        host, port = settings.control_host.strip("[]"), settings.control_port
+        host, port = settings.control_host, settings.control_port
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         credentials = _credentials(settings)
         try:

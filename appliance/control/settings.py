@@ -4,16 +4,17 @@ from pathlib import Path
 
 from pydantic import Field, SecretStr
 
-from appliance.base.settings import PackageSettings, Switch
+from appliance.base.settings import HOST, ListenHost, PackageSettings, Switch
 
 
 class ControlSettings(PackageSettings):
     """Where the control API listens, and how callers authenticate."""
 
     control: Switch = Field(True, description="0 = no control API")
-    control_host: str = Field(
+    control_host: ListenHost = Field(
         "127.0.0.1",
         description="Address of the control API; beyond loopback a token or mutual TLS is required",
+        json_schema_extra={"allowed": HOST},
     )
     control_port: int = Field(
         50051, ge=0, le=65_535, description="Port of the control API; 0 = none (only CONTROL_SOCKET)"

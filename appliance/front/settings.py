@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, SecretStr, field_validator
 
-from appliance.base.settings import CommaList, PackageSettings, Switch
+from appliance.base.settings import HOST, CommaList, ListenHost, PackageSettings, Switch
 
 MIN_KEY_CHARS = 8
 RELOAD: dict[str, Any] = {"reload": True}
@@ -14,7 +14,11 @@ KEYS: dict[str, Any] = RELOAD | {"allowed": "keys of at least 8 characters, sepa
 class FrontSettings(PackageSettings):
     """The settings of the HTTP interface."""
 
-    proxy_host: str = Field("127.0.0.1", description="Address to listen on; the image sets 0.0.0.0")
+    proxy_host: ListenHost = Field(
+        "127.0.0.1",
+        description="Address to listen on; the image sets 0.0.0.0",
+        json_schema_extra={"allowed": HOST},
+    )
     proxy_port: int = Field(
         14000, ge=1, le=65_535, description="Port of the HTTP API; `PORT` is used where this is not set"
     )
@@ -25,7 +29,9 @@ class FrontSettings(PackageSettings):
         description="Port of the sidecar's addresses (`/health`, `/ready`, `/metrics`, adapters, downloads), "
         "such as 9000; empty = none",
     )
-    sidecar_host: str = Field("127.0.0.1", description="Address of SIDECAR_PORT")
+    sidecar_host: ListenHost = Field(
+        "127.0.0.1", description="Address of SIDECAR_PORT", json_schema_extra={"allowed": HOST}
+    )
     sidecar_backend: str = Field(
         "", description="The backend that the sidecar's addresses are about; empty = the first one"
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field
 
-from appliance.base.settings import PackageSettings
+from appliance.base.settings import HOST, ListenHost, PackageSettings
 
 # The ports of our own llama-servers, unless MODEL_FIRST_PORT and MODEL_LAST_PORT say otherwise.
 FIRST_PORT, LAST_PORT = 8085, 8584
@@ -72,4 +72,8 @@ class ModelSettings(PackageSettings):
         description="Port of the models' status, available during the start already (`/health`, `/status`, "
         "`/status/stream`), such as 8001; empty = none",
     )
-    status_host: str = Field("127.0.0.1", description="Address of STATUS_PORT; requests need no key")
+    status_host: ListenHost = Field(
+        "127.0.0.1",
+        description="Address of STATUS_PORT; requests need no key",
+        json_schema_extra={"allowed": HOST},
+    )
