@@ -12,7 +12,7 @@ from appliance.base import logs
 from appliance.base.errors import describe_os_error
 from appliance.base.logs import get_logger
 from appliance.base.settings import InvalidSettings
-from appliance.build_models import add_manager, build_manager, build_runner_pool
+from appliance.build_models import add_manager, build_manager, build_no_models, build_runner_pool
 from appliance.config_watch import watch_config
 from appliance.control.server import serving_control
 from appliance.front.manager.handlers import ManagerHandlers
@@ -23,6 +23,7 @@ from appliance.host.state_lock import holding_state
 from appliance.interfaces import build_front, build_own_sidecar, control_parts
 from appliance.machine import LOOPBACK_OF, open_machine, start_worker
 from appliance.model_files import ModelFiles
+from appliance.models.manager.watchdog import MEASURE_EVERY_S
 from appliance.models.status.file import keeping_status_file
 from appliance.models.status.measures import RequestStatistics
 from appliance.models.table.library import ModelLibrary
@@ -110,7 +111,7 @@ async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
     if own.status_port is not None:
         await stack.enter_async_context(
             serving_status(
-                lambda: appliance.manager,
+                lambda: appliance.manager or appliance.no_models,
                 host=own.status_host,
                 port=own.status_port,
                 clock=clock,
@@ -123,6 +124,7 @@ async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
     manager = build_manager(settings, tasks=tasks, clock=clock, wire=wire, statistics=statistics)
     appliance.manager = manager
     if manager is None:
+        await open_no_models(appliance)
         return
     appliance.library = ModelLibrary(
         lambda: manager.catalogue.models, tasks=tasks, digests_path=state_dir / "digests.json"
@@ -132,13 +134,24 @@ async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
     stack.push_async_callback(manager.close)
     appliance.adapters.prepare(manager)
     await manager.open()
-    appliance.manager_handlers = ManagerHandlers(manager, clock=clock, status_path=status_path)
+    appliance.manager_handlers = ManagerHandlers(
+        manager, clock=clock, status_path=status_path, gpu=appliance.gpu
+    )
     add_manager(
         appliance.fleet, manager, settings, wire=wire, clock=clock, metrics=appliance.metrics, tasks=tasks
     )
     if own.model_files_look_s:
         files = ModelFiles(appliance, manager)
         tasks.every(own.model_files_look_s, files.look, name="look-at-model-files")
+
+
+async def open_no_models(appliance: Appliance) -> None:
+    """Let the addresses about models answer where none are run."""
+    clock = appliance.clock
+    appliance.no_models = no_models = build_no_models(appliance.settings, clock=clock)
+    await no_models.measure()
+    appliance.tasks.every(MEASURE_EVERY_S, no_models.measure, name="measure-memory")
+    appliance.manager_handlers = ManagerHandlers(no_models, clock=clock, gpu=appliance.gpu)
 
 
 async def open_sidecar(appliance: Appliance, stack: AsyncExitStack) -> None:
@@ -166,8 +179,10 @@ async def close_feeds(appliance: Appliance) -> None:
     """End waits for downloads and feeds about models, which would last for the whole grace period."""
     await appliance.jobs.close()
     appliance.receipts.close()
-    if appliance.manager is not None and appliance.manager_handlers is not None:
-        appliance.manager.announce_shutdown()
+    for manager in (appliance.manager, appliance.no_models):
+        if manager is not None:
+            manager.announce_shutdown()
+    if appliance.manager_handlers is not None:
         appliance.manager_handlers.close()
 
 

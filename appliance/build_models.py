@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from appliance.base.clock import Clock
+from appliance.base.errors import Invalid
 from appliance.base.logs import get_logger
 from appliance.base.metrics.registry import Metrics
 from appliance.base.tasks import Tasks
@@ -13,11 +14,13 @@ from appliance.engines.backends.managed import ManagedBackend
 from appliance.engines.fleet import Fleet
 from appliance.host.gpu import real_gpus
 from appliance.models.manager.manager import ModelManager
+from appliance.models.manager.no_models import NoModels
 from appliance.models.manager.watchdog import MEASURE_EVERY_S, Watchdog
 from appliance.models.runner.load_history import LoadHistory
 from appliance.models.runner.loader import Loader
 from appliance.models.runner.orphans import Records
-from appliance.models.runner.vram import pick_memory
+from appliance.models.runner.system_memory import SystemMemory
+from appliance.models.runner.vram import Memory, pick_memory
 from appliance.models.status.measures import RequestStatistics
 from appliance.models.table.catalogue import System
 from appliance.settings import Settings
@@ -51,9 +54,8 @@ def build_manager(
     if not is_wanted and not has_llama_server(settings):
         return None
     own, state_dir = settings.models, Path(settings.host.state_dir)
-    is_simulated = settings.host.gpu_mode == "simulated" and not real_gpus()[0]
     offloads = any(model.params.n_gpu_layers != 0 for model in catalogue.models.values())
-    memory, why = pick_memory(catalogue.system.gpu_devices, is_simulated=is_simulated, offloads=offloads)
+    memory, why = _memory(settings, offloads=offloads)
     log.info("model_memory", devices=[device.name for device in memory.read()], why=why)
     loader = Loader(
         log_dir=own.model_log_dir or state_dir / "model-logs",
@@ -75,6 +77,21 @@ def build_manager(
         ageing_s=settings.engines.queue_ageing_s,
         events=statistics,
     )
+
+
+def build_no_models(settings: Settings, *, clock: Clock) -> NoModels:
+    """Build what reports that no models are run here; called where `build_manager` returns None."""
+    system = settings.catalogue.system
+    try:
+        memory, _ = _memory(settings)
+    except Invalid:  # a GPU that is not here: nothing is loaded into it
+        memory = SystemMemory()
+    return NoModels(memory, system=system, clock=clock)
+
+
+def _memory(settings: Settings, *, offloads: bool = True) -> tuple[Memory, str]:
+    is_simulated = settings.host.gpu_mode == "simulated" and not real_gpus()[0]
+    return pick_memory(settings.catalogue.system.gpu_devices, is_simulated=is_simulated, offloads=offloads)
 
 
 def build_runner_pool(system: System) -> ConnectionPool:

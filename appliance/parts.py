@@ -21,6 +21,7 @@ from appliance.host.prepare import Prepared
 from appliance.host.worker.worker import Worker
 from appliance.lifecycle import Lifecycle
 from appliance.models.manager.manager import ModelManager
+from appliance.models.manager.no_models import NoModels
 from appliance.models.pulls import PulledModels, Pulls
 from appliance.models.status.measures import measure
 from appliance.models.table.catalogue import read_catalogue
@@ -40,7 +41,8 @@ class Appliance:
         lines: The latest lines of the log, for the control API.
         manager: Runs the models of this machine; None = none can be run here, or it is not open yet.
         library: The details of the files of those models; None as for `manager`.
-        manager_handlers: The HTTP addresses of `manager`; None as for `manager`.
+        no_models: Reports that no models are run here; None = `manager` runs them, or nothing is open yet.
+        manager_handlers: The HTTP addresses of `manager` or `no_models`; None = they are not open yet.
         server: The HTTP server; None = it is not open yet.
         prepared: The results of `prepare`; None = not read yet.
         worker: Runs the worker; None = not made yet.
@@ -77,6 +79,7 @@ class Appliance:
         )
         self.pulls = Pulls(self.jobs, pulled, lister=self.downloader.list_files, eject=self.eject)
         self.manager: ModelManager | None = None
+        self.no_models: NoModels | None = None
         self.library: ModelLibrary | None = None
         self.manager_handlers: ManagerHandlers | None = None
         self.server: HttpServer | None = None
@@ -109,7 +112,7 @@ class Appliance:
             "aliases": list(cards[0].aliases) if cards else [],
             "novita_endpoints": list(engines.novita_openai_endpoints) if is_relayed else [],
             "backends": [asdict(backend) for backend in self.router.states()],
-            "gpu": prepared.gpu if prepared else {},
+            "gpu": self.gpu(),
             "nat": prepared.nat if prepared else {},
             "worker": self.worker.as_dict() if self.worker else {"state": "off"},
             "steps": [step.as_dict() for step in prepared.steps] if prepared else [],
@@ -124,8 +127,12 @@ class Appliance:
         return {
             "machine_id": prepared.machine_id if prepared else "",
             "hostname": socket.gethostname(),
-            "gpu": prepared.gpu if prepared else {},
+            "gpu": self.gpu(),
         }
+
+    def gpu(self) -> dict[str, Any]:
+        """Return `gpu` of /healthz: {asked, mode, simulated, gpus, reason}; empty = not prepared yet."""
+        return self.prepared.gpu if self.prepared else {}
 
     def measure(self) -> None:
         """Update all gauges; called when /metrics is read."""

@@ -1,11 +1,11 @@
 """The addresses of the model manager: status for clients; load, eject, reset and pin for operators.
 
-They exist only where there is a table of models. Shapes: models/status/objects.py, models/status/measures.py,
+Without a table of models they answer with none. Shapes: models/status/objects.py, models/status/measures.py,
 objects.py, snapshot.py; streams: feeds.py. For compatibility, see docs/compatibility.md.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -52,6 +52,7 @@ class ManagerHandlers:
         status_path: The file of models/status/file.py; None = it is not written.
         silence_s: Seconds without an event after which a feed sends a heartbeat.
         every_s: Seconds between two `metrics` events.
+        gpu: Returns the object `gpu` of /healthz.
     """
 
     def __init__(
@@ -62,10 +63,12 @@ class ManagerHandlers:
         status_path: Path | None = None,
         silence_s: float = SILENCE_S,
         every_s: float = EVERY_S,
+        gpu: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self._manager = manager
         self._clock = clock
         self._status_path = status_path
+        self._gpu = gpu
         self._feeds = StatusFeeds(lambda: manager, clock=clock, silence_s=silence_s, every_s=every_s)
 
     def close(self) -> None:
@@ -285,7 +288,7 @@ class ManagerHandlers:
 
     async def vram(self, request: Request) -> Response:
         """Show the memory of the GPUs, or of the system without GPUs, and the models in it."""
-        return json_response(vram(self._manager))
+        return json_response(vram(self._manager) | {"gpu": self._gpu()})
 
     async def vram_summary(self, request: Request) -> Response:
         """Show the memory in short, with the models that are ready."""

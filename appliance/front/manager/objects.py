@@ -26,7 +26,8 @@ from appliance.models.status.views import (
 def vram(manager: ModelManagerApi) -> dict[str, Any]:
     """Return the body of /vram.
 
-    Without a GPU the figures are those of system memory, which the models use then.
+    Without a GPU, and with a simulated one, the figures are those of system memory, which the models use then
+    (`memory`: gpu, else system).
 
     `status`: healthy with twice `min_vram_required` free, warning with once, else critical.
     """
@@ -38,6 +39,7 @@ def vram(manager: ModelManagerApi) -> dict[str, Any]:
     held = sum(view.memory_bytes for view in manager.models())
     least = manager.catalogue.system.min_vram_required * MEBIBYTE
     return {
+        "memory": "gpu" if gpus(manager) else "system",
         "gpu_info": {
             "total_mb": megabytes(total),
             "total_gb": gigabytes(total),

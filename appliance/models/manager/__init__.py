@@ -11,6 +11,7 @@ Modules:
     manager: ModelManager, which holds the other parts.
     model_file: checks a model's file.
     model_state: the state of one model of the table.
+    no_models: the readings of an appliance that runs no models.
     retention: how long a loaded model stays without requests.
     scheduler_input: what the scheduler decides from, read from the state.
     scheduler_loop: asks the scheduler what must happen next, and does it.
