@@ -13,7 +13,7 @@ Modules:
     command_lines: the verbs of the command, and the arguments of most of them.
     completion: completion of the command in bash, zsh and fish.
     config_schema: the JSON schema of the configuration file.
-    config_watch: reads the settings again when the configuration file changes.
+    config_watch: reads the settings again when their files change.
     control: the gRPC control API.
     download: the verb `download`.
     download_output: what that verb prints.
@@ -25,7 +25,7 @@ Modules:
     interfaces: builds the interfaces from the parts.
     lifecycle: the state of the process, from start to end.
     machine: the results of `prepare`, the worker's port, the worker.
-    model_files: notices when files of models come, change or go.
+    model_files: takes in model files that came or changed.
     models: models that run here: table, scheduler, processes.
     parts: the parts of a running appliance.
     reload: applies new settings while requests run.

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from appliance import __version__
 from appliance.base import logs
 from appliance.base.errors import describe_os_error
+from appliance.base.file_looks import look_at_changes
 from appliance.base.logs import get_logger
 from appliance.base.settings import InvalidSettings
 from appliance.build_models import add_manager, build_manager, build_no_models, build_runner_pool
@@ -91,9 +92,10 @@ async def running(
         reloads = appliance.tasks.start(reload_on_request(lifecycle, reloader, reporting), name="reload")
         if settings.engines.config_watch:
             watching = watch_config(
-                lambda: appliance.settings.engines.config_path,
-                settings.config.signature,
+                lambda: appliance.settings.files,
+                settings.signatures,
                 lifecycle.reload_requested.set,
+                clock=appliance.clock,
             )
             appliance.tasks.start(watching, name="watch-config")
         try:
@@ -141,8 +143,9 @@ async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
         appliance.fleet, manager, settings, wire=wire, clock=clock, metrics=appliance.metrics, tasks=tasks
     )
     if own.model_files_look_s:
-        files = ModelFiles(appliance, manager)
-        tasks.every(own.model_files_look_s, files.look, name="look-at-model-files")
+        files, every_s = ModelFiles(appliance, manager, own.model_files_look_s), own.model_files_look_s
+        looking = look_at_changes(files.look, what="model files", every_s=every_s, clock=clock)
+        tasks.start(looking, name="look-at-model-files")
 
 
 async def open_no_models(appliance: Appliance) -> None:

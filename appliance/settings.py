@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr
 from pydantic.fields import FieldInfo
 
-from appliance.base.config_file import ConfigFile, read_config_file
+from appliance.base.config_file import ConfigFile, Signature, find_signature, read_config_file
 from appliance.base.files import read_text_file
 from appliance.base.logs import SECRETS
 from appliance.base.proxies import Proxies
@@ -70,6 +70,7 @@ class Settings:
         catalogue: The models to run, from the configuration file and MODEL_DIR.
         config: The configuration file.
         adapters: The LoRA adapters of the configuration file.
+        env_signature: Of the file of APPLIANCE_ENV_FILE, as it was before it was read at the start.
     """
 
     general: GeneralSettings
@@ -85,6 +86,18 @@ class Settings:
     catalogue: Catalogue = field(default_factory=lambda: Catalogue({}))
     config: ConfigFile = field(default_factory=ConfigFile)
     adapters: tuple[Adapter, ...] = ()
+    env_signature: Signature | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that the settings are read from."""
+        return [path for path in (self.engines.config_path, self.general.appliance_env_file) if path]
+
+    @property
+    def signatures(self) -> dict[Path, Signature | None]:
+        """The signatures of these files as they were read at the start, by path."""
+        env_file = self.general.appliance_env_file
+        return {**self.config.signatures, **({env_file: self.env_signature} if env_file else {})}
 
     def value_of(self, variable: str) -> Any:
         """Return the value of a variable. Raises KeyError: there is no such variable."""
@@ -182,12 +195,15 @@ def load(environ: Mapping[str, str] | None = None) -> tuple[Settings | None, lis
         (settings, or None where they cannot be used; problems: those that are not fatal are warnings)
     """
     given = dict(os.environ if environ is None else environ)
+    env_signature = find_signature(Path(given.get("APPLIANCE_ENV_FILE", "")))
     lines, problems = _with_env_file(given)
     merged, config, of_file = _with_config_file(lines)
     problems += of_file
     settings, found = _load(given, merged, config)
     if any(problem.is_fatal for problem in problems):
         settings = None
+    if settings is not None:
+        settings = replace(settings, env_signature=env_signature)
     return settings, [*problems, *(tell_place(problem, config, lines) for problem in found)]
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from appliance.app import running
+from appliance.base.clock import SystemClock
 from appliance.base.config_file import Signature
+from appliance.base.file_events import FileEvents
 from appliance.config_watch import WatchedFile, next_look, watch_config
 from appliance.parts import Appliance
 from appliance.settings import load_or_raise
@@ -40,27 +42,49 @@ def test_file_is_read_once_it_has_stayed_the_same(
     assert found == reads
 
 
+@pytest.mark.parametrize(
+    ("looks", "reads"),
+    [
+        pytest.param([(0.0, B, False), (0.5, B, False), (0.9, B, False)], [0.9], id="unchanged-for-a-second"),
+        pytest.param([(0.0, B, True), (0.5, B, False)], [0.0], id="known-to-be-whole"),
+        pytest.param([(0.0, B, False), (0.5, C, False), (1.0, C, False), (1.5, C, False)], [1.5], id="grows"),
+        pytest.param([(0.0, A, True)], [], id="whole-but-as-it-was"),
+    ],
+)
+def test_file_is_read_once_it_is_whole(
+    looks: list[tuple[float, Signature | None, bool]], reads: list[float]
+) -> None:
+    file, found = WatchedFile(A), []
+    for now_s, now, is_whole in looks:
+        finished = {now[1:]} if now and is_whole else set()
+        file, is_due = next_look(file, now, finished=finished, now_s=now_s, steady_s=0.9)
+        if is_due:
+            found.append(now_s)
+    assert found == reads
+
+
 async def test_watch_sees_a_file_that_appears(tmp_path: Path) -> None:
     path, asked = tmp_path / "a.yaml", asyncio.Event()
     watching = asyncio.get_running_loop().create_task(
-        watch_config(lambda: path, None, asked.set, every_s=0.01)
+        watch_config(lambda: [path], {path: None}, asked.set, clock=SystemClock(), every_s=0.01)
     )
+    await asyncio.sleep(0)
     path.write_text("settings: {}")
     await asyncio.wait_for(asked.wait(), 5)
     watching.cancel()
 
 
 @pytest.fixture
-async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable]:
-    """Start an appliance that watches a file, which holds `text`, each 20 ms."""
-    monkeypatch.setattr(watch_config, "__kwdefaults__", {"every_s": 0.02})
+async def start(tmp_path: Path) -> AsyncIterator[Callable]:
+    """Start an appliance that watches its files."""
     opened = []
 
-    async def begin(path: Path) -> Appliance:
+    async def begin(path: Path, env_file: Path | None = None) -> Appliance:
         settings, problems = load_or_raise(
             {
                 "CONFIG_PATH": str(path),
                 "CONFIG_WATCH": "1",
+                "APPLIANCE_ENV_FILE": str(env_file or ""),
                 "PROXY_PORT": str(free_port()),
                 "CONTROL": "0",
                 "STATE_DIR": str(tmp_path / "state"),
@@ -134,3 +158,24 @@ async def test_file_that_vanishes_changes_nothing_until_it_is_back(start: Callab
     path.write_text(text_of(6))
     assert await until(lambda: heartbeat(appliance) == 6)
     assert appliance.status()["warnings"] == []
+
+
+async def test_file_of_variables_is_watched_as_well(start: Callable, tmp_path: Path) -> None:
+    path, env_file = tmp_path / "c.yaml", tmp_path / "env"
+    path.write_text(text_of(3))
+    env_file.write_text("CORS_ORIGINS=http://a.example\n")
+    appliance = await start(path, env_file)
+    env_file.write_text("CORS_ORIGINS=http://a.example\nHEARTBEAT_S=7\n")
+    assert await until(lambda: heartbeat(appliance) == 7)
+
+
+async def test_files_are_looked_at_where_the_kernel_tells_nothing(
+    start: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FileEvents, "_file_system", lambda *_: 0x6969)
+    monkeypatch.setattr(watch_config, "__kwdefaults__", {"every_s": 0.02})
+    path = tmp_path / "c.yaml"
+    path.write_text(text_of(3))
+    appliance = await start(path)
+    path.write_text(text_of(4))
+    assert await until(lambda: heartbeat(appliance) == 4)

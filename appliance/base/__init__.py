@@ -8,6 +8,8 @@ Modules:
     durable_jobs: jobs of named steps that run in the background and outlast a restart.
     errors: what went wrong (Kind), as an exception that may be shown to the caller.
     fair_queue: a queue with priorities, ageing and turns, in which no flow starves.
+    file_events: tells when files may have changed, by the kernel's inotify.
+    file_looks: looks at files when they may have changed.
     files: files that are written completely or not at all.
     http: streaming HTTP client for requests outside the hot path; the only user of aiohttp's client.
     inline: coroutines that run without a task, inside callbacks.

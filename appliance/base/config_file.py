@@ -47,6 +47,11 @@ class ConfigFile:
     signature: Signature | None = None
     warnings: tuple[str, ...] = ()
 
+    @property
+    def signatures(self) -> dict[Path, Signature | None]:
+        """The signature of the file that was read, by its path; empty = there is none."""
+        return {} if self.path is None else {self.path: self.signature}
+
     def problem_at(self, where: str, remedy: str, *, is_fatal: bool = True) -> Problem:
         """Return a problem of the file; `where`: the path of the key, "" = the file as a whole."""
         shown = f"{self.path}: {where}" if where else str(self.path)
@@ -77,6 +82,14 @@ def read_config_file(path: Path | None) -> ConfigFile:
 def signature_of(state: os.stat_result) -> Signature:
     """Return what changes whenever a file is written, replaced, or another one is linked to in its place."""
     return state.st_dev, state.st_ino, state.st_mtime_ns, state.st_size
+
+
+def find_signature(path: Path) -> Signature | None:
+    """Return the signature of a file (blocks); None = it is not there, or cannot be seen."""
+    try:
+        return signature_of(path.stat())
+    except (OSError, ValueError):
+        return None
 
 
 def parse_config(data: bytes, ending: str) -> dict[str, Any]:

@@ -122,7 +122,9 @@ class EngineSettings(PackageSettings):
         json_schema_extra=RELOAD | {"allowed": "a readable file"},
     )
     config_watch: Switch = Field(
-        False, description="1 = the file of CONFIG_PATH is read again when it changes, as by a reload"
+        False,
+        description="1 = the files of CONFIG_PATH and APPLIANCE_ENV_FILE are read again when they change, as "
+        "by a reload",
     )
     lb_enabled: Switch = Field(
         True,

@@ -50,8 +50,9 @@ class ModelSettings(PackageSettings):
         3.0,
         ge=0,
         le=3600,
-        description="Seconds between two looks at MODEL_DIR and the files of models; 0 = none: new files are "
-        "seen at a reload, changed ones at the next load",
+        description="Seconds for which a file of MODEL_DIR or of a model must have stayed the same, unless "
+        "it was seen to be finished; also those between two looks where the kernel does not tell of changes. "
+        "0 = no looks: new files are seen at a reload, changed ones at the next load",
     )
     model_first_port: int = Field(
         FIRST_PORT,

@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from appliance.base.file_events import FileEvents
 from tests.journeys.model_tables import ManagedAppliance, port_range
 from tests.journeys.running import Start, until
 from tests.tools.tiny_models import REPLY
@@ -30,9 +31,10 @@ class Shelf:
 
     def put(self, name: str, model: str = "tiny-chat") -> None:
         """Put a file in place as downloads do: written elsewhere, then renamed."""
-        written = self.folder / f".{name}.new"
+        place = self.folder / name
+        written = place.with_name(f".{place.name}.new")
         shutil.copy(self.tiny / f"{model}.gguf", written)
-        written.rename(self.folder / name)
+        written.rename(place)
 
     async def names(self) -> set[str]:
         status, _, value = await self.appliance.ask("", path="/v1/models", method="GET")
@@ -61,8 +63,18 @@ class Shelf:
             await asyncio.sleep(0.05)
 
 
-@pytest.fixture
-async def shelf(start: Start, llama_binary: str, tiny_models: Path, tmp_path: Path) -> AsyncIterator[Shelf]:
+@pytest.fixture(params=["told", "looked-at"])
+async def shelf(
+    start: Start,
+    llama_binary: str,
+    tiny_models: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[Shelf]:
+    """Run each test with the kernel's word, and as on a file system where it has none."""
+    if request.param == "looked-at":
+        monkeypatch.setattr(FileEvents, "_file_system", lambda *_: 0x6969)
     folder = tmp_path / "models"
     folder.mkdir()
     shutil.copy(tiny_models / "tiny-chat.gguf", folder / "steady.gguf")
@@ -100,6 +112,35 @@ async def test_a_file_copied_slowly_becomes_a_model_when_it_is_whole(shelf: Shel
     await shelf.listed("new")
     assert (await shelf.answered("new")).startswith(REPLY)
     assert shelf.appliance.manager.model_state("new").attempts == 0
+
+
+async def test_a_folder_removed_and_made_again_is_followed(shelf: Shelf) -> None:
+    """What is loaded goes on meanwhile; a MODEL_DIR that is away, such as a mount, changes nothing."""
+    shelf.folder.rename(away := shelf.folder.with_name("away"))
+    await asyncio.sleep(LOOK_S * 3)
+    assert await shelf.names() == {"steady"}
+    new = shelf.folder.with_name("new")
+    (new / "sub" / "deep").mkdir(parents=True)
+    (away / "steady.gguf").rename(new / "steady.gguf")
+    new.rename(shelf.folder)
+    shelf.put("sub/deep/m.gguf")
+    await shelf.listed("m")
+    assert (await shelf.answered("m")).startswith(REPLY)
+
+
+async def test_links_that_are_turned_to_another_folder_are_followed(shelf: Shelf) -> None:
+    """As Kubernetes mounts a ConfigMap: m.gguf → ..data/m.gguf, and ..data → a folder that is replaced."""
+    for number, model in (("..1", "tiny-chat"), ("..2", "tiny-embed")):
+        (shelf.folder / number).mkdir()
+        shutil.copy(shelf.tiny / f"{model}.gguf", shelf.folder / number / "m.gguf")
+    (shelf.folder / "..data").symlink_to("..1")
+    (shelf.folder / "m.gguf").symlink_to("..data/m.gguf")
+    assert (await shelf.answered("m")).startswith(REPLY)
+    (shelf.folder / "..data_tmp").symlink_to("..2")
+    (shelf.folder / "..data_tmp").replace(shelf.folder / "..data")
+    async with asyncio.timeout(20):
+        while (await shelf.appliance.ask("m", path="/v1/embeddings", input="hello"))[0] != 200:
+            await asyncio.sleep(0.1)
 
 
 async def test_a_replaced_file_is_served_as_what_it_is_now(shelf: Shelf) -> None:

@@ -200,3 +200,20 @@ async def test_a_model_that_leaves_during_a_look_is_passed_over(open_manager: Ma
     harness.manager.apply(type(catalogue)({"b": catalogue.models["b"]}, catalogue.system))
     await looking
     assert harness.statuses() == {"b": "off"}
+
+
+async def test_a_changed_file_waits_some_seconds_unless_it_is_known_to_be_whole(open_manager: Make) -> None:
+    harness = await open_manager("a")
+    state = harness.manager.model_state("a")
+    watch, before = FileWatch(harness.manager, steady_s=3.0), state.size_bytes
+    path = state.path
+    await watch.look(now_s=0.0)
+    path.write_bytes(HEADER + bytes(100))
+    for now_s in (0.1, 0.2, 3.0):
+        await watch.look(now_s=now_s)
+        assert (state.size_bytes, watch.is_settled) == (before, False)
+    await watch.look(now_s=3.1)
+    assert (state.size_bytes, watch.is_settled) == (path.stat().st_size, True)
+    path.write_bytes(HEADER + bytes(200))
+    await watch.look({FileState.read(path).mark}, now_s=3.2)
+    assert (state.size_bytes, watch.is_settled) == (path.stat().st_size, True)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from appliance.models.table import folder_watch
+from appliance.models.table.file_state import FileState
 from appliance.models.table.folder_watch import FolderWatch
 from tests.models.test_folder import put
 
@@ -92,14 +93,15 @@ def test_a_folder_that_comes_and_goes_as_a_whole(tmp_path: Path) -> None:
     top = tmp_path / "models"
     put(top, "a.gguf")
     watch = FolderWatch(top)
-    watch.look()
+    first = watch.look()
+    assert first is not None
     top.rename(tmp_path / "away")
     walked = watch.look()
     assert walked is not None
-    assert (walked.files, walked.warnings[0][0]) == ({}, str(top))
+    assert (walked.files, walked.warnings[0][0]) == (first.files, str(top))
     assert watch.look() is None
     (tmp_path / "away").rename(top)
-    assert [names(watch), names(watch), names(watch)] == [[], ["a.gguf"], None]
+    assert [names(watch), names(watch)] == [["a.gguf"], None]
 
 
 def test_a_link_whose_target_comes_back_counts_again(tmp_path: Path) -> None:
@@ -124,3 +126,47 @@ def test_what_becomes_unusable_is_told(tmp_path: Path) -> None:
     assert walked is not None
     assert [Path(path).name for path, _ in walked.warnings] == ["pipe.gguf"]
     assert watch.look() is None
+
+
+def sees(watch: FolderWatch, now_s: float, *finished: Path) -> list[str] | None:
+    """Look at a time, with these files known to be whole."""
+    walked = watch.look({FileState.read(path).mark for path in finished}, now_s)
+    return None if walked is None else [path.name for path in walked.files]
+
+
+def test_a_file_must_have_stayed_the_same_for_some_seconds(tmp_path: Path) -> None:
+    put(tmp_path, "a.gguf")
+    watch = FolderWatch(tmp_path, steady_s=3.0)
+    assert sees(watch, 0.0) == ["a.gguf"]
+    new = tmp_path / "new.gguf"
+    new.write_bytes(b"1")
+    assert [sees(watch, 1.0), sees(watch, 3.9), watch.is_settled] == [None, None, False]
+    new.write_bytes(b"12")
+    assert [sees(watch, 4.0), sees(watch, 6.9), sees(watch, 7.0)] == [None, None, ["a.gguf", "new.gguf"]]
+    assert watch.is_settled
+
+
+def test_a_file_that_is_known_to_be_whole_counts_at_once(tmp_path: Path) -> None:
+    watch = FolderWatch(tmp_path, steady_s=3.0)
+    watch.look()
+    new, other = tmp_path / "new.gguf", tmp_path / "other.gguf"
+    new.write_bytes(b"1")
+    other.write_bytes(b"1")
+    assert sees(watch, 0.1, new) == ["new.gguf"]
+    new.write_bytes(b"12")
+    assert sees(watch, 0.2, other) == ["new.gguf", "other.gguf"]
+    assert not watch.is_settled
+    assert sees(watch, 0.3, new) == ["new.gguf", "other.gguf"]
+    assert watch.is_settled
+
+
+def test_files_of_a_folder_that_is_away_count_until_it_is_back(tmp_path: Path) -> None:
+    top = tmp_path / "m"
+    put(tmp_path, "m/a.gguf", "m/b.gguf")
+    watch = FolderWatch(top, steady_s=3.0)
+    assert sees(watch, 0.0) == ["a.gguf", "b.gguf"]
+    top.rename(away := tmp_path / "away")
+    assert [sees(watch, 1.0), sees(watch, 9.0), watch.is_settled] == [["a.gguf", "b.gguf"], None, False]
+    (away / "b.gguf").unlink()
+    away.rename(top)
+    assert [sees(watch, 10.0), watch.is_settled] == [["a.gguf"], True]

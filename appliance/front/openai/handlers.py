@@ -146,7 +146,7 @@ class OpenAIHandlers:
         if (manager := self._manager) is None:
             return rows
         views = manager.models()
-        aliases = [view.alias for view in views]
+        aliases = {view.alias: manager.catalogue.models[view.alias].aliases for view in views}
         details = await self._library.every(aliases, needs_digests=False) if self._library else {}
         for view in views:
             fresh = {"id": view.alias, "object": "model", "created": int(manager.server_started_at_s)}
@@ -156,7 +156,7 @@ class OpenAIHandlers:
                 "n_ctx": view.context_tokens,
                 **(_file_facts(details[view.alias]) if view.alias in details else {}),
             }
-            for alias in manager.catalogue.models[view.alias].aliases:
+            for alias in aliases[view.alias]:
                 own = {"id": alias, "alias_of": view.alias}
                 row = {key: value for key, value in rows[view.alias].items() if key != "aliases"}
                 rows.setdefault(alias, row | own)

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from appliance.base.file_events import FileMark
+
 
 @dataclass(frozen=True, slots=True)
 class FileState:
@@ -24,6 +26,11 @@ class FileState:
     def of(cls, path: Path, found: os.stat_result) -> "FileState":
         """Return the state in what `stat` said."""
         return cls(path, found.st_size, found.st_mtime_ns, found.st_ino)
+
+    @property
+    def mark(self) -> FileMark:
+        """What the file's events know it by."""
+        return self.inode, self.modified_ns, self.size_bytes
 
 
 def read_states(paths: Iterable[Path]) -> tuple[FileState | None, ...]:
