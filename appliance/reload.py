@@ -161,8 +161,7 @@ class Reloader:
         changes = []
         for row in described(wanted, wanted.environ):
             before = old[row.variable]
-            is_other_secret = row.is_secret and _secret(wanted, row) != _secret(now, row)
-            if row.value != before.value or is_other_secret:
+            if row.value != before.value or _raw(wanted, row) != _raw(now, row):  # secrets are not shown
                 changes.append(
                     SettingChange(row.variable, before.value, row.value, needs_restart=not row.is_reloadable)
                 )
@@ -259,7 +258,7 @@ def _not_applied(error: Exception) -> Problem:
     return Problem("reload", "", "settings that can be put in place", remedy)
 
 
-def _secret(settings: Settings, row: SettingDescription) -> str:
+def _raw(settings: Settings, row: SettingDescription) -> str:
     value = settings.value_of(row.variable)
     return str(value.get_secret_value() if hasattr(value, "get_secret_value") else value)
 

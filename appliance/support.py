@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from appliance import __version__
 from appliance.base.clock import SystemClock, format_rfc3339
 from appliance.base.files import MAX_TEXT_BYTES, open_to_read
-from appliance.base.logs import is_secret_name
+from appliance.base.logs import is_secret_name, is_secret_variable
 from appliance.base.proxies import Proxies
 from appliance.base.settings import PackageSettings
 from appliance.cli.client import CallFailed, ControlClient, ServerAddress, default_address, read_token
@@ -127,7 +127,7 @@ def find_secrets(environ: Mapping[str, str], settings: Settings | None) -> Itera
         yield from (backend.api_key.get_secret_value() for backend in settings.fleet.backends)
         yield from settings.catalogue.secrets()
     for name, value in environ.items():
-        if is_secret_name(name):  # 2
+        if is_secret_name(name) or (is_secret_variable(name) and not value.isdigit()):  # 2
             yield value
         elif name.endswith("_FILE") and is_secret_name(name.removesuffix("_FILE")) and value:  # 3
             try:

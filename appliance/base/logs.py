@@ -7,9 +7,10 @@ safety net under the rule that secrets are not logged, not a replacement for it.
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, TextIO
 
 from appliance.base import jsons
@@ -39,6 +40,42 @@ REDACTED = "[secret]"
 _SECRET_NAME = re.compile(
     r"(?i)(^|[_-])(api_?keys?|keys?|tokens?|secrets?|password|passwd|pass|credentials?|code|auth|authorization|cookie)$"
 )
+_SECRET_WORDS = {
+    *(
+        "key",
+        "keys",
+        "apikey",
+        "token",
+        "tokens",
+        "secret",
+        "secrets",
+        "password",
+        "passwd",
+        "passphrase",
+        "pass",
+    ),
+    *("pwd", "credential", "credentials", "auth", "authorization", "cookie", "pat"),
+}
+# Of a name that has such a word: what it stands for is not the secret itself.
+_NO_SECRETS = {
+    *(
+        "file",
+        "path",
+        "dir",
+        "env",
+        "name",
+        "names",
+        "id",
+        "ids",
+        "header",
+        "type",
+        "format",
+        "length",
+        "limit",
+    ),
+    *("count", "size", "ttl", "parallelism"),
+}
+_PASSWORD = re.compile(r"(?i)\b[a-z][a-z0-9+.-]*://[^/\s:@]*:([^/\s@]+)@")
 # 1. a bearer token   2. a key by its form   3. a field of JSON, NAME=value, a parameter of a query: any value
 # 4. `name: value`, as in headers and YAML, and in prose ("token: whatever"): a value that no word looks like
 _NAMES = r"(?:api[-_]?key|token|authorization|password|secret)"
@@ -53,6 +90,33 @@ _LOOKS_SECRET = re.compile(
 def is_secret_name(name: str) -> bool:
     """Whether the value of a variable or field of this name is a secret."""
     return _SECRET_NAME.search(name) is not None
+
+
+def is_secret_variable(name: str) -> bool:
+    """Whether the value of a variable of any program is a secret: MY_TOKEN, API_KEY_2, DB_PASSWORD_MAIN."""
+    *_, last = words = [word.rstrip("0123456789") for word in name.lower().split("_") if not word.isdigit()]
+    return last not in _NO_SECRETS and not _SECRET_WORDS.isdisjoint(words)
+
+
+def secrets_of_words(words: Sequence[str]) -> Iterator[str]:
+    """Yield the secrets in a command line, as its flags and its addresses name them.
+
+    1. `--api-key VALUE`, `--api-key=VALUE`, `NAME_TOKEN=VALUE`, also in the words of a shell's command
+    2. `http://name:password@host`
+    """
+    parts = [part for word in words for part in ([word] if " " not in word else word.split())]
+    for name, after in pairwise([*parts, ""]):
+        flag, equals, value = name.partition("=")
+        has_value = equals or (name.startswith("-") and not after.startswith("-"))
+        if has_value and is_secret_variable(flag.lstrip("-").replace("-", "_")):  # 1
+            yield (value if equals else after).strip("\"'")
+        yield from secrets_of_address(name)  # 2
+
+
+def secrets_of_address(text: str) -> Iterator[str]:
+    """Yield the password of each address in a text."""
+    for found in _PASSWORD.finditer(text):
+        yield found[1]
 
 
 class Secrets:

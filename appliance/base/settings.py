@@ -230,8 +230,8 @@ def _show(field: FieldInfo, value: Any) -> str:
     if isinstance(value, bool):
         return "1" if value else "0"
     if isinstance(value, list):
-        return (";" if _extra(field).get("separator") == ";" else ",").join(str(v) for v in value)
-    return str(value)
+        value = (";" if _extra(field).get("separator") == ";" else ",").join(str(v) for v in value)
+    return without_userinfo(str(value))
 
 
 def _raw_values(

@@ -12,8 +12,7 @@ import pytest
 
 from appliance.models.manager import watchdog
 from appliance.models.manager.watchdog import Watchdog
-from appliance.models.runner.orphans import MARK
-from appliance.models.runner.proc import marked_with
+from appliance.models.runner.proc import MARK, marked_with
 from appliance.models.runner.process import StopTimes
 from tests.journeys.model_tables import Managed, ManagedAppliance, Stopwatch, runs
 from tests.journeys.running import until
@@ -98,6 +97,25 @@ async def test_a_shell_that_is_asked_for_is_ended_with_its_engine(managed: Manag
     assert len(marked_with(MARK, mark)) == 2
     await appliance.manager.eject("any")
     assert marked_with(MARK, mark) == []
+
+
+async def test_an_engine_that_left_its_session_is_ended_too(managed: Managed) -> None:
+    line = f"setsid '{sys.executable}' '{ENGINE}' & wait"
+    appliance = await managed("any", any={"command": ["sh", "-c", line]})
+    assert await appliance.chat("any") == ENGINE_REPLY
+    mark = marks_of(appliance)
+    assert len(marked_with(MARK, mark)) == 2
+    await appliance.manager.eject("any")
+    assert marked_with(MARK, mark) == []
+
+
+async def test_an_engine_whose_script_went_away_is_ended(managed: Managed, tmp_path: Path) -> None:
+    noted = tmp_path / "mark"
+    line = f"echo $APPLIANCE_PROCESS > '{noted}'; setsid sleep 500 & exec sleep 0.3"
+    appliance = await managed("any", any={"command": ["sh", "-c", line]}, model_load_max_retries=0)
+    status, _, _ = await appliance.ask("any")
+    assert status == 503
+    assert marked_with(MARK, noted.read_text().strip()) == []
 
 
 def marks_of(appliance: ManagedAppliance) -> str:

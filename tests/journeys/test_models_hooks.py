@@ -76,6 +76,21 @@ async def test_a_before_load_that_hangs_is_ended_at_its_limit(managed: Managed, 
     assert await until(lambda: not runs(pid))
 
 
+@pytest.mark.parametrize(("then", "is_left"), [("exit 4", False), ("sleep 50", False), ("exit 0", True)])
+async def test_what_a_hook_started_elsewhere_ends_unless_it_succeeds(
+    managed: Managed, tmp_path: Path, then: str, is_left: bool
+) -> None:
+    """A program that mounts a disk goes on in a session of its own."""
+    line = f"setsid sh -c 'echo $$ >{tmp_path}/pid; exec sleep 500' & sleep 0.3; {then}"
+    how = engine(before_load=["sh", "-c", line], hook_timeout_sec=1)
+    appliance = await managed("any", any=how, model_load_max_retries=0)
+    status, _, _ = await appliance.ask("any")
+    pid = int((tmp_path / "pid").read_text())
+    assert (status, runs(pid)) == (200 if is_left else 503, is_left)
+    if is_left:
+        os.kill(pid, signal.SIGKILL)
+
+
 async def test_an_eject_ends_a_before_load(managed: Managed, tmp_path: Path) -> None:
     log = tmp_path / "log"
     how = engine(before_load=["sleep", "50"], after_unload=note(log, "after"))

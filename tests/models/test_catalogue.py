@@ -796,3 +796,21 @@ def test_no_error_shows_a_whole_row(tmp_path: Path, row: dict[str, Any]) -> None
 def test_variables_with_names_of_secrets_are_secrets(tmp_path: Path) -> None:
     row = {"model_path": "a.gguf", "env": {"HF_TOKEN": "a-token-of-a-model", "MODE": "fast"}}
     assert read(tmp_path, {"models": {"a": row}})[0].secrets() == ["a-token-of-a-model"]
+
+
+def test_secrets_of_command_lines_and_addresses_are_known(tmp_path: Path) -> None:
+    row = {
+        "command": "serve --port ${PORT} --api-key secret-1 --hf-token=secret-2 --max-tokens 100000 --no-auth "
+        "--token ${env.T} --key-file /x --url http://u:secret-3@host",
+        "before_load": ["sh", "-c", "MY_SECRET=secret-4 mount --password 'secret-5'"],
+        "env": {
+            "DB_PASSWORD_MAIN": "secret-6",
+            "API_KEY_2": "secret-7",
+            "DB_URL": "postgres://u:secret-8@host/db",
+            "TOKENIZERS_PARALLELISM": "disabled",
+            "TOKEN_LIMIT": "unlimited",
+            "KEY_FILE": "/run/key",
+        },
+    }
+    found = read(tmp_path, {"models": {"a": row}})[0].secrets()
+    assert sorted(found) == [f"secret-{number}" for number in range(1, 9)]

@@ -405,6 +405,16 @@ async def test_a_log_that_grows_too_large_is_cut_while_it_runs(
     assert process.log_tail() == []
 
 
+async def test_a_log_is_cut_while_its_process_is_not_ready_yet(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_file, "MAX_LOG_BYTES", 1000)
+    monkeypatch.setattr(process_module, "LOG_LOOK_S", 0.02)
+    process = make("print('x' * 2000, flush=True); time.sleep(60)")
+    await process.start()
+    await until(lambda: Path(f"{process.log_path}.1").exists() and process.log_path.stat().st_size == 0)
+
+
 async def test_after_a_cut_the_log_continues_at_its_beginning(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

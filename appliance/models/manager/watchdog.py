@@ -46,7 +46,6 @@ class Watchdog:
             runner.memory_by_device = taken
         if RAM in runner.devices:
             runner.file_bytes = memory_bytes(runner.process.pid)[1]
-        runner.process.trim_log()
         return bool(taken)
 
     async def probe(self) -> None:

@@ -16,7 +16,8 @@ from appliance.base.tasks import Tasks
 from appliance.base.wire.pool import ConnectionPool
 from appliance.models.runner.failures import NOT_STARTED, LoadFailed, exit_text
 from appliance.models.runner.log_file import log_name
-from appliance.models.runner.orphans import MARK, Records
+from appliance.models.runner.orphans import Records
+from appliance.models.runner.proc import MARK
 from appliance.models.runner.process import Process, StopTimes
 from appliance.models.runner.runner import Runner
 from appliance.models.table.engine import InvalidReference, fill_words
@@ -81,6 +82,7 @@ class HookRunner:
             environ=whole,
             tasks=self._tasks,
             wire=self._wire,
+            ends_children=False,  # what it leaves behind when it succeeds is meant to stay, as a mounted disk
         )
         async with self._locks.setdefault(runner.alias, asyncio.Lock()):
             if name == "before_load":
@@ -107,6 +109,8 @@ class HookRunner:
         finally:
             if process.pid:
                 await process.stop(STOP_TIMES)
+                if is_late or process.exit_code != 0:
+                    await process.end_children()
                 self._records.remove(process.pid)
         if not is_late and process.exit_code == 0:
             log.info("hook_done", alias=runner.alias, hook=name)

@@ -12,8 +12,9 @@ from appliance.models.runner.failures import LoadFailed
 from appliance.models.runner.hooks import STOP_TIMES as HOOK_STOP_TIMES
 from appliance.models.runner.hooks import HookRunner
 from appliance.models.runner.log_file import log_name
-from appliance.models.runner.orphans import MARK, Records
+from appliance.models.runner.orphans import Records
 from appliance.models.runner.ports import find_free_port
+from appliance.models.runner.proc import MARK
 from appliance.models.runner.process import (
     LLAMA_SERVER,
     Process,
@@ -173,8 +174,8 @@ class Loader:
             if runner.is_stop_requested:
                 raise LoadFailed("it was stopped before it was started")
             await process.start()
-            # With a mark the words are not needed, and may have been filled with secrets.
-            noted = command if engine is None else list(engine.words)
+            # With a mark the words are not needed, and there may be secrets among them.
+            noted = command if engine is None else [engine.words[0]]
             self.records.add(process.pid, port=runner.port, alias=runner.alias, command=noted, mark=mark)
             if runner.is_stop_requested:
                 raise LoadFailed("it was stopped while it was started")

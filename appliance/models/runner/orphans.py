@@ -19,13 +19,12 @@ from appliance.base import jsons
 from appliance.base.files import DEFAULT_MODE, write_atomic
 from appliance.base.logs import get_logger
 from appliance.host.boot import boot_id
-from appliance.models.runner.proc import command_of, marked_with, session_of, started_ticks
+from appliance.models.runner.proc import MARK, command_of, marked_with, session_of, started_ticks
 
 log = get_logger("orphans")
 TERM_S, KILL_S = 5.0, 5.0
 POLL_S = 0.05
 MIN_MARK_CHARS = 16
-MARK = "APPLIANCE_PROCESS"  # the variable with the mark
 
 
 class Records:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROC = Path("/proc")
+MARK = "APPLIANCE_PROCESS"  # the variable with the mark of what a command of the table starts
 
 
 def started_ticks(pid: int) -> int | None:

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,14 @@ from appliance.base.wire.types import Target, Timeouts, WireError
 from appliance.models.runner.failures import LoadFailed, failure_of_command, failure_of_exit
 from appliance.models.runner.log_file import open_log, read_tail, trim_log
 from appliance.models.runner.ports import owner_of
+from appliance.models.runner.proc import MARK, marked_with
 
 log = get_logger("runner")
 MIN_PAUSE_S, MAX_PAUSE_S = 0.01, 0.25  # between health probes of one that loads
 PROBE_TIMEOUT_S = 2.0
 TAIL_LINES = 20
+LOG_LOOK_S = 2.0  # between two looks at the size of the log
+KILL_LOOKS, KILL_PAUSE_S = 20, 0.05
 _PASSED_VARIABLES = re.compile(
     r"PATH|HOME|USER|LANG|LC_.*|TZ|TMPDIR|LD_LIBRARY_PATH|CUDA_.*|NVIDIA_.*|GGML_.*|HIP_.*|ROCR_.*|HSA_.*"
     r"|OMP_.*|GOMP_.*|VK_.*"
@@ -105,6 +109,8 @@ class Process:
         tasks: Runs the task that waits for its exit.
         wire: Connections for health probes.
         rule: When it is ready.
+        ends_children: When it ends, also what it started in other sessions is ended, as far as its mark
+            (`MARK` in the environment) shows it.
 
     Attributes:
         exited: Set when it has exited.
@@ -122,6 +128,7 @@ class Process:
         tasks: Tasks,
         wire: ConnectionPool,
         rule: ReadyRule = LLAMA_SERVER,
+        ends_children: bool = True,
     ) -> None:
         self.command, self.port, self.log_path = command, port, log_path
         self.exited = asyncio.Event()
@@ -132,6 +139,8 @@ class Process:
         self._tasks = tasks
         self._wire = wire
         self._rule = rule
+        self._mark = environ.get(MARK, "")
+        self._ends_children = ends_children
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -171,12 +180,30 @@ class Process:
             os.close(output)
         self.pid = self._process.pid
         self._tasks.start(self._wait_exit(), name=f"runner-{self.port}")
+        self._tasks.start(self._trim_log(), name=f"runner-log-{self.port}")
 
     async def _wait_exit(self) -> None:
         assert self._process is not None
         self.exit_code = await self._process.wait()
         self._signal(signal.SIGKILL)  # the rest of its group, if a script has started llama-server
-        self.exited.set()
+        try:
+            if self._ends_children:
+                await self.end_children()
+        finally:
+            self.exited.set()
+
+    async def _trim_log(self) -> None:
+        """Keep the log within bounds while it runs."""
+        while not self.exited.is_set():
+            try:
+                await asyncio.wait_for(self.exited.wait(), LOG_LOOK_S)
+            except TimeoutError:
+                await asyncio.to_thread(self.trim_log)
+
+    async def end_children(self) -> None:
+        """Kill what it started in sessions of their own: a daemon of a script, for example."""
+        if self._mark:
+            await asyncio.to_thread(_kill_marked, self._mark)
 
     async def wait_ready(self, limit_s: float, on_progress: Callable[[], None]) -> None:
         """Wait until it is ready.
@@ -279,6 +306,8 @@ class Process:
         )
         for outcome, number, timeout_s in steps:
             self._signal(number)
+            if self._mark and outcome == "term":
+                await asyncio.to_thread(signal_marked, self._mark, number)
             try:
                 await asyncio.wait_for(self.exited.wait(), timeout_s)
                 return outcome
@@ -293,3 +322,22 @@ class Process:
             os.killpg(self.pid, number)
         except (ProcessLookupError, PermissionError):  # it has just exited
             pass
+
+
+def _kill_marked(mark: str) -> None:
+    """Kill all processes with a mark (blocks); the next look finds one that was forked meanwhile."""
+    for _ in range(KILL_LOOKS):
+        if not signal_marked(mark, signal.SIGKILL):
+            return
+        time.sleep(KILL_PAUSE_S)
+
+
+def signal_marked(mark: str, number: int) -> int:
+    """Send a signal to all processes with a mark, and return how many there were (blocks)."""
+    found = marked_with(MARK, mark)
+    for pid in found:
+        try:
+            os.kill(pid, number)
+        except OSError:  # it has just exited
+            pass
+    return len(found)

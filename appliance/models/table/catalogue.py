@@ -20,7 +20,7 @@ from pydantic import AfterValidator, Field, GetJsonSchemaHandler, ValidationErro
 from pydantic_core import CoreSchema
 
 from appliance.base.config_file import ConfigFile, read_config_file
-from appliance.base.logs import is_secret_name
+from appliance.base.logs import is_secret_variable, secrets_of_address, secrets_of_words
 from appliance.base.settings import Problem
 from appliance.models.settings import ModelSettings
 from appliance.models.table.engine import EngineCommand, EngineKeys, engine_of, has_reference, program_of
@@ -439,8 +439,19 @@ class Catalogue:
         return next((model.alias for model in self.models.values() if name in model.aliases), None)
 
     def secrets(self) -> list[str]:
-        """List the values of the models' variables whose names say that they are secrets, as HF_TOKEN."""
-        return [value for model in self.models.values() for name, value in model.env if is_secret_name(name)]
+        """List the secrets of models, as far as they are known: by the names of variables and arguments.
+
+        1. values of variables whose names say so, as HF_TOKEN, and passwords in addresses
+        2. the same of command lines: `--hf-token VALUE`
+        """
+        found: list[str] = []
+        for model in self.models.values():
+            for name, value in model.env:  # 1
+                found += [value] if is_secret_variable(name) else secrets_of_address(value)
+            engine = model.engine.words if model.engine is not None else ()
+            for words in (engine, model.extra_args, model.hooks.before_load, model.hooks.after_unload):  # 2
+                found += secrets_of_words(words)
+        return [one for one in found if not one.isdigit() and not one.startswith("$")]
 
     def preloaded(self) -> list[str]:
         """List the names of the models that are loaded at the start: the system's first."""
