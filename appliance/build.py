@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # imported where it is used, so that other processes do not l
     from appliance.engines.kv.follower import KvFollower
 
 CHANGES_FILE = "backends.json"
+KV_REDIS_HOST = "redis-server"  # of the index of blocks, where REDIS_HOST is not set
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +258,7 @@ def build_kv_events(
     Returns:
         The follower; None = events are not to be followed.
     """
-    own = settings.engines
+    own, redis = settings.engines, settings.storage
     if not (own.kv_events and pod and model):
         return None
     from appliance.engines.kv.follower import KvFollower
@@ -269,7 +270,13 @@ def build_kv_events(
         "sglang": KvSource(own.sglang_zmq_endpoint, own.sglang_zmq_topic_filter.rstrip("*")),
     }
     index = BlockIndex(
-        RedisAddress(own.redis_host, own.redis_port, own.redis_db, own.redis_password, own.redis_tls),
+        RedisAddress(
+            redis.redis_host or KV_REDIS_HOST,
+            redis.redis_port,
+            redis.redis_db,
+            redis.redis_password,
+            redis.redis_tls,
+        ),
         pod=pod,
         model=model,
     )

@@ -66,6 +66,8 @@ def _value(field: FieldInfo) -> dict[str, Any]:
     """Return the schema of a setting's value: its own type, or the text that the environment would have."""
     annotation = field.annotation
     kinds = {annotation, *get_args(annotation)}
+    if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("is_text"):
+        return TEXT | {"$comment": describe_allowed(field)}
     if get_origin(annotation) is Literal:
         return {"enum": [*get_args(annotation), None]}
     if get_origin(annotation) is list:

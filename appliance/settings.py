@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr
 from pydantic.fields import FieldInfo
 
+from appliance.accounts.settings import AccountSettings
 from appliance.base.config_file import ConfigFile, Signature, find_signature, read_config_file
 from appliance.base.files import read_text_file
 from appliance.base.logs import SECRETS
@@ -37,6 +38,7 @@ from appliance.settings_addresses import check_own_addresses
 from appliance.settings_checks import check_adapter_names, check_default_model, check_together
 from appliance.settings_file import below, check_api, read_section, tell_place
 from appliance.settings_folders import check_folders
+from appliance.storage.settings import StorageSettings
 
 
 class GeneralSettings(PackageSettings):
@@ -80,6 +82,8 @@ class Settings:
     engines: EngineSettings
     front: FrontSettings
     control: ControlSettings
+    storage: StorageSettings
+    accounts: AccountSettings
     environ: Mapping[str, str] = field(repr=False)
     given: Mapping[str, str] = field(repr=False)
     fleet: FleetSpec = field(default_factory=FleetSpec)
@@ -116,6 +120,8 @@ PACKAGES: dict[str, type[PackageSettings]] = {
     "engines": EngineSettings,
     "front": FrontSettings,
     "control": ControlSettings,
+    "storage": StorageSettings,
+    "accounts": AccountSettings,
 }
 # Lists of settings (the command line, gRPC) have always shown the variables of downloads under this heading.
 SHOWN_UNDER = {"downloads": "models"}

@@ -6,5 +6,6 @@ Modules:
     limits: rate limits of users and keys, shared by all replicas.
     price_file: the file of PRICES_FILE, and what is wrong with it.
     prices: what tokens of a model cost.
+    settings: the variables; always imported.
     windows: counting within a window of time.
 """

@@ -45,6 +45,11 @@ def _switch(value: Any) -> Any:
     return value
 
 
+_DURATION = re.compile(r"(?:\d{1,9}(?:\.\d{1,9})?(?:ns|us|µs|ms|s|m|h))+")
+_PART = re.compile(r"([\d.]+)(ns|us|µs|ms|s|m|h)")
+_UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
 def _check_host(value: str) -> str:
     """Return an address to listen on; a name is not looked up.
 
@@ -62,10 +67,28 @@ def _check_host(value: str) -> str:
     return bare  # 1
 
 
+def _seconds(value: Any) -> Any:
+    """Take seconds, or a duration as Go writes it: 90, 1m30s, 1.5h, 250ms."""
+    if isinstance(value, str) and _DURATION.fullmatch(value):
+        return sum(float(number) * _UNIT_S[unit] for number, unit in _PART.findall(value))
+    return value
+
+
 CommaList = Annotated[list[str], BeforeValidator(lambda v: _split(",", v))]
 SemicolonList = Annotated[list[str], BeforeValidator(lambda v: _split(";", v))]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 ListenHost = Annotated[str, AfterValidator(_check_host)]
+DurationS = Annotated[float, BeforeValidator(_seconds)]
+
+
+def duration(default_text: str = "") -> dict[str, Any]:
+    """Return the `json_schema_extra` of a setting of the type DurationS.
+
+    Args:
+        default_text: Its default, as people write it.
+    """
+    extra = {"allowed": "seconds, or a duration such as 250ms, 30s, 1m30s, 24h", "is_text": True}
+    return extra | {"default_text": default_text} if default_text else extra
 
 
 class PackageSettings(BaseSettings):

@@ -258,23 +258,6 @@ class EngineSettings(PackageSettings):
         description="Most blocks of an engine's cache that are kept in memory, about 300 bytes each; the "
         "rest is ignored",
     )
-    redis_host: str = Field(
-        "redis-server",
-        min_length=1,
-        description="The Redis in which the blocks of an engine are indexed (docs/kv-events.md)",
-    )
-    redis_port: int = Field(
-        6379,
-        ge=1,
-        le=65_535,
-        description="Its port; of an address such as Kubernetes sets (`tcp://10.0.0.7:6379`) only the port "
-        "is used",
-    )
-    redis_db: int = Field(0, ge=0, le=65_535, description="Number of its database")
-    redis_password: SecretStr = Field(
-        SecretStr(""), description="Its password", json_schema_extra={"allowed": "text"}
-    )
-    redis_tls: Switch = Field(False, description="1 = by TLS, with a certificate that this machine trusts")
 
     @field_validator("vllm_zmq_endpoint", "sglang_zmq_endpoint")
     @classmethod
@@ -282,12 +265,6 @@ class EngineSettings(PackageSettings):
         if not ZMQ_ENDPOINT.fullmatch(value):
             raise ValueError(f"{value!r} is not an address such as tcp://localhost:5557 or ipc:///run/kv")
         return value
-
-    @field_validator("redis_port", mode="before")
-    @classmethod
-    def _port(cls, value: object) -> object:
-        """Take the port of an address: beside a Service `redis` Kubernetes sets REDIS_PORT to one."""
-        return value.rpartition(":")[2] if isinstance(value, str) and value.startswith("tcp://") else value
 
     @field_validator("lora_allowed_dirs")
     @classmethod

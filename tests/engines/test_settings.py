@@ -2,7 +2,6 @@
 
 import pytest
 
-from appliance.engines.settings import EngineSettings
 from appliance.settings import load
 
 
@@ -35,10 +34,3 @@ def test_password_in_an_endpoint_is_not_shown() -> None:
     _, problems = load({"PATH": "/usr/bin:/bin", "NOVITA_OPENAI_ENDPOINTS": "https://user:pass-word@x"})
     assert problems
     assert "pass-word" not in "".join(map(str, problems))
-
-
-@pytest.mark.parametrize(
-    ("value", "port"), [("6380", 6380), ("tcp://10.0.0.7:6380", 6380), ("tcp://[::1]:6380", 6380)]
-)
-def test_redis_port_may_be_an_address_of_kubernetes(value: str, port: int) -> None:
-    assert EngineSettings(redis_port=value).redis_port == port  # type: ignore[arg-type]

@@ -1,0 +1,70 @@
+"""From settings to a database, which is not opened yet."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from appliance.base.clock import Clock
+from appliance.base.tasks import Tasks
+from appliance.storage.database import Database
+from appliance.storage.postgres import PostgresAddress, PostgresDatabase
+from appliance.storage.postgres_pool import PoolRules
+from appliance.storage.settings import POSTGRES_NAME, StorageSettings
+from appliance.storage.sqlite import SqliteDatabase
+
+
+def build_database(
+    settings: StorageSettings,
+    state_dir: Path,
+    *,
+    tasks: Tasks,
+    clock: Clock,
+    on_change: Callable[[bool], None] | None = None,
+) -> Database:
+    """Build the database of the settings; `await database.open()` uses it for the first time.
+
+    Args:
+        settings: DB_*.
+        state_dir: STATE_DIR, the folder of SQLite's file.
+        tasks: What runs in the background.
+        clock: The time.
+        on_change: Called with True and False when it comes up or goes down.
+    """
+    if settings.db_kind == "sqlite":
+        return SqliteDatabase(
+            settings.sqlite_path(state_dir),
+            statement_timeout_s=settings.db_statement_timeout,
+            tasks=tasks,
+            on_change=on_change,
+        )
+    return PostgresDatabase(
+        postgres_address(settings),
+        PoolRules(
+            most=settings.db_max_conns,
+            fewest=settings.db_min_conns,
+            lifetime_s=settings.db_max_conn_lifetime,
+            idle_s=settings.db_max_conn_idle_time,
+            check_s=settings.db_health_check_period,
+        ),
+        connect_timeout_s=settings.db_connect_timeout,
+        statement_timeout_s=settings.db_statement_timeout,
+        check=None,
+        tasks=tasks,
+        clock=clock,
+        on_change=on_change,
+    )
+
+
+def postgres_address(settings: StorageSettings) -> PostgresAddress:
+    """Return where PostgreSQL is, and how it is reached."""
+    is_pooled = settings.db_use_pgbouncer
+    return PostgresAddress(
+        host=settings.db_host,
+        port=settings.db_port,
+        user=settings.db_user,
+        password=settings.db_password,
+        name=settings.db_name or POSTGRES_NAME,
+        ssl_mode=settings.db_sslmode,
+        authority=settings.db_sslrootcert,
+        has_session=not is_pooled or settings.db_pgbouncer_pool_mode == "session",
+        has_prepared=not is_pooled,
+    )
