@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 def check(arguments: list[str]) -> int:
     """Print every problem of the environment; return 78 if one is fatal, else 0."""
     from appliance.base import jsons
+    from appliance.models.check import check_extra_args
     from appliance.settings import load
 
     options = parser_of("check").parse_args(arguments)
     settings, problems = load()
+    if settings is not None:
+        problems = [*problems, *check_extra_args(settings.catalogue, settings.config)]
     if options.json:
         print(jsons.dumps_pretty({"ok": settings is not None, "problems": list(map(as_object, problems))}))
         return os.EX_CONFIG if settings is None else 0

@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -223,3 +224,48 @@ def test_where_nothing_listens_it_is_unhealthy(
     monkeypatch.setenv("SIDECAR_PORT", str(closed_port))
     assert main(["healthcheck"]) == 1
     assert "Connection refused" in capsys.readouterr().err
+
+
+def check_table(
+    program: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> list[dict[str, str]]:
+    """Check a table in which two models have arguments of their own; give the problems of the table."""
+    (folder / "a.gguf").write_bytes(b"GGUF")
+    models = {
+        "wrong": {"model_path": "a.gguf", "extra_args": ["--threads-batch", 2, "--no_warmupp", "--zzz=1"]},
+        "right": {"model_path": "a.gguf", "extra_args": ["--no-warmup", "-tb", "2"]},
+        "other": {"command": ["sh", "-c", "exec x --nothing ${PORT}"]},
+    }
+    (folder / "c.json").write_text(json.dumps({"models": models}))
+    monkeypatch.setenv("CONFIG_PATH", str(folder / "c.json"))
+    monkeypatch.setenv("LLAMA_SERVER_PATH", program)
+    monkeypatch.setenv("STATE_DIR", str(folder / "state"))
+    capsys.readouterr()
+    assert main(["check", "--json"]) == 0
+    return [one for one in json.loads(capsys.readouterr().out)["problems"] if "extra_args" in one["text"]]
+
+
+def test_check_names_arguments_that_the_llama_server_does_not_have(
+    llama_binary: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = check_table(llama_binary, tmp_path, capsys, monkeypatch)
+    assert (first["severity"], second["severity"]) == ("warning", "warning")
+    assert "models.wrong.extra_args.2" in first["text"]
+    assert (
+        "does not have --no-warmupp: the model cannot be loaded. Did you mean --no-warmup?" in first["text"]
+    )
+    assert "models.wrong.extra_args.3" in second["text"]
+    assert (
+        "does not have --zzz: the model cannot be loaded. Install a newer one, or remove it."
+        in second["text"]
+    )
+
+
+def test_check_says_that_arguments_cannot_be_looked_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (problem,) = check_table("/bin/true", tmp_path, capsys, monkeypatch)
+    assert "`extra_args` of wrong, right cannot be checked: `/bin/true --help` is not that" in problem["text"]

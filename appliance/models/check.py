@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from appliance.base.config_file import ConfigFile
+from appliance.base.settings import Problem
 from appliance.models.runner.process import environment
 from appliance.models.runner.program import find_program
 from appliance.models.settings import FIRST_PORT
@@ -19,6 +21,7 @@ from appliance.models.table.command import (
     is_lockable,
     model_kind,
     slot_count,
+    unknown_flags,
 )
 from appliance.models.table.engine import EngineCommand, InvalidReference, fill_words
 from appliance.models.table.estimate import MIB, estimate_memory
@@ -83,6 +86,35 @@ def check_models(catalogue: Catalogue) -> CheckReport:
         program.problem if needs_server else "",
         [_check_model(model, catalogue, program.path, flags) for model in catalogue.models.values()],
     )
+
+
+def check_extra_args(catalogue: Catalogue, config: ConfigFile) -> list[Problem]:
+    """Warn of `extra_args` that the llama-server does not have, as its `--help` says.
+
+    A model with one cannot be loaded, and the others can. The program runs only where some model has such
+    arguments.
+
+    Args:
+        catalogue: The models.
+        config: The file that names them.
+    """
+    models = [one for one in catalogue.models.values() if one.extra_args and one.engine is None]
+    if not models:
+        return []
+    program = find_program(catalogue.llama_server)
+    if program.problem:
+        named = ", ".join(one.alias for one in models)
+        remedy = f"`extra_args` of {named} cannot be checked: {program.problem}."
+        return [config.problem_at("models", remedy, is_fatal=False)]
+    problems = []
+    for model in models:
+        for at, (name, near) in unknown_flags(model.extra_args, program.flags).items():
+            hint = f"Did you mean {near}?" if near else "Install a newer one, or remove it."
+            remedy = f"{program.path} does not have {name}: the model cannot be loaded. {hint}"
+            problems.append(
+                config.problem_at(f"models.{model.alias}.extra_args.{at}", remedy, is_fatal=False)
+            )
+    return problems
 
 
 def _check_model(model: Model, catalogue: Catalogue, server: str, flags: Flags | None) -> ModelCheck:

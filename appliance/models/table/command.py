@@ -159,6 +159,24 @@ def build_command(
     return words.build()
 
 
+def unknown_flags(arguments: tuple[str, ...], flags: Flags) -> dict[int, tuple[str, str]]:
+    """Return the flags that a llama-server does not have.
+
+    Args:
+        arguments: Of `extra_args`.
+        flags: Which flags it has.
+
+    Returns:
+        (its name; the flag that may be meant, "" = none), by the position of the argument.
+    """
+    unknown = {}
+    for at, word in enumerate(arguments):
+        if is_flag(word) and (name := flag_name(word)) not in flags.names:
+            near = difflib.get_close_matches(name, flags.names, n=1, cutoff=0.75)
+            unknown[at] = name, near[0] if near else ""
+    return unknown
+
+
 def is_lockable(flags: Flags) -> bool:
     """Whether this llama-server can keep a model from being swapped out (`system.use_mlock`)."""
     return bool({"--mlock"} & flags.names or {"mlock", "mmap+mlock"} & flags.load_modes)
@@ -190,15 +208,13 @@ class _CommandLine:
 
     def add_extra(self, arguments: tuple[str, ...]) -> None:
         """Add the further arguments of the table; a flag that the server does not have is a problem."""
-        for word in arguments:
-            if is_flag(word) and (name := flag_name(word)) not in self.flags.names:
-                near = difflib.get_close_matches(name, self.flags.names, n=1, cutoff=0.75)
-                hint = f"did you mean {near[0]}? Else" if near else "install a newer one, or"
-                self._problems.append(
-                    f"`extra_args` has {name}, which this llama-server does not have: {hint} remove it from "
-                    "the table"
-                )
-            self._words.append(word)
+        for name, near in unknown_flags(arguments, self.flags).values():
+            hint = f"did you mean {near}? Else" if near else "install a newer one, or"
+            self._problems.append(
+                f"`extra_args` has {name}, which this llama-server does not have: {hint} remove it from "
+                "the table"
+            )
+        self._words += arguments
 
     def add_lora(self, adapters: tuple[LoraAdapter, ...]) -> None:
         """Add all adapters by one flag: requests name them by their order."""
