@@ -6,6 +6,7 @@ The servers are stand-ins with a mirror at every address that they do not know; 
 import asyncio
 import gzip
 import json
+import re
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -689,6 +690,29 @@ async def test_a_switch_that_is_not_granted_is_answered_in_http(
     running = await start(**named(await mirrors()), **variables)
     answer = await raw(running, line + b" HTTP/1.1\r\nHost: x\r\n" + UPGRADE, until_end=False)
     assert answer.startswith(status)
+    assert await until(lambda: running.appliance.pipeline.in_flight == 0)
+
+
+async def test_a_kept_connection_switches_after_requests_of_any_kind(start, mirrors) -> None:
+    """As nginx does, which keeps connections to the appliance and uses them for WebSocket, too."""
+    running = await start(**named(await mirrors()))
+    host, _, port = running.base_url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+
+    async def answer_to(head: bytes) -> bytes:
+        writer.write(head)
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        if size := re.search(rb"(?i)content-length: (\d+)", answer):
+            await reader.readexactly(int(size[1]))
+        return answer
+
+    for line, more in ((b"GET /healthz", b"\r\n"), (b"GET /some/where", b"\r\n"), (b"GET /healthz", UPGRADE)):
+        assert b" 200 " in await answer_to(line + b" HTTP/1.1\r\nHost: x\r\n" + more)
+    switched = await answer_to(b"GET /act/ws HTTP/1.1\r\nHost: x\r\n" + UPGRADE)
+    assert switched.startswith(b"HTTP/1.1 101 ")
+    writer.write(b"\x81\x85\0\0\0\0hello")  # a frame of text, its mask zero
+    assert await asyncio.wait_for(reader.readexactly(12), 5) == b"\x81\x0aecho hello"
+    writer.close()
     assert await until(lambda: running.appliance.pipeline.in_flight == 0)
 
 

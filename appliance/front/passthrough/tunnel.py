@@ -115,6 +115,10 @@ class Tunnel:
         """The client reads on."""
         self._may_write.set()
 
+    def retire(self) -> bool:
+        """Keep the connection: it has no other request."""
+        return False
+
     # ---- serving
 
     async def _serve(self, request: Request) -> None:

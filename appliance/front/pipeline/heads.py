@@ -163,9 +163,14 @@ class Upgrade:
         return self.target.partition("?")[0]
 
 
+def asks_to_switch(head: bytes) -> bool:
+    """Whether a head may ask to switch protocols: a quick look, before it is parsed."""
+    return head[:4] == b"GET " and b"\nupgrade:" in head.lower()
+
+
 def parse_upgrade(head: bytes) -> Upgrade | None:
     """Parse a head that asks to switch protocols; None = it does not, is not HTTP/1.1, or is invalid."""
-    if head[:4] != b"GET " or b"\nupgrade:" not in head.lower():
+    if not asks_to_switch(head):
         return None
     found = _Fields()
     parser = httptools.HttpRequestParser(found)

@@ -50,6 +50,9 @@ class InnerProtocol(Protocol):
     def resume_writing(self) -> None:
         """The client reads on."""
 
+    def retire(self) -> bool:
+        """Leave the connection to another protocol between two requests; False = one is under way."""
+
 
 class Notices:
     """Log lines about clients' mistakes: short, and at most one of an event every NOTICE_S seconds."""

@@ -22,6 +22,7 @@ from appliance.front.passthrough.upload import LEAST_BODY_BYTES_S
 from appliance.front.pipeline.heads import (
     BadHead,
     KnownHead,
+    asks_to_switch,
     parse_request_head,
     render_response_head,
 )
@@ -134,7 +135,7 @@ class FastConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Process what has arrived.
 
-        1. handed over                   → pass it to the inner protocol
+        1. handed over                   → pass it to the inner protocol, or choose another for a switch
         2. closing                       → drop it
         3. a body is incomplete          → append it
         4. no request is running         → parse the head
@@ -144,6 +145,10 @@ class FastConnection(asyncio.Protocol):
             if not self.busy and not self._is_head_begun:
                 self._is_head_begun = True
                 self._since_s = self._shared.now_s()
+                if asks_to_switch(data) and self._inner.retire():  # proxies keep connections for it
+                    self._inner, self._buffer = None, data
+                    self._hand_over()
+                    return
             self._inner.data_received(data)
             return
         if self._is_closing:  # 2
