@@ -6,7 +6,9 @@ from appliance.base.watch import Watched
 from appliance.control.convert.status import (
     to_appliance_state,
     to_gpu,
+    to_nat,
     to_status,
+    to_step,
     to_timestamp,
     to_worker,
     to_worker_state,
@@ -33,7 +35,32 @@ def test_each_worker_state_has_its_value(word: str) -> None:
     assert pb.WorkerState.Name(to_worker_state(word)) == f"WORKER_STATE_{word.upper()}"
 
 
+@pytest.mark.parametrize("word", ["real", "simulated", "none"])
+def test_each_mode_of_the_gpu_has_its_value(word: str) -> None:
+    message = to_gpu({"mode": word})
+    assert (message.mode, pb.GpuMode.Name(message.mode_kind)) == (word, f"GPU_MODE_{word.upper()}")
+
+
+@pytest.mark.parametrize("word", ["rule", "listener", "off", "failed"])
+def test_each_outcome_of_the_redirect_has_its_value(word: str) -> None:
+    message = to_nat({"outcome": word})
+    assert (message.outcome, pb.NatOutcome.Name(message.outcome_kind)) == (
+        word,
+        f"NAT_OUTCOME_{word.upper()}",
+    )
+
+
+@pytest.mark.parametrize("word", ["done", "skipped", "failed"])
+def test_each_outcome_of_a_step_has_its_value(word: str) -> None:
+    message = to_step({"name": "nat", "outcome": word})
+    assert (message.outcome, pb.StepOutcome.Name(message.outcome_kind)) == (
+        word,
+        f"STEP_OUTCOME_{word.upper()}",
+    )
+
+
 def test_an_unknown_word_is_unspecified() -> None:
+    assert to_gpu({"mode": "dancing"}).mode_kind == 0
     assert to_appliance_state("dancing") == 0
     assert to_worker_state("") == 0
 

@@ -12,9 +12,9 @@ from appliance.control.convert.values import from_struct, pick_fields, to_enum, 
 from appliance.control.v1 import control_pb2 as pb
 from appliance.engines.lora.plan import Adapter
 from appliance.engines.lora.status_view import AdapterRow, AdapterStatus
-from appliance.engines.outcome import Outcome
+from appliance.engines.outcome import Finish, Outcome
 from appliance.engines.receipts import Attempt, Receipt
-from appliance.engines.types import BackendState
+from appliance.engines.types import BackendState, BackendStatus
 
 
 def test_a_backend_leaves_out_what_is_unknown() -> None:
@@ -41,6 +41,51 @@ def test_a_receipt_has_its_attempts_and_only_reported_counts() -> None:
     receipt.prompt_tokens, receipt.model = 0, "a\ud800b"
     message = to_receipt(receipt)
     assert (message.HasField("prompt_tokens"), message.model) == (True, "a?b")
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+def test_each_outcome_of_an_attempt_has_its_value(outcome: Outcome) -> None:
+    (attempt,) = to_receipt(Receipt("r", attempts=[Attempt("http://a", outcome, 502)])).attempts
+    assert attempt.outcome == outcome.render(502)
+    assert pb.AttemptOutcome.Name(attempt.outcome_kind) == f"ATTEMPT_OUTCOME_{outcome.name}"
+
+
+@pytest.mark.parametrize("finish", list(Finish))
+def test_each_finish_has_its_value(finish: Finish) -> None:
+    message = to_receipt(Receipt("r", finish=finish))
+    assert (message.finish, bool(message.finish_kind)) == (finish.value, True)
+
+
+@pytest.mark.parametrize("source", ["usage", "timings", "events"])
+def test_each_source_of_token_counts_has_its_value(source: str) -> None:
+    message = to_receipt(Receipt("r", tokens_from=source))
+    assert message.tokens_from == source
+    assert pb.TokenSource.Name(message.tokens_from_kind) == f"TOKEN_SOURCE_{source.upper()}"
+
+
+@pytest.mark.parametrize("standing", list(BackendStatus))
+def test_each_standing_of_a_backend_has_its_value(standing: BackendStatus) -> None:
+    message = to_backend(BackendState("a", "vllm", True, "", standing=standing.value))
+    assert message.standing == standing.value
+    assert pb.BackendStanding.Name(message.standing_kind) == f"BACKEND_STANDING_{standing.name}"
+
+
+@pytest.mark.parametrize("word", ["closed", "open", "half_open"])
+def test_each_state_of_a_breaker_has_its_value(word: str) -> None:
+    message = to_backend(BackendState("a", "vllm", True, "", breaker=word))
+    assert (message.breaker, pb.BreakerState.Name(message.breaker_kind)) == (
+        word,
+        f"BREAKER_STATE_{word.upper()}",
+    )
+
+
+@pytest.mark.parametrize("word", ["configured", "runtime", "persisted", "managed"])
+def test_each_origin_of_a_backend_has_its_value(word: str) -> None:
+    message = to_backend(BackendState("a", "vllm", True, "", origin=word))
+    assert (message.origin, pb.BackendOrigin.Name(message.origin_kind)) == (
+        word,
+        f"BACKEND_ORIGIN_{word.upper()}",
+    )
 
 
 def test_an_adapter_has_its_state_on_each_backend() -> None:

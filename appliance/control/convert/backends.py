@@ -64,7 +64,13 @@ def to_backend(state: BackendState | Mapping[str, Any]) -> pb.Backend:
         pb.Endpoint(**pick_fields(pb.Endpoint, row, "url", "rested_s", "failed_in_a_row", "last_error"))
         for row in values.get("endpoints", ())
     ]
-    return pb.Backend(endpoints=endpoints, **pick_fields(pb.Backend, values, *BACKEND_FIELDS))
+    return pb.Backend(
+        endpoints=endpoints,
+        standing_kind=to_enum(pb.BackendStanding, "BACKEND_STANDING", str(values.get("standing", ""))),
+        breaker_kind=to_enum(pb.BreakerState, "BREAKER_STATE", str(values.get("breaker", ""))),
+        origin_kind=to_enum(pb.BackendOrigin, "BACKEND_ORIGIN", str(values.get("origin", ""))),
+        **pick_fields(pb.Backend, values, *BACKEND_FIELDS),
+    )
 
 
 def to_receipt(receipt: Receipt) -> pb.Receipt:
@@ -75,6 +81,7 @@ def to_receipt(receipt: Receipt) -> pb.Receipt:
         at=to_timestamp(receipt.at_s),
         attempts=[_to_attempt(one) for one in receipt.attempts],
         finish=receipt.finish_label,
+        tokens_from_kind=to_enum(pb.TokenSource, "TOKEN_SOURCE", receipt.tokens_from),
         finish_kind=to_enum(pb.RequestFinish, "REQUEST_FINISH", receipt.finish_label),
         **values,
     )
@@ -101,6 +108,7 @@ def _to_attempt(attempt: Attempt) -> pb.Attempt:
     return pb.Attempt(
         endpoint=attempt.endpoint,
         outcome=attempt.label,
+        outcome_kind=to_enum(pb.AttemptOutcome, "ATTEMPT_OUTCOME", attempt.outcome.name),
         status=attempt.status,
         ms=attempt.ms,
         note=to_sendable(attempt.note),

@@ -43,7 +43,20 @@ def to_worker_state(word: str) -> pb.WorkerState:
 def to_gpu(gpu: Mapping[str, Any]) -> pb.Gpu:
     """Return `{mode, simulated, gpus, reason}` as a message."""
     cards = [pb.GpuCard(**pick_fields(pb.GpuCard, row, *CARD_FIELDS)) for row in gpu.get("gpus", ())]
-    return pb.Gpu(gpus=cards, **pick_fields(pb.Gpu, gpu, "mode", "simulated", "reason"))
+    mode = to_enum(pb.GpuMode, "GPU_MODE", str(gpu.get("mode", "")))
+    return pb.Gpu(gpus=cards, mode_kind=mode, **pick_fields(pb.Gpu, gpu, "mode", "simulated", "reason"))
+
+
+def to_nat(nat: Mapping[str, Any]) -> pb.Nat:
+    """Return what became of the redirect of port 14444 as a message."""
+    outcome = to_enum(pb.NatOutcome, "NAT_OUTCOME", str(nat.get("outcome", "")))
+    return pb.Nat(outcome_kind=outcome, **pick_fields(pb.Nat, nat, "outcome", "keeper", "detail"))
+
+
+def to_step(step: Mapping[str, Any]) -> pb.Step:
+    """Return `{name, outcome, detail, remedy}` as a message."""
+    outcome = to_enum(pb.StepOutcome, "STEP_OUTCOME", str(step.get("outcome", "")))
+    return pb.Step(outcome_kind=outcome, **pick_fields(pb.Step, step, "name", "outcome", "detail", "remedy"))
 
 
 def to_worker(worker: Mapping[str, Any]) -> pb.Worker:
@@ -62,11 +75,8 @@ def to_status(status: Mapping[str, Any]) -> pb.Status:
         started_at=to_timestamp(status.get("started_at_s")),
         gpu=to_gpu(status.get("gpu") or {}),
         worker=to_worker(status.get("worker") or {"state": "off"}),
-        nat=pb.Nat(**pick_fields(pb.Nat, status.get("nat") or {}, "outcome", "keeper", "detail")),
-        steps=[
-            pb.Step(**pick_fields(pb.Step, step, "name", "outcome", "detail", "remedy"))
-            for step in status.get("steps", ())
-        ],
+        nat=to_nat(status.get("nat") or {}),
+        steps=[to_step(step) for step in status.get("steps", ())],
         backends=[to_backend(row) for row in status.get("backends", ())],
         **pick_fields(pb.Status, status, *STATUS_FIELDS),
     )
