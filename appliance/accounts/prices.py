@@ -8,14 +8,15 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from appliance.base.errors import PaymentRequired
 from appliance.base.money import format_dollars, round_up
 
 ANY_MODEL = "*"
 
 
-@dataclass(frozen=True, slots=True)
-class TokenUsage:
+class TokenUsage(msgspec.Struct, frozen=True):
     """Tokens of one attempt.
 
     Attributes:
