@@ -22,7 +22,7 @@ from appliance.models.runner.orphans import Records
 from appliance.models.runner.system_memory import SystemMemory
 from appliance.models.runner.vram import Memory, pick_memory
 from appliance.models.status.measures import RequestStatistics
-from appliance.models.table.catalogue import System
+from appliance.models.table.entries import System
 from appliance.settings import Settings
 
 log = get_logger("models")

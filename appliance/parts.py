@@ -24,7 +24,7 @@ from appliance.models.manager.manager import ModelManager
 from appliance.models.manager.no_models import NoModels
 from appliance.models.pulls import PulledModels, Pulls
 from appliance.models.status.measures import measure
-from appliance.models.table.catalogue import read_catalogue
+from appliance.models.table.catalogue_reader import read_catalogue
 from appliance.models.table.file_walk import WalkedFolder
 from appliance.models.table.library import ModelLibrary
 from appliance.settings import Settings, download_dir

@@ -33,7 +33,8 @@ from appliance.engines.specs import FleetSpec, read_fleet
 from appliance.front.settings import FrontSettings, split_keys
 from appliance.host.settings import HostSettings
 from appliance.models.settings import ModelSettings
-from appliance.models.table.catalogue import Catalogue, read_catalogue
+from appliance.models.table.catalogue import Catalogue
+from appliance.models.table.catalogue_reader import read_catalogue
 from appliance.settings_addresses import check_own_addresses
 from appliance.settings_checks import check_adapter_names, check_default_model, check_together
 from appliance.settings_file import below, check_api, read_section, tell_place

@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from appliance.base.config_file import ConfigFile
 from appliance.base.settings import Problem, is_secret
 from appliance.front.settings import FrontSettings
-from appliance.models.table.catalogue import Api
+from appliance.models.table.entries import Api
 from appliance.models.table.section import hint_of
 
 # Read before the file, or by programs that do not read it.

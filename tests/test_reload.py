@@ -13,7 +13,8 @@ import pytest
 from appliance.base.settings import Problem
 from appliance.control.parts import ReloadResult
 from appliance.lifecycle import Lifecycle
-from appliance.models.table.catalogue import Catalogue, Model, Params
+from appliance.models.table.catalogue import Catalogue, Model
+from appliance.models.table.entries import Params
 from appliance.parts import Appliance
 from appliance.reload import Reloader, reload_on_request
 from appliance.settings import Settings, load, load_or_raise

@@ -33,7 +33,8 @@ from appliance.engines.types import (
 )
 from appliance.engines.upstream.attempt import AttemptFailed
 from appliance.models.manager.errors import InsufficientMemory, ModelFailed
-from appliance.models.table.catalogue import LoraAdapter, Model, Params
+from appliance.models.table.catalogue import LoraAdapter, Model
+from appliance.models.table.entries import Params
 from appliance.models.table.sampling import RequestSettings
 from tests.fakes.engine_server import REPLY, EngineServer
 from tests.models.manager_harness import Make, ManagerHarness, settle, until

@@ -8,7 +8,8 @@ from appliance.base.clock import FakeClock
 from appliance.base.errors import ApplianceError, NoSuchModel
 from appliance.base.watch import Watched
 from appliance.models.status.views import Ejected, ModelView, RunnerView
-from appliance.models.table.catalogue import Catalogue, Model, Params, System
+from appliance.models.table.catalogue import Catalogue, Model
+from appliance.models.table.entries import Params, System
 
 GIB = 1 << 30
 LOAD_S = 2.5

@@ -38,7 +38,8 @@ from appliance.models.status.views import (
     RunnerView,
     ServerStatus,
 )
-from appliance.models.table.catalogue import Catalogue, Model, Params
+from appliance.models.table.catalogue import Catalogue, Model
+from appliance.models.table.entries import Params
 from appliance.parts import Appliance
 from appliance.settings import load_or_raise
 

@@ -23,7 +23,8 @@ from appliance.models.runner.failures import LoadFailed
 from appliance.models.runner.load_history import LoadHistory
 from appliance.models.runner.runner import Runner
 from appliance.models.status.views import RAM, DeviceView, ModelView
-from appliance.models.table.catalogue import Catalogue, Model, Params, System
+from appliance.models.table.catalogue import Catalogue, Model
+from appliance.models.table.entries import Params, System
 from appliance.models.table.gguf import GgufHeader
 
 MIB = 1 << 20

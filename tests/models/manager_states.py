@@ -9,7 +9,8 @@ from appliance.models.manager.model_state import ModelState
 from appliance.models.manager.state import ManagerState
 from appliance.models.runner.runner import Runner
 from appliance.models.status.views import RAM
-from appliance.models.table.catalogue import Catalogue, Model, Params, System
+from appliance.models.table.catalogue import Catalogue, Model
+from appliance.models.table.entries import Params, System
 
 MIB = 1 << 20
 

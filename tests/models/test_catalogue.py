@@ -14,8 +14,10 @@ import pytest
 
 from appliance.models.check import check_models
 from appliance.models.settings import ModelSettings
-from appliance.models.table.catalogue import Model, ModelEntry, Params, System, Table, read_catalogue
+from appliance.models.table.catalogue import Model
+from appliance.models.table.catalogue_reader import read_catalogue
 from appliance.models.table.command import Flags, build_command, slot_count
+from appliance.models.table.entries import ModelEntry, Params, System, Table
 from appliance.models.table.estimate import MIB, estimate
 from appliance.models.table.gguf import GgufHeader, read_header
 from appliance.models.table.schema import build_schema

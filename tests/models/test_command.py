@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from appliance.models.table.catalogue import LoraAdapter, Model, Params, System
+from appliance.models.table.catalogue import LoraAdapter, Model
 from appliance.models.table.command import (
     Flags,
     InvalidCommand,
@@ -15,6 +15,7 @@ from appliance.models.table.command import (
     model_kind,
     request_context_tokens,
 )
+from appliance.models.table.entries import Params, System
 from appliance.models.table.estimate import MIB, estimate_memory
 from appliance.models.table.gguf import GgufHeader, read_header
 

@@ -16,7 +16,7 @@ import pytest
 from appliance.base.errors import NoSuchModel, Unavailable
 from appliance.base.tasks import Tasks
 from appliance.models.table import digests, library
-from appliance.models.table.catalogue import Model, Params
+from appliance.models.table.catalogue import Model
 from appliance.models.table.details import (
     capabilities_of,
     gather_details,
@@ -25,6 +25,7 @@ from appliance.models.table.details import (
     parameters_of,
     template_of,
 )
+from appliance.models.table.entries import Params
 from appliance.models.table.file_state import FileState
 from appliance.models.table.gguf import (
     GgufHeader,

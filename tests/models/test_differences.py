@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from appliance.models.table.catalogue import Catalogue, LoraAdapter, Model, Params, System
+from appliance.models.table.catalogue import Catalogue, LoraAdapter, Model
 from appliance.models.table.differences import differences
+from appliance.models.table.entries import Params, System
 from appliance.models.table.sampling import RequestSettings
 
 A, B = (Model(alias, Path(f"/m/{alias}.gguf"), Params(), "table") for alias in "ab")

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from appliance.models.settings import ModelSettings
-from appliance.models.table.catalogue import Catalogue, Model, Params, System, read_catalogue
+from appliance.models.table.catalogue import Catalogue, Model
+from appliance.models.table.catalogue_reader import read_catalogue
 from appliance.models.table.command import request_context_tokens, slot_count
 from appliance.models.table.engine import (
     EngineCommand,
@@ -16,6 +17,7 @@ from appliance.models.table.engine import (
     fill_words,
     split_command,
 )
+from appliance.models.table.entries import Params, System
 
 
 @pytest.mark.parametrize(

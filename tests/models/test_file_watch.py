@@ -9,7 +9,8 @@ import pytest
 from appliance.models.manager.errors import ModelFailed
 from appliance.models.manager.file_watch import FileWatch, States, compare_files
 from appliance.models.manager.model_file import files_of
-from appliance.models.table.catalogue import LoraAdapter, Model, Params
+from appliance.models.table.catalogue import LoraAdapter, Model
+from appliance.models.table.entries import Params
 from appliance.models.table.file_state import FileState
 from tests.models.manager_harness import HEADER, Make, ManagerHarness, until
 from tests.models.test_folder import put

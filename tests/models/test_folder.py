@@ -14,7 +14,7 @@ import pytest
 from appliance.models.check import check_models
 from appliance.models.settings import ModelSettings
 from appliance.models.table import file_walk, folder
-from appliance.models.table.catalogue import read_catalogue
+from appliance.models.table.catalogue_reader import read_catalogue
 from appliance.models.table.file_state import read_states
 from appliance.models.table.folder import scan_folder
 from appliance.models.table.gguf import InvalidGguf, gguf_size_bytes, read_header

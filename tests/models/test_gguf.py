@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from appliance.models.table import gguf
-from appliance.models.table.catalogue import Model, Params, System
+from appliance.models.table.catalogue import Model
 from appliance.models.table.details import gather_details
+from appliance.models.table.entries import Params, System
 from appliance.models.table.estimate import estimate_memory
 from appliance.models.table.gguf import (
     BLOCKS,

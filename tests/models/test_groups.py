@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from appliance.models.settings import ModelSettings
-from appliance.models.table.catalogue import Catalogue, read_catalogue
+from appliance.models.table.catalogue import Catalogue
+from appliance.models.table.catalogue_reader import read_catalogue
 from appliance.models.table.differences import differences
 from appliance.models.table.groups import Group, conflicts_of
 
@@ -92,7 +93,7 @@ def test_a_table_has_the_conflicts_of_its_groups(tmp_path: Path) -> None:
             {"x": {"members": ["a"]}, "y": {"members": ["b", "a"]}},
             "groups.y.members: .* The model 'a' is in the group 'x' already",
         ),
-        ({"x": {"members": "a"}}, "groups.x.members: .* valid tuple"),
+        ({"x": {"members": "a"}}, "groups.x.members: .* It must be a list"),
     ],
 )
 def test_groups_that_cannot_be_are_refused(tmp_path: Path, groups: Any, text: str) -> None:

@@ -25,7 +25,8 @@ from appliance.models.runner.proc import started_ticks
 from appliance.models.runner.process import Process, StopTimes
 from appliance.models.runner.program import find_program
 from appliance.models.runner.runner import Runner
-from appliance.models.table.catalogue import Catalogue, Model, Params, System
+from appliance.models.table.catalogue import Catalogue, Model
+from appliance.models.table.entries import Params, System
 
 pytestmark = pytest.mark.timeout(60)
 

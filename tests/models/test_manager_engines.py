@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from appliance.models.status.views import DeviceView
-from appliance.models.table.catalogue import Model, Params
+from appliance.models.table.catalogue import Model
 from appliance.models.table.engine import EngineCommand
+from appliance.models.table.entries import Params
 from tests.models.manager_harness import MIB, Make, ManagerHarness, model, until
 
 

@@ -19,7 +19,8 @@ from appliance.models.runner.load_history import LoadHistory
 from appliance.models.runner.loader import Loader
 from appliance.models.runner.orphans import Records
 from appliance.models.runner.system_memory import SystemMemory
-from appliance.models.table.catalogue import Catalogue, Model, Params, System
+from appliance.models.table.catalogue import Catalogue, Model
+from appliance.models.table.entries import Params, System
 
 MODEL = Model("a", Path("/nowhere/a.gguf"), Params(n_ctx=32_768), "table")
 TABLE = Catalogue({"a": MODEL}, System(parallel_requests=4), llama_server="/nowhere/llama-server")

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from appliance.models.manager.model_file import FileCheck, check_file, read_file, shape_text
-from appliance.models.table.catalogue import LoraAdapter, Model, Params, System
+from appliance.models.table.catalogue import LoraAdapter, Model
+from appliance.models.table.entries import Params, System
 from tests.models.manager_harness import HEADER
 from tests.models.manager_states import manager_state, model_of, model_state
 

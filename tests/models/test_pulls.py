@@ -17,7 +17,7 @@ from appliance.downloads.jobs import DownloadJobs
 from appliance.models.pull_name import PullFiles, PullName, choose_files, parse_pull_name
 from appliance.models.pulls import PulledModels, Pulls, pull_digest
 from appliance.models.settings import ModelSettings
-from appliance.models.table.catalogue import read_catalogue
+from appliance.models.table.catalogue_reader import read_catalogue
 from appliance.models.table.pulled import INDEX, PulledModel, add_pulled, read_pulled, remove_pulled
 from appliance.settings import load
 from tests.downloads.standin_downloader import StandinDownloader

@@ -7,7 +7,8 @@ import pytest
 
 from appliance.models.manager.model_state import ModelState
 from appliance.models.manager.table_update import updated_models
-from appliance.models.table.catalogue import Catalogue, LoraAdapter, Model, Params, System
+from appliance.models.table.catalogue import Catalogue, LoraAdapter, Model
+from appliance.models.table.entries import Params, System
 from appliance.models.table.sampling import RequestSettings
 from tests.models.manager_states import model_of, model_state, runner_of
 

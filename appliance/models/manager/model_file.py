@@ -9,9 +9,10 @@ from appliance.base.logs import get_logger
 from appliance.models.manager.model_state import ModelState
 from appliance.models.manager.state import ManagerState
 from appliance.models.runner.load_history import key_of
-from appliance.models.table.catalogue import Model, System
+from appliance.models.table.catalogue import Model
 from appliance.models.table.command import model_kind, request_context_tokens, slot_count
 from appliance.models.table.engine import EngineCommand
+from appliance.models.table.entries import System
 from appliance.models.table.estimate import Estimate, estimate_memory
 from appliance.models.table.file_state import FileState, read_states
 from appliance.models.table.gguf import (

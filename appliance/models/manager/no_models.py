@@ -23,7 +23,8 @@ from appliance.models.status.views import (
     RequestSample,
     ServerStatus,
 )
-from appliance.models.table.catalogue import Catalogue, System
+from appliance.models.table.catalogue import Catalogue
+from appliance.models.table.entries import System
 
 REMEDY = (
     "This appliance runs no models itself. Set MODEL_DIR to a folder of .gguf files, or list models in the "

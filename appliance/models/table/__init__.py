@@ -1,12 +1,14 @@
 """The model table and the model files: the models, the facts in their files, and their command lines.
 
 Modules:
-    catalogue: the model table: config.json, a folder, and what was pulled.
+    catalogue: the models of this machine as they are to be run.
+    catalogue_reader: reads them: the model table, a folder, and what was pulled.
     command: the command line of a llama-server for one model.
     details: facts about a model, from its header.
     differences: the changes of a reload, as sentences.
     digests: SHA-256 of model files, kept over restarts.
     engine: engines of any kind that a command of the table starts.
+    entries: the sections of the table, as they stand in the file.
     estimate: the memory that a model will take.
     extra_args: what a table may add to the command line and the environment of a llama-server.
     file_state: a file's size and time of change.

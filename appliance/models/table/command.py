@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from appliance.models.table.catalogue import LoraAdapter, Model, System
+from appliance.models.table.catalogue import LoraAdapter, Model
+from appliance.models.table.entries import System
 from appliance.models.table.extra_args import flag_name, is_flag
 from appliance.models.table.gguf import GgufHeader
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.models.table.catalogue import Params
+from appliance.models.table.entries import Params
 from appliance.models.table.gguf import GgufHeader, ParameterCount
 
 PROJECTOR = "clip"  # the architecture of a file that turns pictures into what a chat model reads

@@ -12,7 +12,8 @@ header does not say enough.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from appliance.models.table.catalogue import Model, System
+from appliance.models.table.catalogue import Model
+from appliance.models.table.entries import System
 from appliance.models.table.gguf import GgufHeader, InvalidGguf, gguf_size_bytes, read_header
 
 MIB = 1 << 20

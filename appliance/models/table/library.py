@@ -11,9 +11,10 @@ from typing import Any
 
 from appliance.base.errors import NoSuchModel, Unavailable
 from appliance.base.tasks import Tasks
-from appliance.models.table.catalogue import Model, Params
+from appliance.models.table.catalogue import Model
 from appliance.models.table.details import ModelDetails, gather_details
 from appliance.models.table.digests import DigestCache
+from appliance.models.table.entries import Params
 from appliance.models.table.file_state import FileState
 from appliance.models.table.gguf import InvalidGguf, gguf_parts, read_header, read_tensors
 

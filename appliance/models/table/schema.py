@@ -7,7 +7,7 @@ models check`.
 
 from typing import Any
 
-from appliance.models.table.catalogue import Table
+from appliance.models.table.entries import Table
 
 
 def build_schema() -> dict[str, Any]:
