@@ -142,12 +142,34 @@ def test_model_without_text_output_needs_no_projector(tmp_path: Path) -> None:
     ],
 )
 def test_projector_without_a_clear_model_is_reported(tmp_path: Path, files: list[str], said: str) -> None:
-    put(tmp_path, *files)
+    put(tmp_path, *(one for one in files if "mmproj" not in one))
+    put(tmp_path, *(one for one in files if "mmproj" in one), general__architecture="clip")
     found, problems = scan_folder(tmp_path)
     assert all(one.mmproj_path is None for one in found)
     assert [(p.variable, p.is_fatal, said in p.remedy, "mmproj_path" in p.remedy) for p in problems] == [
         ("MODEL_DIR", False, True, True)
     ]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a model", "It is no projector, as its name says, but of the architecture 'llama'."),
+        ("half", "It is not a GGUF model: it has only 20 bytes."),
+        ("text", "It is not a GGUF model: it begins with b'this'"),
+    ],
+)
+def test_what_is_only_named_as_a_projector_breaks_no_model(tmp_path: Path, content: str, said: str) -> None:
+    put(tmp_path, "m.gguf", "mmproj-m.gguf")
+    if content != "a model":
+        whole = (tmp_path / "mmproj-m.gguf").read_bytes()
+        data = whole[:20] if content == "half" else b"this is no projector at all"
+        (tmp_path / "mmproj-m.gguf").write_bytes(data)
+    found, problems = scan_folder(tmp_path)
+    assert [(one.alias, one.mmproj_path) for one in found] == [("m", None)]
+    remedy = problems[0].remedy
+    assert remedy.startswith(said)
+    assert remedy.endswith("It is left out; the models beside it run without it.")
 
 
 def test_a_file_that_is_no_model_is_listed_with_its_problem(tmp_path: Path, llama_binary: str) -> None:

@@ -3,10 +3,10 @@
 1. A file is a model, named by its file name without the ending. A model in parts (`…-00001-of-00003`) is one
    model, named without that suffix.
 2. Of files with the same name, those in sub-folders are named `sub-folder/name`.
-3. `mmproj*.gguf`, and a file whose header says that it is one, is a projector for images. It belongs to the
-   text models beside it that have its name (`mmproj-NAME-f16.gguf` to `NAME-Q4_K_M.gguf`). One with another
-   name belongs to all others in its sub-folder. With a second such beside it, or among several such models
-   in the top folder, it is unclear which models it belongs to: it is left out, with a warning.
+3. A file whose header says so is a projector for images. It belongs to the text models beside it that have
+   its name (`mmproj-NAME-f16.gguf` to `NAME-Q4_K_M.gguf`). One with another name belongs to all others in its
+   sub-folder. With a second such beside it, or among several such models in the top folder, it is unclear
+   which models it belongs to: it is left out, with a warning. So is `mmproj*.gguf` that is no projector.
 4. Adapters, and files whose headers say that they are no models, are left out.
 5. A file that cannot be read or is not GGUF is listed as a model: a request for it says why it does not load.
 6. What is no file, or has no name that a model can have, is left out with a warning (file_walk.py).
@@ -65,15 +65,11 @@ def scan_folder(folder: Path, walked: WalkedFolder | None = None) -> tuple[list[
     headers = {
         path: _read_brief(path, problems) for path in sorted({gguf_parts(one)[0] for one in walked.files})
     }
-    projectors = [
-        path
-        for path, header in headers.items()
-        if path.name.lower().startswith("mmproj") or (header and header.kind == "mmproj")
-    ]
+    projectors = [path for path, header in headers.items() if header and header.kind == "mmproj"]
     models = [
         path
         for path, header in headers.items()
-        if path not in projectors and (header is None or header.kind == "model")
+        if not _is_named_projector(path) and (header is None or header.kind == "model")
     ]
     texts = [path for path in models if (header := headers[path]) is None or not header.is_embedding]
     owned = _assign_projectors(top, projectors, texts, problems)
@@ -83,8 +79,15 @@ def scan_folder(folder: Path, walked: WalkedFolder | None = None) -> tuple[list[
     ], problems
 
 
+def _is_named_projector(path: Path) -> bool:
+    return path.name.lower().startswith("mmproj")
+
+
 def _read_brief(path: Path, problems: list[Problem]) -> GgufHeader | None:
-    """Read the header without its vocabulary, which is most of it; warn if it cannot be read."""
+    """Read the header without its vocabulary, which is most of it; warn if it cannot be read.
+
+    A file that is only named as a projector is none: llama-server would not load the models beside it.
+    """
     missing = missing_parts(path)
     header, why = None, f"It is incomplete: {missing} is missing"
     if not missing:
@@ -95,8 +98,11 @@ def _read_brief(path: Path, problems: list[Problem]) -> GgufHeader | None:
             why = f"It cannot be read: {exc.strerror or exc}"
         except InvalidGguf as exc:
             why = f"It is not a GGUF model: {exc}"
+    if not why and header and _is_named_projector(path) and header.kind != "mmproj":
+        why = f"It is no projector, as its name says, but of the architecture {header.architecture[:40]!r}"
     if why:
-        problems.append(_warning(path, f"{why}. It is listed, but cannot be loaded."))
+        then = "left out; the models beside it run without it" if _is_named_projector(path) else ""
+        problems.append(_warning(path, f"{why}. It is {then or 'listed, but cannot be loaded'}."))
     return header
 
 
