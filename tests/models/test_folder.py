@@ -157,11 +157,17 @@ def test_projector_without_a_clear_model_is_reported(tmp_path: Path, files: list
         ("a model", "It is no projector, as its name says, but of the architecture 'llama'."),
         ("half", "It is not a GGUF model: it has only 20 bytes."),
         ("text", "It is not a GGUF model: it begins with b'this'"),
+        ("half a projector", "It is not a GGUF model: it has 101 of 144 bytes"),
     ],
 )
 def test_what_is_only_named_as_a_projector_breaks_no_model(tmp_path: Path, content: str, said: str) -> None:
     put(tmp_path, "m.gguf", "mmproj-m.gguf")
-    if content != "a model":
+    if content == "half a projector":
+        pair = text("general.architecture") + struct.pack("<I", 8) + text("clip")
+        tensor = text("t") + struct.pack("<IQIQ", 1, 4, 0, 0)  # four floats, which are not there
+        head = b"GGUF" + struct.pack("<IQQ", 3, 1, 1)
+        (tmp_path / "mmproj-m.gguf").write_bytes(head + pair + tensor)
+    elif content != "a model":
         whole = (tmp_path / "mmproj-m.gguf").read_bytes()
         data = whole[:20] if content == "half" else b"this is no projector at all"
         (tmp_path / "mmproj-m.gguf").write_bytes(data)

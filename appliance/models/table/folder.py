@@ -24,6 +24,7 @@ from appliance.models.table.gguf import (
     GgufHeader,
     InvalidGguf,
     check_split,
+    check_whole,
     gguf_parts,
     gguf_stem,
     missing_parts,
@@ -62,10 +63,14 @@ def scan_folder(folder: Path, walked: WalkedFolder | None = None) -> tuple[list[
     if walked.left_out:
         problems.append(_warning(top, f"{walked.left_out} more entries cannot be used. They are left out."))
     # Of a model in parts the first, there or not.
+    broken: set[Path] = set()
     headers = {
-        path: _read_brief(path, problems) for path in sorted({gguf_parts(one)[0] for one in walked.files})
+        path: _read_brief(path, problems, broken)
+        for path in sorted({gguf_parts(one)[0] for one in walked.files})
     }
-    projectors = [path for path, header in headers.items() if header and header.kind == "mmproj"]
+    projectors = [
+        path for path, header in headers.items() if header and header.kind == "mmproj" and path not in broken
+    ]
     models = [
         path
         for path, header in headers.items()
@@ -83,10 +88,15 @@ def _is_named_projector(path: Path) -> bool:
     return path.name.lower().startswith("mmproj")
 
 
-def _read_brief(path: Path, problems: list[Problem]) -> GgufHeader | None:
-    """Read the header without its vocabulary, which is most of it; warn if it cannot be read.
+def _read_brief(path: Path, problems: list[Problem], broken: set[Path]) -> GgufHeader | None:
+    """Read the header without its vocabulary, which is most of it; warn of a file that cannot be used.
 
-    A file that is only named as a projector is none: llama-server would not load the models beside it.
+    A projector must be whole, and one by its header: else llama-server would not load the models beside it.
+
+    Args:
+        path: The file.
+        problems: Gets the warning.
+        broken: Gets the file if it cannot be used.
     """
     missing = missing_parts(path)
     header, why = None, f"It is incomplete: {missing} is missing"
@@ -94,14 +104,18 @@ def _read_brief(path: Path, problems: list[Problem]) -> GgufHeader | None:
         try:
             header, why = read_header(path, is_brief=True), ""
             check_split(path, header)
+            if header.kind == "mmproj":
+                check_whole(path)
         except OSError as exc:
             why = f"It cannot be read: {exc.strerror or exc}"
         except InvalidGguf as exc:
             why = f"It is not a GGUF model: {exc}"
     if not why and header and _is_named_projector(path) and header.kind != "mmproj":
         why = f"It is no projector, as its name says, but of the architecture {header.architecture[:40]!r}"
+    is_projector = _is_named_projector(path) or (header is not None and header.kind == "mmproj")
     if why:
-        then = "left out; the models beside it run without it" if _is_named_projector(path) else ""
+        broken.add(path)
+        then = "left out; the models beside it run without it" if is_projector else ""
         problems.append(_warning(path, f"{why}. It is {then or 'listed, but cannot be loaded'}."))
     return header
 
