@@ -67,11 +67,13 @@ class NativeOptions:
         values: By Ollama's names.
         think: Whether the model reasons before it answers, or how much; None = as the model does.
         ignored: Set with each attempt: names of options that the engine does not have.
+        assumed: Fields of the request's body that the client did not send: they are our own default.
     """
 
     values: dict[str, Any]
     think: bool | str | None = None
     ignored: list[str] = field(default_factory=list)
+    assumed: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)

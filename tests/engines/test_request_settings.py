@@ -7,7 +7,7 @@ import pytest
 from appliance.base import jsons
 from appliance.engines.receipts import Receipt
 from appliance.engines.types import EngineRequest, NativeOptions, Operation
-from appliance.engines.upstream.request_settings import apply_settings, with_system_prompt
+from appliance.engines.upstream.request_settings import apply_settings, settle, settles, with_system_prompt
 from appliance.models.table.sampling import RequestSettings
 
 USER = {"role": "user", "content": "hi"}
@@ -127,3 +127,115 @@ def test_unchanged_request_keeps_the_bytes_of_the_client() -> None:
     made.raw = raw = b'{ "messages" : [{"role":"system","content":"own"}], "seed": 1 }'
     apply_settings(made, RequestSettings({"seed": 2}, {}, "Be short."))
     assert made.raw is raw
+
+
+# ---- at engines' own addresses
+
+FORCED = RequestSettings({"temperature": 0.5}, {"max_tokens": 9, "top_k": 1}, "Be short.")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        pytest.param(
+            "/completion",
+            {"prompt": "a", "n_predict": 500, "max_tokens": 600, "top_k": 7},
+            {"prompt": "a", "temperature": 0.5, "n_predict": 9, "top_k": 1},
+            id="native",
+        ),
+        pytest.param(
+            "/infill",
+            {"input_prefix": "a", "temperature": 0},
+            {"input_prefix": "a", "temperature": 0, "n_predict": 9, "top_k": 1},
+            id="infill",
+        ),
+        pytest.param(
+            "/v1/completions",
+            {"prompt": "a", "n_predict": 500},
+            {"prompt": "a", "temperature": 0.5, "max_tokens": 9, "top_k": 1},
+            id="completion",
+        ),
+        pytest.param(
+            "/chat/completions",
+            {"messages": [USER], "max_completion_tokens": 500},
+            {"messages": [PROMPT, USER], "temperature": 0.5, "max_tokens": 9, "top_k": 1},
+            id="chat",
+        ),
+        pytest.param(
+            "/responses",
+            {"input": "a", "max_output_tokens": 500},
+            {
+                "input": "a",
+                "instructions": "Be short.",
+                "temperature": 0.5,
+                "max_output_tokens": 9,
+                "top_k": 1,
+            },
+            id="responses",
+        ),
+        pytest.param(
+            "/v1/messages",
+            {"messages": [USER], "system": "own", "max_tokens": 500},
+            {"messages": [USER], "system": "own", "temperature": 0.5, "max_tokens": 9, "top_k": 1},
+            id="messages",
+        ),
+        pytest.param(
+            "/invocations",
+            {"prompt": "a"},
+            {"prompt": "a", "temperature": 0.5, "max_tokens": 9, "top_k": 1},
+            id="invocations-prompt",
+        ),
+        pytest.param("/invocations", {"input": "a"}, {"input": "a"}, id="invocations-embedding"),
+        pytest.param(
+            "/generate",
+            {"text": "a", "sampling_params": {"max_new_tokens": 500, "temperature": 1}},
+            {"text": "a", "sampling_params": {"max_new_tokens": 9, "temperature": 1, "top_k": 1}},
+            id="sglang",
+        ),
+        pytest.param(
+            "/generate",
+            {"text": ["a", "b"], "sampling_params": [{"temperature": 1}, None]},
+            {
+                "text": ["a", "b"],
+                "sampling_params": [
+                    {"max_new_tokens": 9, "temperature": 1, "top_k": 1},
+                    {"max_new_tokens": 9, "temperature": 0.5, "top_k": 1},
+                ],
+            },
+            id="sglang-several",
+        ),
+        pytest.param(
+            "/generate",
+            {"prompt": "a", "max_tokens": 500},
+            {"prompt": "a", "temperature": 0.5, "max_tokens": 9, "top_k": 1},
+            id="vllm-generate",
+        ),
+    ],
+)
+def test_settings_at_an_engines_own_address(
+    path: str, body: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    assert settles(path)
+    once = settle(path, body, FORCED)
+    assert once == expected
+    assert settle(path, once, FORCED) == expected
+
+
+@pytest.mark.parametrize("path", ["//completion", "/completion/", "/%63ompletion", "/v1//completions"])
+def test_other_spellings_of_an_address_are_no_way_around(path: str) -> None:
+    assert settles(path)
+
+
+@pytest.mark.parametrize("path", ["/embedding", "/v1/rerank", "/tokenize", "/v1/audio/speech", "/"])
+def test_addresses_that_generate_no_text_are_left_alone(path: str) -> None:
+    assert not settles(path)
+
+
+def test_what_a_translation_assumed_gives_way_to_defaults() -> None:
+    native = NativeOptions({}, assumed=frozenset({"max_tokens"}))
+    body = {"prompt": "a", "max_tokens": 512}
+    keys = {"is_raw": False, "native": native}
+    assert changed(RequestSettings({"max_tokens": 9}), body, Operation.COMPLETION, **keys) == {
+        "max_tokens": 9
+    }
+    assert changed(RequestSettings({"top_k": 9}), body, Operation.COMPLETION, **keys) == {"top_k": 9}

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from appliance.base.errors import Invalid
-from appliance.engines.types import Operation
+from appliance.engines.types import NativeOptions, Operation
 from appliance.front.ollama.context import pack_context
 from appliance.front.ollama.translated_request import (
     LOCAL_OPTIONS,
@@ -89,7 +89,13 @@ def test_think_is_kept_for_each_engines_spelling(think: Any, native: Any) -> Non
     ):
         assert (translated.native and translated.native.think) == native
     raw = to_openai_generate({"prompt": "a", "raw": True, "think": think})
-    assert (raw.native, raw.ignored) == (None, ["think"] if think else [])
+    assert raw.ignored == (["think"] if think else [])
+    assert raw.native == NativeOptions({}, assumed=frozenset({"max_tokens"}))
+
+
+def test_a_raw_prompt_says_whether_its_length_was_given() -> None:
+    given = to_openai_generate({"prompt": "a", "raw": True, "options": {"num_predict": 5}})
+    assert (given.body["max_tokens"], given.native) == (5, None)
 
 
 WRONG = {float: ["1", True, [], {}], int: ["1", True, 1.5, []], bool: [1, "true"], list: [1, [1], {}]}

@@ -1,12 +1,15 @@
 """Settings of single models in the table: aliases, sampling, system prompt, arguments, variables, for all clients."""
 
-from collections.abc import Awaitable, Callable
+import gzip
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import anthropic
 import ollama
 import openai
 import pytest
+import yarl
 
 from tests.journeys.llama_servers import HELLO
 from tests.journeys.model_tables import Managed, ManagedAppliance, wrapper
@@ -65,6 +68,64 @@ async def test_defaults_give_way_to_the_request(managed: Managed) -> None:
     text = (await appliance.stream("a")).text
     whole = (await appliance.stream("a", max_tokens=100)).text
     assert 0 < len(text) < len(whole)
+
+
+@pytest.mark.parametrize("path", ["/completion", "/completions", "/completion/", "/%63ompletion"])
+async def test_forced_fields_hold_at_the_servers_own_addresses(managed: Managed, path: str) -> None:
+    appliance = await managed("a", "b", a={"aliases": ["gpt-4"], "force": {"max_tokens": FORCED}})
+
+    async def ask(model: str, **keys: object) -> tuple[int, dict]:
+        url = appliance.running.base_url + path
+        async with appliance.session.post(yarl.URL(url, encoded=True), **keys) as made:
+            return made.status, await made.json()
+
+    body = {"prompt": "hello", "n_predict": 100, "max_tokens": 100}
+    status, answer = await ask("a", json=body | {"model": "gpt-4"})
+    if path in {"/completion/", "/%63ompletion"} and status == 404:
+        return  # this llama-server does not know the spelling
+    assert (status, answer["tokens_predicted"]) == (200, FORCED)
+    status, answer = await ask("a", data=in_pieces(json.dumps(body | {"model": "a"}).encode()))
+    assert (status, answer["tokens_predicted"]) == (200, FORCED)  # chunked, without a length
+    status, answer = await ask("a", json=body | {"model": "b"})
+    assert (status, answer["tokens_predicted"]) == (200, REPLY_TOKENS)
+
+
+async def in_pieces(body: bytes) -> AsyncIterator[bytes]:
+    for at in range(0, len(body), 10):
+        yield body[at : at + 10]
+
+
+async def test_chats_at_the_servers_own_address_get_prompt_and_fields(managed: Managed) -> None:
+    settings = {"force": {"max_tokens": FORCED}, "system_prompt": LONG}
+    appliance = await managed("a", "b", a=settings)
+    used = {}
+    for model in ("a", "b"):
+        body = {"model": model, "messages": HELLO, "max_tokens": 100}
+        async with appliance.session.post(
+            f"{appliance.running.base_url}/chat/completions", json=body
+        ) as made:
+            used[model] = (await made.json())["usage"]
+    assert (used["a"]["completion_tokens"], used["b"]["completion_tokens"]) == (FORCED, REPLY_TOKENS)
+    assert used["a"]["prompt_tokens"] > used["b"]["prompt_tokens"] + 5
+
+
+@pytest.mark.parametrize("body", [b"n_predict=100", b"[1]", gzip.compress(b'{"prompt": "hello"}')])
+async def test_bodies_that_cannot_be_changed_are_refused(managed: Managed, body: bytes) -> None:
+    appliance = await managed("a", a={"force": {"max_tokens": FORCED}})
+    async with appliance.session.post(f"{appliance.running.base_url}/completion", data=body) as made:
+        answer = await made.json()
+        assert (made.status, answer["error"]["code"]) == (400, "invalid_json")
+        assert "Requests for the model 'a' get settings of the operator" in answer["error"]["message"]
+    assert (await appliance.ask("a"))[0] == 200
+
+
+async def test_defaults_hold_for_raw_prompts_of_ollamas_clients(managed: Managed) -> None:
+    appliance = await managed("a", a={"defaults": {"max_tokens": FORCED}})
+    client = ollama.AsyncClient(host=appliance.running.base_url)
+    made = await client.generate(model="a", prompt="hello", raw=True)
+    assert made.eval_count == FORCED
+    made = await client.generate(model="a", prompt="hello", raw=True, options={"num_predict": 5})
+    assert made.eval_count == 5
 
 
 async def test_aliases_are_listed_and_steer_the_manager(managed: Managed) -> None:

@@ -16,6 +16,7 @@ from appliance.engines.types import (
     RequestOptions,
     ServedModel,
 )
+from appliance.models.table.sampling import RequestSettings
 
 
 def _ignore() -> None:
@@ -156,6 +157,19 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """Close what it has opened."""
+        ...
+
+
+@runtime_checkable
+class SettlesRequests(Protocol):
+    """A backend whose models may have settings for requests in the model table."""
+
+    def passthrough_settings(self, slot: AnySlot) -> tuple[str, RequestSettings] | None:
+        """Return what the table says about requests for the model that a slot of passthrough is for.
+
+        Returns:
+            (the model, the settings); None = nothing.
+        """
         ...
 
 

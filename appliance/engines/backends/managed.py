@@ -217,6 +217,13 @@ class ManagedBackend:
         self._passthrough_leases[slot] = lease
         slot.url = slot.attempt.endpoint = lease.url
 
+    def passthrough_settings(self, slot: AnySlot) -> tuple[str, RequestSettings] | None:
+        """Return what the table says about requests for the model of a slot (see SettlesRequests)."""
+        lease = self._passthrough_leases.get(slot)
+        self._served_models()
+        settings = self._request_settings.get(lease.runner.alias) if lease is not None else None
+        return (lease.runner.alias, settings) if lease is not None and settings else None
+
     def _passthrough_model(self, model: str | None) -> str:
         aliases = list(self.manager.model_states)
         if model is None and len(aliases) != 1:

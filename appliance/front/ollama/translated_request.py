@@ -250,7 +250,10 @@ def _completion(payload: dict[str, Any], sampling: Sampling) -> TranslatedReques
     if payload.get("think"):  # the prompt is complete: no template is left that could ask for it
         ignored.append("think")
     body |= _logprobs(payload, Operation.COMPLETION)
-    return TranslatedRequest(Operation.COMPLETION, body, ignored, _native(sampling.native, None))
+    native = _native(sampling.native, None)
+    if "max_tokens" not in sampling.fields:  # the model table may have a better one
+        native = NativeOptions(sampling.native, assumed=frozenset({"max_tokens"}))
+    return TranslatedRequest(Operation.COMPLETION, body, ignored, native)
 
 
 def _common(payload: dict[str, Any]) -> Sampling:

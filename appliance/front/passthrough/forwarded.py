@@ -9,6 +9,7 @@ from aiohttp import web
 from appliance.base import jsons
 from appliance.base.errors import Invalid
 from appliance.engines.types import RequestOptions
+from appliance.engines.upstream.request_settings import settle, settles
 from appliance.engines.upstream.splice import with_model
 from appliance.front.passthrough.form import FormModel, boundary_of, find_model
 from appliance.front.passthrough.rules import SAFE, is_work
@@ -16,6 +17,7 @@ from appliance.front.passthrough.upload import Upload
 from appliance.front.pipeline.pipeline import too_large
 from appliance.front.pipeline.request import Request
 from appliance.front.settings import FrontSettings
+from appliance.models.table.sampling import RequestSettings
 
 # A body up to this size is read first: it may name a model, and it can be sent again to another server.
 WHOLE_BYTES = 1_048_576
@@ -73,6 +75,32 @@ class ForwardedRequest:
             return self.upload.pieces() if self.upload is not None else self.body, self.fields
         return body, _longer(self.fields, len(body) - len(self.body))
 
+    def settled(self, model: str, settings: RequestSettings) -> "ForwardedRequest":
+        """Return the request, changed as the model table says.
+
+        Args:
+            model: The model that it goes to.
+            settings: What the table says.
+
+        Raises:
+            Invalid: It generates text, and its body is none that can be changed.
+        """
+        path = self.target.partition("?")[0]
+        if not settles(path) or not self.body:
+            return self
+        try:
+            value = jsons.loads(self.body)
+        except jsons.InvalidJson:
+            value = None
+        if not isinstance(value, dict):
+            raise Invalid(
+                f"Requests for the model {model!r} get settings of the operator: at {path[:200]} the body "
+                "must be one JSON object, not compressed.",
+                code="invalid_json",
+            )
+        body = jsons.dumps(settle(path, value, settings))
+        return replace(self, body=body, fields=_longer(self.fields, len(body) - len(self.body)))
+
     @property
     def has_begun_upload(self) -> bool:
         """Whether a part of a streamed body may have been sent, so that it cannot be sent again."""
@@ -82,7 +110,9 @@ class ForwardedRequest:
 async def read_forwarded(
     web_request: web.Request, origin: Request, target: str, options: RequestOptions, settings: FrontSettings
 ) -> ForwardedRequest:
-    """Read a request; the body is read only where it is small.
+    """Read a request.
+
+    The body is read whole where it is small, or asks for text that the model table may change.
 
     Raises:
         TooLarge: The body is larger than MAX_BODY_BYTES.
@@ -95,7 +125,7 @@ async def read_forwarded(
     body, upload = None, None
     if web_request.body_exists:
         upload = Upload(web_request, limit_bytes=settings.max_body_bytes, patience_s=settings.body_timeout_s)
-        if 0 < size_bytes <= WHOLE_BYTES:
+        if 0 < size_bytes <= WHOLE_BYTES or settles(target.partition("?")[0]):
             body, upload = await upload.read(), None
     form_model = await _find_form_model(web_request, body, upload)
     does_work = is_work(origin.method, target.partition("?")[0])

@@ -17,7 +17,7 @@ from aiohttp import web
 from appliance.base.errors import ApplianceError, Invalid, NotFound, TimedOut, Unavailable, UpstreamFailed
 from appliance.base.http import HttpClient, iter_body
 from appliance.base.wire.types import UpstreamTimeout, WireError
-from appliance.engines.backends.contract import Backend
+from appliance.engines.backends.contract import Backend, SettlesRequests
 from appliance.engines.outcome import Finish, Outcome
 from appliance.engines.receipts import attempt_rows
 from appliance.engines.router import Router
@@ -237,6 +237,9 @@ class Passthrough:
                 if kept is not None:
                     return kept
                 raise self._unanswered(forwarded.origin, exc) from exc
+            except ApplianceError:
+                slot.release(Outcome.REFUSED)
+                raise
             except BaseException:
                 slot.release(Outcome.CLIENT_LEFT)
                 raise
@@ -281,6 +284,8 @@ class Passthrough:
 
     async def _open(self, forwarded: ForwardedRequest, slot: Slot[Backend]) -> aiohttp.ClientResponse:
         limits, origin = self.router.settings, forwarded.origin
+        if isinstance(slot.backend, SettlesRequests) and (found := slot.backend.passthrough_settings(slot)):
+            forwarded = forwarded.settled(*found)
         body, sent_fields = forwarded.with_model(name_at_server(slot.backend, forwarded.model))
         fields = request_fields(
             sent_fields,
