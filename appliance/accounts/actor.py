@@ -5,7 +5,7 @@ looks anything up.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from appliance.base.errors import Forbidden, Invalid
@@ -99,19 +99,16 @@ class Actor:
         flow: Whose turn it is in the fair queue.
         limits_id: Under which name rates are counted; "" = none are.
         session_id: Of a session; "" = a key.
+        stay_local: Its requests are answered by own backends only.
     """
 
     kind: ActorKind
     user: UserFacts | None = None
     key: KeyFacts | None = None
     flow: str = ""
-    limits_id: str = field(default="")
+    limits_id: str = ""
     session_id: str = ""
-
-    @property
-    def stay_local(self) -> bool:
-        """Whether this caller's requests may be answered by own backends only."""
-        return self.key is not None and self.key.stay_local
+    stay_local: bool = False
 
 
 ANYBODY: Final = Actor("anybody")

@@ -12,6 +12,7 @@ Modules:
     file_looks: looks at files when they may have changed.
     files: files that are written completely or not at all.
     http: streaming HTTP client for requests outside the hot path; the only user of aiohttp's client.
+    ids: ids of rows, which sort by time.
     inline: coroutines that run without a task, inside callbacks.
     jsons: JSON by orjson.
     listeners: what to say where an address cannot be listened on.
