@@ -38,6 +38,7 @@ Modules:
     settings_text: all settings, rendered for people.
     sidecar: the verb `sidecar`.
     signals: SIGTERM, SIGINT and SIGHUP of a serving process.
+    status_server: the status of models from their status file, as a process of its own.
     storage: the database of accounts, and Redis; loaded only with ACCOUNTS=1.
     support: the verb `support`.
     support_bundle: the file that it writes, without secrets.

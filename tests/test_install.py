@@ -203,6 +203,59 @@ def test_an_editable_installation_gives_the_command_too(environment: Environment
     assert (source / "appliance/control/v1/control_pb2.py").exists()
 
 
+def test_the_install_and_start_of_router_model_custom(
+    environment: Environment, tiny_models: Path, llama_binary: str, tmp_path: Path
+) -> None:
+    """Its guide's commands in a clone: pip install -r, cp configOriginal.json config.json, python run.py."""
+    source = clone(tmp_path / "clone")
+    for name in ("requirements.txt", "configOriginal.json", "run.py"):
+        shutil.copy(ROOT / name, source / name)
+    command = [sys.executable, "-m", "pip", "--python", str(environment.folder / "bin/python")]
+    done = subprocess.run(
+        [*command, "install", *OFFLINE, "-r", "requirements.txt"],
+        cwd=source,
+        env=ENVIRON,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    port = free_port()
+    table = (source / "configOriginal.json").read_text().replace("/app/llama-server", llama_binary)
+    table = table.replace("/app/models/Qwen3-4B-Instruct.gguf", str(tiny_models / "tiny-chat.gguf"))
+    (source / "config.json").write_text(table.replace("8000", str(port)))
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [environment.folder / "bin/python", "run.py"],
+            cwd=source,
+            env={
+                "PATH": "/usr/bin:/bin",
+                "CONTROL_PORT": str(free_port()),
+                "STATE_DIR": str(tmp_path / "state"),
+                "MACHINE_ID_PATH": str(tmp_path / "machine-id"),
+                "GPU_SPOOF_STATE_DIR": str(tmp_path / "gpu"),
+                "NAT_REDIRECT": "off",
+            },
+            stdout=out,
+            stderr=out,
+        )
+    try:
+        wait_until_healthy(port, process, log)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=20) as answer:
+            assert [row["id"] for row in json.loads(answer.read())["data"]] == ["qwen3-4b-chat"]
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0, log.read_text()
+
+
+def test_run_py_without_the_packages_says_what_to_do(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "run.py", tmp_path / "run.py")
+    command = [sys.executable, "-S", "-I", "run.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRON, capture_output=True, text=True, check=False)
+    assert (done.returncode, "pip install -r requirements.txt" in done.stderr) == (1, True)
+
+
 def test_what_the_package_demands_is_what_it_runs_with(dist: Path, environment: Environment) -> None:
     (wheel,) = dist.glob("*.whl")
     environment.install(wheel)

@@ -38,6 +38,7 @@ class StatusListener:
         clock: The time of events.
         origins: Decides which pages and host names may ask.
         silence_s: Seconds without an event after which a feed sends a heartbeat.
+        feeds: Take the place of those of the manager; None = those of the manager.
     """
 
     def __init__(
@@ -47,9 +48,10 @@ class StatusListener:
         clock: Clock,
         origins: Origins,
         silence_s: float = SILENCE_S,
+        feeds: StatusFeeds | None = None,
     ) -> None:
         self._origins = origins
-        self.feeds = StatusFeeds(manager, clock=clock, silence_s=silence_s)
+        self.feeds = feeds or StatusFeeds(manager, clock=clock, silence_s=silence_s)
 
     def application(self) -> web.Application:
         """Return the application with its addresses."""
@@ -142,6 +144,7 @@ async def serving_status(
     port: int,
     origins: Origins,
     silence_s: float = SILENCE_S,
+    feeds: StatusFeeds | None = None,
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve on host and port while the context is open.
 
@@ -154,6 +157,7 @@ async def serving_status(
         port: 0 = any free one.
         origins: Decides which pages and host names may ask.
         silence_s: Seconds without an event after which a feed sends a heartbeat.
+        feeds: Take the place of those of the manager; None = those of the manager.
 
     Yields:
         The address that is listened on.
@@ -161,7 +165,7 @@ async def serving_status(
     Raises:
         OSError: The address cannot be used; it is in the text.
     """
-    listener = StatusListener(manager, clock=clock, origins=origins, silence_s=silence_s)
+    listener = StatusListener(manager, clock=clock, origins=origins, silence_s=silence_s, feeds=feeds)
     runner = web.AppRunner(
         listener.application(),
         handle_signals=False,
@@ -174,7 +178,8 @@ async def serving_status(
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as exc:
-            text = describe_listen_error(exc, host, port, settings=("STATUS_HOST", "STATUS_PORT"))
+            names = ("STATUS_HOST", "STATUS_PORT") if feeds is None else ("--host", "--port")
+            text = describe_listen_error(exc, host, port, settings=names)
             raise OSError(exc.errno, text) from exc
         bound = runner.addresses[0]
         yield str(bound[0]), int(bound[1])

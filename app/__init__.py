@@ -1,0 +1,1 @@
+"""Commands of RouterModelCustom's guide that name its modules (docs/compatibility.md)."""
