@@ -206,6 +206,30 @@ def support(arguments: list[str]) -> int:
     return support_main(options.output)
 
 
+def migrate(arguments: list[str]) -> int:
+    """Bring the tables of the database to a revision; return 1 when that failed, else 0."""
+    parser = parser_of("migrate")
+    options = parser.parse_args(arguments)
+    from appliance.settings import load_or_raise
+    from appliance.storage.database import StoreRefused, StoreUnavailable
+    from appliance.storage.migrate import migrate as migrate_database
+    from appliance.storage.revisions import NEWEST
+
+    to = NEWEST if options.to is None else options.to
+    if not 1 <= to <= NEWEST:
+        parser.error(f"--to {to}: revisions are 1 to {NEWEST}")
+    settings, _ = load_or_raise()
+    try:
+        migrate_database(
+            settings.storage, settings.host.state_dir, to=to, is_dry=options.dry_run, output=sys.stdout
+        )
+    except (StoreRefused, StoreUnavailable) as exc:
+        reason = exc.reason if isinstance(exc, StoreUnavailable) else str(exc)
+        print(f"appliance migrate: {reason}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def ctl(arguments: list[str]) -> int:
     """Hand the arguments to the command line of the control API; return the exit code."""
     from appliance.cli.ctl import main as ctl_main
@@ -233,6 +257,7 @@ RUN: dict[str, Callable[[list[str]], int]] = {
     "ctl": ctl,
     "download": download,
     "healthcheck": healthcheck,
+    "migrate": migrate,
     "models": models,
     "prepare": prepare,
     "routes": show_routes,

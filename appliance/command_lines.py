@@ -52,6 +52,11 @@ def _models_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the same for programs")
 
 
+def _migrate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="print the SQL; nothing is changed")
+    parser.add_argument("--to", type=int, metavar="N", help="the revision; else the newest one")
+
+
 def _support(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="a new file; else appliance-support-TIME.tar.gz in this folder"
@@ -98,6 +103,12 @@ VERBS: dict[str, Verb] = {
     ),
     "sidecar": Verb(
         "serve beside one engine: its metrics, adapters, downloads, health (`sidecar --help`)", None
+    ),
+    "migrate": Verb(
+        "bring the tables of the database of accounts to the newest revision   [--dry-run] [--to N]",
+        _migrate,
+        f"{SETTINGS} `serve` migrates SQLite itself, and must not run meanwhile. Exit codes: 0 done, or "
+        "nothing to do · 1 not done, nothing was changed · 2 wrong arguments · 78 invalid settings.",
     ),
     "support": Verb(
         "write a file for those who help: settings, status, log, metrics; no secrets   [-o FILE]",

@@ -5,6 +5,7 @@ had, its tests are skipped with the reason; with CI set they fail.
 """
 
 import asyncio
+import io
 import os
 import pwd
 import shutil
@@ -18,14 +19,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from sqlalchemy import create_engine
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from appliance.base.clock import SystemClock
 from appliance.base.tasks import Tasks
 from appliance.storage.database import Database
+from appliance.storage.migrate import migrate, migrate_sqlite
 from appliance.storage.open import build_database
-from appliance.storage.schema import metadata
 from appliance.storage.settings import StorageSettings
 from tests.redis_server import RedisServer
 
@@ -183,10 +182,7 @@ class PostgresServer:
 async def make_template(server: PostgresServer) -> None:
     """Make the database from which those of tests are copied."""
     await server.sql(f"CREATE DATABASE {TEMPLATE}")
-    engine = create_async_engine(f"postgresql+asyncpg://{USER}@/{TEMPLATE}?host={server.folder}")
-    async with engine.begin() as connection:
-        await connection.run_sync(metadata.create_all)
-    await engine.dispose()
+    await asyncio.to_thread(migrate, server.settings(TEMPLATE), server.folder, output=io.StringIO())
 
 
 @pytest.fixture(scope="session")
@@ -205,6 +201,8 @@ def postgres_server() -> Iterator[PostgresServer]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+_sqlite_folder = tempfile.TemporaryDirectory(prefix="sqlite-")  # it removes itself at the end
+_sqlite_template = Path(_sqlite_folder.name) / "ready.db"
 _numbers = iter(range(1, 1_000_000))
 
 
@@ -221,9 +219,9 @@ async def postgres_name(server: PostgresServer) -> AsyncIterator[str]:
 
 def make_sqlite(path: Path) -> None:
     """Make SQLite's file, with all tables."""
-    engine = create_engine(f"sqlite:///{path}")
-    metadata.create_all(engine)
-    engine.dispose()
+    if not _sqlite_template.exists():
+        migrate_sqlite(_sqlite_template, output=io.StringIO())
+    shutil.copy(_sqlite_template, path)
 
 
 @asynccontextmanager

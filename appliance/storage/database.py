@@ -87,6 +87,8 @@ class Rows(list[Row[Any]]):
 class Transaction(ABC):
     """Statements that are all kept or none."""
 
+    kind: ClassVar[Literal["sqlite", "postgres"]]
+
     @abstractmethod
     async def execute(self, statement: Statement, parameters: Parameters | None = None) -> Rows:
         """Run a statement.

@@ -1,15 +1,23 @@
 """From settings to a database, which is not opened yet."""
 
+import asyncio
+import sqlite3
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from appliance.base.clock import Clock
+from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
-from appliance.storage.database import Database
+from appliance.storage.database import Database, StoreRefused
 from appliance.storage.postgres import PostgresAddress, PostgresDatabase
 from appliance.storage.postgres_pool import PoolRules
+from appliance.storage.revisions import NEWEST, check_revision, read_sqlite_revision
 from appliance.storage.settings import POSTGRES_NAME, StorageSettings
 from appliance.storage.sqlite import SqliteDatabase
+
+log = get_logger("storage")
+MIGRATION_S = 600.0
 
 
 def build_database(
@@ -33,6 +41,8 @@ def build_database(
         return SqliteDatabase(
             settings.sqlite_path(state_dir),
             statement_timeout_s=settings.db_statement_timeout,
+            migrate=migrate_if_pending,
+            check=check_revision,
             tasks=tasks,
             on_change=on_change,
         )
@@ -47,7 +57,7 @@ def build_database(
         ),
         connect_timeout_s=settings.db_connect_timeout,
         statement_timeout_s=settings.db_statement_timeout,
-        check=None,
+        check=check_revision,
         tasks=tasks,
         clock=clock,
         on_change=on_change,
@@ -68,3 +78,40 @@ def postgres_address(settings: StorageSettings) -> PostgresAddress:
         has_session=not is_pooled or settings.db_pgbouncer_pool_mode == "session",
         has_prepared=not is_pooled,
     )
+
+
+async def migrate_if_pending(path: Path) -> None:
+    """Bring SQLite's file to the newest revision, in a process of its own: Alembic stays out of this one.
+
+    Args:
+        path: The file; a missing one is made.
+
+    Raises:
+        StoreRefused: It could not be migrated.
+    """
+    try:
+        revision = await asyncio.to_thread(read_sqlite_revision, path)
+    except (OSError, sqlite3.Error):  # the first use of it says what is wrong
+        return
+    if revision is not None and revision >= NEWEST:
+        return
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "appliance.storage.migrate",
+        str(path),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(MIGRATION_S):
+            _, errors = await process.communicate()
+    except BaseException:
+        process.kill()
+        await process.wait()
+        raise
+    words = errors.decode(errors="replace").strip()
+    if process.returncode:
+        raise StoreRefused(f"{path} could not be migrated: {words[-500:]}")
+    log.info("store_migrated", database="sqlite", said=words[-500:])

@@ -13,9 +13,10 @@ What goes wrong, and what it means (`_failure`):
 import asyncio
 import random
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -86,6 +87,8 @@ class PostgresAddress:
 class PostgresTransaction(Transaction):
     """A transaction in one connection."""
 
+    kind = "postgres"
+
     def __init__(self, one: PooledConnection) -> None:
         self._one = one
 
@@ -118,7 +121,7 @@ class PostgresDatabase(Database):
         *,
         connect_timeout_s: float,
         statement_timeout_s: float,
-        check: Callable[[Transaction], Any] | None,
+        check: Callable[[Transaction], Awaitable[None]] | None,
         tasks: Tasks,
         clock: Clock,
         on_change: Callable[[bool], None] | None = None,
@@ -129,7 +132,12 @@ class PostgresDatabase(Database):
         self._rules = rules
         self._connect_timeout_s, self._statement_timeout_s = connect_timeout_s, statement_timeout_s
         self._check, self._clock = check, clock
-        self._engine = self._build_engine()
+        self._open_raw = partial(
+            open_raw, address, connect_timeout_s=connect_timeout_s, statement_timeout_s=statement_timeout_s
+        )
+        self._engine = build_engine(
+            address, connect_timeout_s=connect_timeout_s, statement_timeout_s=statement_timeout_s
+        )
         self._pool = PostgresPool(self._connect, _ping, rules, clock)
         self._is_tidying = False
 
@@ -142,35 +150,6 @@ class PostgresDatabase(Database):
     def idle_count(self) -> int:
         """Those of them that are not in use."""
         return self._pool.idle_count
-
-    def _build_engine(self) -> AsyncEngine:
-        options: dict[str, Any] = {"async_creator_fn": self._open_raw}
-        if not self.address.has_prepared:  # "" = the unnamed statement, which lives as long as its use
-            options |= {"prepared_statement_cache_size": 0, "prepared_statement_name_func": lambda: ""}
-        return create_async_engine("postgresql+asyncpg://", poolclass=NullPool, connect_args=options)
-
-    async def _open_raw(self, *_: Any, **__: Any) -> Any:
-        """Open a connection of asyncpg. The password is an argument of its own: no text contains it."""
-        address = self.address
-        settings = {"application_name": "appliance"}
-        if address.has_session:
-            settings |= {
-                "statement_timeout": str(int(self._statement_timeout_s * 1000)),
-                "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_S * 1000),
-                "timezone": "UTC",
-            }
-        return await asyncpg.connect(
-            host=address.host,
-            port=address.port,
-            user=address.user,
-            password=address.password.get_secret_value() or None,
-            database=address.name,
-            ssl=_tls(address),
-            timeout=self._connect_timeout_s,
-            command_timeout=self._statement_timeout_s + ANSWER_MARGIN_S,
-            statement_cache_size=100 if address.has_prepared else 0,
-            server_settings=settings,
-        )
 
     async def _connect(self) -> PooledConnection:
         connection = await self._engine.connect()
@@ -243,7 +222,7 @@ class PostgresDatabase(Database):
         if state.startswith(BUSY):
             return StoreUnavailable(reason)
         if is_try and state.startswith(REFUSED):  # 4
-            return StoreRefused(f"{reason}. {_remedy(state)}")
+            return StoreRefused(f"{self.address}: {describe_failure(exc)}")
         is_lost = isinstance(cause, OSError) or raw is None or raw.is_closed()
         if is_lost or state.startswith(DOWN):  # 5
             self._note_down(reason)
@@ -308,6 +287,57 @@ class PostgresDatabase(Database):
         self._is_closed = True
         await self._pool.close()
         await self._engine.dispose()
+
+
+async def open_raw(
+    address: PostgresAddress, *_: Any, connect_timeout_s: float, statement_timeout_s: float | None, **__: Any
+) -> Any:
+    """Open a connection of asyncpg. The password is an argument of its own: no text contains it.
+
+    Args:
+        address: Where.
+        connect_timeout_s: Longest wait for it.
+        statement_timeout_s: Longest time of a statement; None = no limit.
+    """
+    settings = {"application_name": "appliance"}
+    if address.has_session:
+        settings |= {
+            "statement_timeout": str(int((statement_timeout_s or 0) * 1000)),
+            "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_S * 1000),
+            "timezone": "UTC",
+        }
+    return await asyncpg.connect(
+        host=address.host,
+        port=address.port,
+        user=address.user,
+        password=address.password.get_secret_value() or None,
+        database=address.name,
+        ssl=_tls(address),
+        timeout=connect_timeout_s,
+        command_timeout=None if statement_timeout_s is None else statement_timeout_s + ANSWER_MARGIN_S,
+        statement_cache_size=100 if address.has_prepared else 0,
+        server_settings=settings,
+    )
+
+
+def build_engine(
+    address: PostgresAddress, *, connect_timeout_s: float, statement_timeout_s: float | None
+) -> AsyncEngine:
+    """Build SQLAlchemy's engine, which keeps no connection; see open_raw."""
+    creator = partial(
+        open_raw, address, connect_timeout_s=connect_timeout_s, statement_timeout_s=statement_timeout_s
+    )
+    options: dict[str, Any] = {"async_creator_fn": creator}
+    if not address.has_prepared:  # "" = the unnamed statement, which lives as long as its use
+        options |= {"prepared_statement_cache_size": 0, "prepared_statement_name_func": lambda: ""}
+    return create_async_engine("postgresql+asyncpg://", poolclass=NullPool, connect_args=options)
+
+
+def describe_failure(exc: Exception) -> str:
+    """Say what was wrong and, where it is known, what to do: one line, without values and secrets."""
+    cause = _cause(exc)
+    state = str(getattr(cause, "sqlstate", None) or "")
+    return f"{_words(cause)}. {_remedy(state)}" if state.startswith((*REFUSED, "42501")) else _words(cause)
 
 
 async def _ping(one: PooledConnection) -> None:

@@ -17,7 +17,7 @@ import fcntl
 import os
 import sqlite3
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -149,6 +149,8 @@ class _Thread:
 class SqliteTransaction(Transaction):
     """A transaction in one thread's connection."""
 
+    kind = "sqlite"
+
     def __init__(self, thread: _Thread, timeout_s: float, turn: _Turn | None) -> None:
         self._thread, self._timeout_s, self._turn = thread, timeout_s, turn
 
@@ -168,6 +170,7 @@ class SqliteDatabase(Database):
     Args:
         path: The file; its folder is made where it is missing.
         statement_timeout_s: Longest time of a statement.
+        migrate: Called with the file before it is used first.
         check: Called in a first transaction whenever it came up; StoreRefused = the schema does not fit.
         tasks: What runs in the background.
         on_change: Called with True and False when it comes up or goes down.
@@ -181,13 +184,14 @@ class SqliteDatabase(Database):
         *,
         statement_timeout_s: float,
         tasks: Tasks,
-        check: Callable[[Transaction], Any] | None = None,
+        migrate: Callable[[Path], Awaitable[None]] | None = None,
+        check: Callable[[Transaction], Awaitable[None]] | None = None,
         on_change: Callable[[bool], None] | None = None,
     ) -> None:
         super().__init__(tasks, on_change)
         self.path = path
         self._statement_timeout_s = statement_timeout_s
-        self._check = check
+        self._migrate, self._check = migrate, check
         self._engine = create_engine("sqlite://", creator=self._connect, poolclass=NullPool)
         self._writer = _Thread(self._engine, "store-writer")
         self._readers = [
@@ -220,6 +224,8 @@ class SqliteDatabase(Database):
     async def _try(self) -> None:
         """Write once; see Database. A full disk is found only by writing."""
         if self._lock is None:
+            if self._migrate is not None:
+                await self._migrate(self.path)
             self._lock = await asyncio.to_thread(lock_store, self.path)
         try:
             await self._writer.call(_write_once, self._statement_timeout_s)
