@@ -67,6 +67,7 @@ class DirectAccess:
         options: RequestOptions = NO_OPTIONS,
         is_uncounted: bool = False,
         is_any: bool = False,
+        may_wait: bool = True,
     ) -> Slot[Backend]:
         """Return a slot on one server.
 
@@ -78,6 +79,7 @@ class DirectAccess:
             is_uncounted: For a query about the server itself, which needs no capacity: also sent while the
                 server is full and, if it is pinned, in any state.
             is_any: Without a model, any server: those of the default model do not have the address.
+            may_wait: Wait for a server that is full; False = only one that is ready now will do.
 
         Returns:
             A slot with url, headers and ssl; `release` must be called in any case.
@@ -106,15 +108,15 @@ class DirectAccess:
                 tried={*exclude, *self._find_excluded(wanted, options, is_named=bool(model))},
                 is_pinned=bool(options.pin),
             )
-            slot = await self._prepared_slot(request)
+            slot = await self._prepared_slot(request, may_wait=may_wait)
         if not exclude:
             self._dispatcher.retry_budget.deposit()
         receipt.backend, receipt.endpoint = slot.backend.name, slot.url
         receipt.attempts.append(slot.attempt)
         return slot
 
-    async def _prepared_slot(self, request: DispatchRequest) -> Slot[Backend]:
-        slot = await self._dispatcher.take_slot(request)
+    async def _prepared_slot(self, request: DispatchRequest, *, may_wait: bool) -> Slot[Backend]:
+        slot = await self._dispatcher.take_slot(request, may_wait=may_wait)
         try:
             await slot.backend.prepare_passthrough(slot, request.model, request.options)
         except BaseException:

@@ -113,13 +113,20 @@ class Dispatcher:
 
     # ---- choice
 
-    async def take_slot(self, request: DispatchRequest) -> Slot[Backend]:
+    async def take_slot(self, request: DispatchRequest, *, may_wait: bool = True) -> Slot[Backend]:
         """Return a slot on a backend, after a wait in the queue if all candidates are full.
+
+        Args:
+            request: The request.
+            may_wait: False = only a backend that is ready now will do.
 
         Raises:
             Unavailable, Exhausted, Invalid: As `answer`.
         """
-        return self._choose(request) or await self._wait_for_slot(request, None)
+        slot = self._choose(request)
+        if slot is None and not may_wait:
+            raise no_backend(request, self._clock.monotonic_s())
+        return slot or await self._wait_for_slot(request, None)
 
     def _choose(self, request: DispatchRequest) -> Slot[Backend] | None:
         """Take a slot on one of the backends that are ready at this moment.

@@ -1,5 +1,6 @@
 """Slots for passthrough and tunnels: which servers they may use, and the errors when they may not."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -166,6 +167,17 @@ async def test_an_uncounted_slot_needs_a_server_that_is_up() -> None:
     router = routing(pool_of(TableBackend("e0", status=DOWN)))
     with pytest.raises(Unavailable, match="e0 is down"):
         await router.direct.lease(receipt=Receipt("r"), is_uncounted=True)
+
+
+async def test_a_full_server_is_not_waited_for_where_that_is_not_wanted() -> None:
+    router = routing(pool_of(TableBackend("e0"), TableBackend("e1", models=["x"], status=FULL)))
+    how: dict[str, Any] = {"receipt": Receipt("r"), "exclude": {"e0"}, "is_any": True}
+    waiting = asyncio.ensure_future(router.direct.lease(**how))
+    await asyncio.sleep(0)
+    assert (waiting.done(), router.dispatcher.waiting) == (False, 1)
+    waiting.cancel()
+    with pytest.raises(Unavailable, match="e1 is full"):
+        await router.direct.lease(**how, may_wait=False)
 
 
 async def test_a_query_for_a_managed_model_takes_a_slot() -> None:

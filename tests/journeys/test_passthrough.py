@@ -18,6 +18,8 @@ import pytest
 from aiohttp import WSMsgType
 from yarl import URL
 
+from appliance.engines.outcome import Outcome
+from appliance.engines.types import BackendStatus
 from tests.fakes.mirror import QUICK, Mirror
 from tests.journeys.running import Running, until
 
@@ -395,6 +397,20 @@ async def test_an_address_of_one_kind_of_engine_finds_it(start, mirrors, session
     for _ in range(4):
         async with session.post(running.base_url + "/infill", data=b"{}") as response:
             assert (response.status, (await response.json())["port"]) == (200, llama.port)
+
+
+@pytest.mark.timeout(30)
+async def test_an_unknown_address_is_told_while_other_kinds_are_full(start, mirrors, session) -> None:
+    llama, vllm = (await mirrors(1, "llamacpp"))[0], (await mirrors(1, "vllm"))[0]
+    vllm.status = 404
+    running = await start(**named([vllm, llama]))
+    (full,) = [one for one in running.appliance.router.backends() if one.name == "e1"]
+    taken = [full.take("") for _ in range(64)]
+    assert full.status(running.appliance.clock.monotonic_s()) is BackendStatus.FULL
+    async with session.post(running.base_url + "/infill", data=b"{}") as response:
+        assert response.status == 404
+    for slot in taken:
+        slot.release(Outcome.OK)
 
 
 async def test_a_request_that_names_a_model_goes_to_a_server_of_it(start, mirrors, session) -> None:

@@ -204,7 +204,7 @@ class Passthrough:
         1. not reached                      → the next one; this does not use the retry budget
         2. no response                      → the next one, if a repeat is safe and the retry budget allows it
         3. full or not well (429, 502-504)  → as in 2; without a next one its response is sent
-        4. it does not have the address     → one of another kind
+        4. it does not have the address     → one of another kind that is ready now
         5. any other response               → that one
         """
         receipt = forwarded.origin.receipt
@@ -220,6 +220,7 @@ class Passthrough:
                     options=forwarded.options,
                     is_uncounted=not forwarded.is_work,
                     is_any=is_any,
+                    may_wait=not is_any,
                 )
             except ApplianceError:
                 if kept is not None:
