@@ -70,8 +70,12 @@ class Dispatcher:
         self.retry_budget.deposit()
         last: Failure | None = None
         while True:
-            slot = self._choose(request) or await self._wait_for_slot(request, last)
-            budget_s = max(0.001, request.deadline_s - self._clock.monotonic_s())
+            now_s = self._clock.monotonic_s()
+            slot = self._choose(request, now_s)
+            if slot is None:
+                slot = await self._wait_for_slot(request, last, now_s)
+                now_s = self._clock.monotonic_s()
+            budget_s = max(0.001, request.deadline_s - now_s)
             try:
                 reply = await slot.backend.send(engine_request, slot, budget_s=budget_s)
             except (AttemptFailed, ApplianceError) as failure:
@@ -123,12 +127,13 @@ class Dispatcher:
         Raises:
             Unavailable, Exhausted, Invalid: As `answer`.
         """
-        slot = self._choose(request)
+        now_s = self._clock.monotonic_s()
+        slot = self._choose(request, now_s)
         if slot is None and not may_wait:
-            raise no_backend(request, self._clock.monotonic_s())
-        return slot or await self._wait_for_slot(request, None)
+            raise no_backend(request, now_s)
+        return slot or await self._wait_for_slot(request, None, now_s)
 
-    def _choose(self, request: DispatchRequest) -> Slot[Backend] | None:
+    def _choose(self, request: DispatchRequest, now_s: float) -> Slot[Backend] | None:
         """Take a slot on one of the backends that are ready at this moment.
 
         1. one is pinned                          → that one, whatever its state
@@ -138,7 +143,6 @@ class Dispatcher:
         """
         if request.is_pinned:
             return self._choose_pinned(request)  # 1
-        now_s = self._clock.monotonic_s()
         for number, pool in enumerate(request.open_stages()):
             ready = [b for b in request.candidates_in(pool) if b.status(now_s) is BackendStatus.READY]
             if ready:
@@ -195,7 +199,9 @@ class Dispatcher:
 
     # ---- queue
 
-    async def _wait_for_slot(self, request: DispatchRequest, last: Failure | None) -> Slot[Backend]:
+    async def _wait_for_slot(
+        self, request: DispatchRequest, last: Failure | None, now_s: float
+    ) -> Slot[Backend]:
         """Wait for a slot if a backend may have one soon.
 
         1. a candidate is full or starting → wait in the queue
@@ -205,11 +211,9 @@ class Dispatcher:
         Args:
             request: No backend is ready for it.
             last: The failure of its latest attempt; None = there was no attempt yet.
+            now_s: When that was seen, monotonic.
         """
-        now_s = self._clock.monotonic_s()
         statuses = {backend.status(now_s) for backend in request.candidates()}
-        if BackendStatus.READY in statuses and (slot := self._choose(request)) is not None:
-            return slot  # a circuit's pause, or a Retry-After, has ended since the choice
         if BackendStatus.FULL in statuses or BackendStatus.STARTING in statuses:
             return await self._wait_in_queue(request, last, now_s)  # 1
         if last is not None:
@@ -260,7 +264,8 @@ class Dispatcher:
 
     def serve_queues(self) -> None:
         """Give slots to waiting requests; called when a backend may have capacity."""
-        self._queues.serve(self._choose, self._clock.monotonic_s())
+        if self._queues.length:
+            self._queues.serve(self._choose, self._clock.monotonic_s())
 
     def _retry_after_s(self, request: DispatchRequest) -> float:
         return estimate_retry_after_s(list(request.candidates()), self._queues.length)

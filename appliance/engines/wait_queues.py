@@ -72,22 +72,20 @@ class WaitQueues:
         if not len(queue.waiters) and self._queues.get(queue.key) is queue:
             del self._queues[queue.key]
 
-    def serve(self, choose: Callable[[DispatchRequest], Slot[Backend] | None], now_s: float) -> None:
+    def serve(self, choose: Callable[[DispatchRequest, float], Slot[Backend] | None], now_s: float) -> None:
         """Give slots to the next requests, as long as `choose` finds any.
 
         Args:
-            choose: Takes a slot for a request; None = no backend has capacity for it now.
+            choose: Takes a slot for a request at `now_s`; None = no backend has capacity for it.
             now_s: Monotonic seconds.
         """
-        if not self._queues:
-            return
         queues = [queue.waiters for queue in self._queues.values() if len(queue.waiters)]
         queues.sort(key=lambda waiters: waiters.peek(now_s).since_s)
         for waiters in queues:
             while len(waiters):
                 waiter = waiters.peek(now_s)
                 if not waiter.slot.done():  # else it was cancelled or timed out, and has not run since
-                    slot = choose(waiter.request)
+                    slot = choose(waiter.request, now_s)
                     if slot is None:
                         break
                     waiter.slot.set_result(slot)

@@ -568,17 +568,21 @@ async def test_a_pinned_backend_that_had_the_request_is_not_asked_again() -> Non
         await it.take(options=RequestOptions(pin="a"), tried={"a"})
 
 
-class ReadyJustNow(TableBackend):
-    """A backend whose circuit closes between two looks at it."""
-
-    looks = 0
+class ReadyAt(TableBackend):
+    """A backend whose circuit closes at a moment."""
 
     def status(self, now_s: float) -> BackendStatus:
-        self.looks += 1
-        return BackendStatus.CIRCUIT_OPEN if self.looks == 1 else BackendStatus.READY
+        return READY if now_s >= 1 else BackendStatus.CIRCUIT_OPEN
 
 
-async def test_a_backend_that_is_ready_just_now_is_chosen() -> None:
-    scene = Dispatching(pool_of(ReadyJustNow("a")))
-    slot = await scene.dispatcher.take_slot(scene.request())
-    assert slot.backend.name == "a"
+@pytest.mark.parametrize(("begins_at", "text"), [(0, "a .*circuit"), (1, None)])
+async def test_a_choice_and_its_error_are_of_one_moment(begins_at: int, text: str | None) -> None:
+    """The clock moves on at each look: no error says that a backend is ready."""
+    scene = Dispatching(pool_of(ReadyAt("a")))
+    request, times = scene.request(), iter(range(begins_at, 9))
+    scene.clock.monotonic_s = lambda: next(times)  # type: ignore[method-assign]
+    if text is None:
+        assert (await scene.dispatcher.take_slot(request)).backend.name == "a"
+    else:
+        with pytest.raises(Unavailable, match=text):
+            await scene.dispatcher.take_slot(request)
