@@ -21,6 +21,7 @@ from appliance.base.metrics.registry import Metrics
 from appliance.base.settings import InvalidSettings, Problem
 from appliance.base.tasks import Tasks
 from appliance.build import Services, build_services, download_folders
+from appliance.config_watch import watch_config
 from appliance.downloads.engine import DownloadEngine
 from appliance.engines.fleet import Fleet
 from appliance.engines.lora.manager import AdapterManager
@@ -30,6 +31,7 @@ from appliance.engines.specs import BackendSpec, EngineKind, FleetSpec
 from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.front.server.server import serving_http
 from appliance.front.settings import split_keys
+from appliance.host.state_lock import SIDECAR, holding_state
 from appliance.interfaces import SidecarEngine, SidecarNames, build_sidecar
 from appliance.lifecycle import Lifecycle
 from appliance.models.manager.manager import ModelManager
@@ -245,6 +247,14 @@ async def running(
         service.start_pings(tasks)
         reloader = _build_reloader(options, sidecar)
         reloads = tasks.start(reload_on_request(lifecycle, reloader, service.reloading), name="reload")
+        if settings.engines.config_watch:
+            watching = watch_config(
+                lambda: sidecar.settings.files,
+                settings.signatures,
+                lifecycle.reload_requested.set,
+                clock=clock,
+            )
+            tasks.start(watching, name="watch-config")
         yield addresses
         reloads.cancel()
         lifecycle.state.set("stopping")
@@ -260,7 +270,11 @@ async def serve(options: SidecarOptions, environ: Mapping[str, str], *, ends_wit
     logs.configure(level=settings.general.log_level, form=settings.general.log_format)
     lifecycle = Lifecycle([])
     try:
-        async with running(options, settings, lifecycle=lifecycle, service=service) as addresses:
+        async with AsyncExitStack() as stack:
+            stack.enter_context(holding_state(settings.host.state_dir, what=SIDECAR))
+            addresses = await stack.enter_async_context(
+                running(options, settings, lifecycle=lifecycle, service=service)
+            )
             handle_signals(lifecycle, held=held, ends_with_terminal=ends_with_terminal)
             service.ready(f"Serving on {', '.join(f'{host}:{port}' for host, port in addresses)}.")
             log.info(

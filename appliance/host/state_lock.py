@@ -1,7 +1,7 @@
-"""One appliance per STATE_DIR: two would overwrite each other's files and end each other's llama-servers.
+"""One appliance or sidecar per STATE_DIR: two would overwrite each other's files.
 
-It is an flock, which the kernel takes back from a dead process, also after `kill -9`. The file says who holds
-it, for people only.
+Two appliances would also end each other's llama-servers. It is an flock, which the kernel takes back from a
+dead process, also after `kill -9`. The file says who holds it, for people only.
 """
 
 import fcntl
@@ -15,6 +15,8 @@ from appliance.base.logs import get_logger
 
 log = get_logger("appliance")
 NAME = "appliance.lock"
+APPLIANCE, SIDECAR = "appliance", "sidecar"
+_NAMES = {APPLIANCE: "another appliance", SIDECAR: "a sidecar"}
 MODE = 0o600
 MAX_TEXT = 200  # bytes of the file that are read
 
@@ -24,13 +26,14 @@ class StateInUse(OSError):
 
 
 @contextmanager
-def holding_state(folder: Path) -> Iterator[None]:
+def holding_state(folder: Path, *, what: str = APPLIANCE) -> Iterator[None]:
     """Hold the lock of a STATE_DIR; the folder is created if it is missing.
 
     A folder that cannot be written, or whose file system has no locks, is used without, with a warning.
 
     Args:
         folder: STATE_DIR.
+        what: What holds it, one word, for the message to a second one.
 
     Raises:
         StateInUse: Another process holds it.
@@ -38,7 +41,7 @@ def holding_state(folder: Path) -> Iterator[None]:
     descriptor = _open(folder)
     try:
         if descriptor is not None and _lock(descriptor, folder):
-            _write(descriptor, f"{os.getpid()} {socket.gethostname()}\n")
+            _write(descriptor, f"{os.getpid()} {socket.gethostname()} {what}\n")
         yield
     finally:
         if descriptor is not None:
@@ -60,7 +63,7 @@ def _lock(descriptor: int, folder: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise StateInUse(
-            f"STATE_DIR {folder} is in use by another appliance, {_name_holder(descriptor)}. "
+            f"STATE_DIR {folder} is in use by {_name_holder(descriptor)}. "
             "Stop that one, or give this one a STATE_DIR of its own"
         ) from None
     except OSError as exc:
@@ -72,10 +75,13 @@ def _lock(descriptor: int, folder: Path) -> bool:
 def _name_holder(descriptor: int) -> str:
     """Name the process that holds the lock, and its machine where that is another one."""
     words = os.pread(descriptor, MAX_TEXT, 0).decode(errors="replace").split()
-    if len(words) != 2 or not words[0].isdecimal():
-        return "whose process id is not known"
-    number, host = words
-    return f"process {number}" + ("" if host == socket.gethostname() else f" on {host[:64]!r}")
+    if len(words) == 2:  # as earlier versions wrote it
+        words.append(APPLIANCE)
+    if len(words) != 3 or not words[0].isdecimal() or words[2] not in _NAMES:
+        return "another appliance, whose process id is not known"
+    number, host, what = words
+    where = "" if host == socket.gethostname() else f" on {host[:64]!r}"
+    return f"{_NAMES[what]}, process {number}{where}"
 
 
 def _write(descriptor: int, text: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from appliance.host import state_lock
-from appliance.host.state_lock import NAME, StateInUse, holding_state
+from appliance.host.state_lock import NAME, SIDECAR, StateInUse, holding_state
 
 HOLDER = """
 import sys, subprocess
@@ -42,6 +42,15 @@ def test_one_on_another_machine_is_named_with_it(tmp_path: Path, monkeypatch: py
         (tmp_path / NAME).write_text("7 pod-1\n")
         with pytest.raises(StateInUse, match="process 7 on 'pod-1'"), holding_state(tmp_path):
             pass
+
+
+def test_a_sidecar_is_named_as_one(tmp_path: Path) -> None:
+    with (
+        holding_state(tmp_path, what=SIDECAR),
+        pytest.raises(StateInUse, match=rf"in use by a sidecar, process {os.getpid()}\. Stop"),
+        holding_state(tmp_path),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("text", ["", "x y", "1 2 3", "\0\xff" * 500])

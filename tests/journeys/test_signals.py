@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.journeys.running import Process, Spawn, free_port
+from tests.journeys.running import Process, Spawn, free_port, until
 
 KEY = "a-client-key"
 
@@ -173,18 +173,50 @@ def test_systemd_is_told_of_every_step(spawn: Spawn, tmp_path: Path, notified: s
 # ---- the sidecar
 
 
-def test_a_sidecar_reloads_and_tells_too(tmp_path: Path, variables: Path, notified: socket.socket) -> None:
-    port, log = free_port(), tmp_path / "log"
+def start_sidecar(
+    tmp_path: Path, variables: Path, port: int, **more: str
+) -> tuple[subprocess.Popen[bytes], Path]:
+    """Start a sidecar; give it and its log."""
+    log = tmp_path / f"sidecar-{port}.log"
     environ = {
         "PATH": os.environ["PATH"],
         "STATE_DIR": str(tmp_path / "state"),
         "APPLIANCE_ENV_FILE": str(variables),
         "LOG_FORMAT": "json",
         "NOTIFY_SOCKET": str(tmp_path / "notify"),
+        **more,
     }
     command = [sys.executable, "-m", "appliance", "sidecar", "-E", "vllm", "-H", "127.0.0.1", "-P", str(port)]
     with log.open("wb") as out:
-        process = subprocess.Popen(command, env=environ, stdout=out, stderr=out)
+        return subprocess.Popen(command, env=environ, stdout=out, stderr=out), log
+
+
+async def test_a_sidecar_follows_its_file_and_holds_its_folder(
+    tmp_path: Path, variables: Path, notified: socket.socket
+) -> None:
+    port = free_port()
+    first, log = start_sidecar(tmp_path, variables, port, CONFIG_WATCH="1")
+    try:
+        assert notified.recv(999).startswith(b"READY=1")
+        second, said = start_sidecar(tmp_path, variables, free_port(), NOTIFY_SOCKET="")
+        assert second.wait(20) == 1
+        assert f"in use by a sidecar, process {first.pid}. Stop that one" in said.read_text()
+        variables.write_text(f"APPLIANCE_API_KEYS={KEY}\n")
+        assert await until(lambda: '"event":"reloaded"' in log.read_text())
+        assert '"event":"config_changed"' in log.read_text()
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5)
+        first.terminate()
+        assert first.wait(15) == 0
+    finally:
+        if first.poll() is None:
+            first.kill()
+            first.wait()
+
+
+def test_a_sidecar_reloads_and_tells_too(tmp_path: Path, variables: Path, notified: socket.socket) -> None:
+    port = free_port()
+    process, log = start_sidecar(tmp_path, variables, port)
     try:
         ready = notified.recv(999)
         assert ready == f"READY=1\nSTATUS=Serving on 127.0.0.1:{port}.".encode()
