@@ -66,11 +66,12 @@ async def answers_health(host: str, port: int) -> bool:
 async def _open_worker_port(appliance: Appliance, server: HttpServer, stack: AsyncExitStack) -> None:
     """Listen on the worker's port: it replaces the NAT rule where that is not permitted."""
     try:
-        await stack.enter_async_context(listening(server, [("127.0.0.1", WORKER_PORT)]))
+        await stack.enter_async_context(listening(server, [("127.0.0.1", WORKER_PORT)], settings=None))
         log.info("second_listener", address=f"127.0.0.1:{WORKER_PORT}")
     except OSError as exc:
-        appliance.lifecycle.warnings.append(f"port {WORKER_PORT} could not be opened: {exc}")
-        log.warning("second_listener_failed", reason=str(exc))
+        remedy = f"Only worker CLIs need port {WORKER_PORT}; where there is none, set NAT_REDIRECT=off."
+        appliance.lifecycle.warnings.append(f"{exc.strerror} {remedy}")
+        log.warning("second_listener_failed", reason=exc.strerror, remedy=remedy)
 
 
 def _report(appliance: Appliance, prepared: Prepared) -> None:

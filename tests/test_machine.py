@@ -1,6 +1,7 @@
 """The machine that the appliance runs on: its health address, the worker's port."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -61,5 +62,9 @@ async def test_a_worker_port_in_use_is_a_warning(
         appliance.http_addresses = [("127.0.0.1", 1)]
         await machine.open_machine(appliance, build_front(appliance), stack)
     (warning,) = appliance.lifecycle.warnings
-    assert warning.startswith(f"port {port} could not be opened: ")
+    assert warning.startswith(
+        f"cannot listen on 127.0.0.1:{port}: Address already in use. Process {os.getpid()} ("
+    )
+    assert "listens there. Only worker CLIs need port" in warning  # it is fixed: no setting moves it
+    assert warning.endswith("NAT_REDIRECT=off.")
     assert appliance.worker is not None

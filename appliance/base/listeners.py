@@ -14,7 +14,7 @@ TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 FIRST_FREE_PORT = 1024  # the lower ones are for root
 
 
-def describe_listen_error(error: OSError, host: str, port: int, *, settings: tuple[str, str]) -> str:
+def describe_listen_error(error: OSError, host: str, port: int, *, settings: tuple[str, str] | None) -> str:
     """Return a sentence or two: the address, the reason, what to do.
 
     1. the address is in use              → the process that has it, if it can be known
@@ -24,19 +24,20 @@ def describe_listen_error(error: OSError, host: str, port: int, *, settings: tup
 
     Args:
         error: Of the attempt to listen.
-        settings: The variables of host and port.
+        settings: The variables of host and port; None = they are fixed, and the caller knows the remedy.
     """
-    host_variable, port_variable = settings
+    host_variable, port_variable = settings or ("", "")
     remedy = ""
     if error.errno == errno.EADDRINUSE:  # 1
         owner = find_listener(port) or "Another process"
-        remedy = f" {owner} listens there: end it, or set {port_variable} to another port."
-    elif error.errno == errno.EACCES and port < FIRST_FREE_PORT:  # 2
+        change = f": end it, or set {port_variable} to another port" if settings else ""
+        remedy = f" {owner} listens there{change}."
+    elif settings and error.errno == errno.EACCES and port < FIRST_FREE_PORT:  # 2
         remedy = (
             f" Ports below {FIRST_FREE_PORT} are for root and for programs with CAP_NET_BIND_SERVICE: set "
             f"{port_variable} to a higher one."
         )
-    elif error.errno == errno.EADDRNOTAVAIL:  # 3
+    elif settings and error.errno == errno.EADDRNOTAVAIL:  # 3
         remedy = f" No network interface of this machine has it: set {host_variable} to 127.0.0.1 or 0.0.0.0."
     shown = f"[{host}]" if ":" in host else host
     reason = describe_os_error(error).rstrip(".")

@@ -621,13 +621,13 @@ async def listening(
     server: HttpServer,
     addresses: list[tuple[str, int]],
     *,
-    settings: tuple[str, str] = ("PROXY_HOST", "PROXY_PORT"),
+    settings: tuple[str, str] | None = ("PROXY_HOST", "PROXY_PORT"),
 ) -> AsyncIterator[list[tuple[str, int]]]:
     """Listen on `addresses` while the context is open; connections that are open stay open after it.
 
     Args:
         addresses: (host, port), port 0 = any free one.
-        settings: The variables, or options, of host and port.
+        settings: The variables, or options, of host and port; None = they are fixed.
 
     Yields:
         The addresses that are really listened on.
