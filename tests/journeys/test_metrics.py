@@ -4,6 +4,9 @@ Real llama-servers, stand-ins of the others, models of our own.
 """
 
 import asyncio
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,12 @@ from appliance.base.tasks import Tasks
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import PoolLimits
 from appliance.engines.metrics.scrape import Scraper, ScrapeTarget
+from tests.base.test_metric_names import lint
 from tests.fakes.engine_generations import GENERATIONS, EngineGeneration
 from tests.fakes.engine_pages import SGLANG_2026, VLLM_2026, PageOf, page
 from tests.fakes.engine_server import EngineServer
 from tests.journeys.llama_servers import HELLO, Llama, long_body
+from tests.journeys.model_tables import Managed
 from tests.journeys.running import Running, until
 from tests.journeys.test_real_llama import behind
 
@@ -299,3 +304,24 @@ async def test_a_removed_backend_leaves_no_metrics(start) -> None:
                 break
             await asyncio.sleep(0.05)
         assert left is None
+
+
+async def test_every_own_name_of_the_page_is_as_promtool_wants(managed: Managed) -> None:
+    """Names with a colon are other projects': vLLM's, which endpoint pickers read."""
+    async with Paged(VLLM_2026) as first, Paged(SGLANG_2026) as second:
+        variables = {"BACKENDS": f"e0={first.url},e1={second.url}", **QUICK}
+        house = await managed("local", variables=variables)
+        await house.chat("local")
+        router = house.running.appliance.router
+        assert await until(lambda: all(router.state(name).metrics == "ok" for name in ("e0", "e1")))
+        page = (await read(house.running)).text
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", page, re.M))
+    texts = dict(re.findall(r"^# HELP (\S+) (.*)$", page, re.M))
+    own = {name: kind for name, kind in kinds.items() if ":" not in name}
+    assert {name.partition("_")[0] for name in own} >= {"appliance", "engine", "router"}
+    assert [flaw for name, kind in own.items() for flaw in lint(name, kind, texts.get(name, ""))] == []
+    if promtool := shutil.which("promtool"):
+        done = subprocess.run(
+            [promtool, "check", "metrics"], input=page, capture_output=True, text=True, check=False
+        )
+        assert [line for line in done.stderr.splitlines() if ":" not in line.split(" ")[0]] == []

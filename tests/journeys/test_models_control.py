@@ -38,6 +38,21 @@ async def test_terminal_loads_requests_pins_and_ejects_a_model(
     assert not Path(f"/proc/{pid}").exists()
 
 
+async def test_the_status_names_no_hosted_model_where_there_is_none(
+    start, llama_binary: str, tiny_models: Path
+) -> None:
+    running = await start(MODEL_DIR=str(tiny_models), LLAMA_SERVER_PATH=llama_binary)
+    terminal = Terminal(running)
+    assert await terminal.run("status", "--json") == 0, terminal.err
+    status = jsons.loads(terminal.out)
+    assert (status["public_model"], status["upstream_base"]) == ("tiny-chat", "")
+    assert status["novita_endpoints"] == []
+    assert status["in_flight"] == 0  # the question itself is none
+    assert {row["kind"] for row in status["backends"]} == {"managed"}
+    assert await terminal.run("status") == 0
+    assert "llama-3.2" not in terminal.out
+
+
 async def test_what_cannot_be_loaded_is_said(start, llama_binary: str, tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "broken.gguf").write_bytes(b"no model at all")
