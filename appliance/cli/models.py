@@ -85,7 +85,9 @@ def show_one(ctx: typer.Context, alias: Alias) -> None:
     """Show all that is known of one model."""
     session = Session.of(ctx)
     response = session.client.call(session.client.stub.ListModels, pb.ListModelsRequest())
-    model = next((model for model in response.models if model.alias == alias), None)
+    models = response.models
+    model = next((one for one in models if one.alias == alias), None)
+    model = model or next((one for one in models if alias in one.aliases), None)
     if model is None:
         raise CallFailed(f"There is no model {alias!r}. `models` lists them.")
     session.show(model, lambda screen: screen.pairs(render.model_pairs(model)))

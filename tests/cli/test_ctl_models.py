@@ -166,9 +166,11 @@ async def test_models_are_watched_as_json_a_line_each(terminal: Terminal) -> Non
 @BOTH
 async def test_one_model_is_shown_with_all_that_is_known(terminal: Terminal, spelling: list[str]) -> None:
     terminal.manager.put(
-        model_view("small", status="failed", attempts=3, error_message="the file is cut short")
+        model_view(
+            "small", status="failed", attempts=3, error_message="the file is cut short", aliases=("tiny",)
+        )
     )
-    assert await terminal.run(*spelling, "show", "small") == 0
+    assert await terminal.run(*spelling, "show", "tiny") == 0
     pairs = dict(line.split("\t", 1) for line in terminal.out.splitlines())
     assert (pairs["status"], pairs["error"], pairs["failed in a row"]) == (
         "failed",
@@ -176,6 +178,7 @@ async def test_one_model_is_shown_with_all_that_is_known(terminal: Terminal, spe
         "3",
     )
     assert pairs["file"] == "/models/small.gguf (2.0 GiB)"
+    assert (pairs["model"], pairs["further names"]) == ("small", "tiny")
     assert await terminal.run(*spelling, "show", "big") == 0
     assert (
         "process 4711\tport 41000, ready, 2.0 GiB GPU 0 + 1.0 GiB system memory, log /state/logs/a.log"

@@ -69,6 +69,7 @@ def model_pairs(model: pb.Model) -> Pairs:
     """Return all that is known of one model as names and values."""
     rows = [
         ("model", model.alias),
+        ("further names", ", ".join(model.aliases)),
         ("status", _status(model)),
         ("error", model.error_message),
         ("failed in a row", str(model.attempts or "")),

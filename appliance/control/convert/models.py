@@ -46,6 +46,7 @@ def to_model(view: ModelView, waiting: Mapping[str, int] | None = None) -> pb.Mo
         active=view.active,
         queue_length=(waiting or {}).get(view.alias, 0),
         runners=[_to_runner(runner) for runner in view.runners],
+        aliases=view.aliases,
     )
 
 

@@ -114,6 +114,7 @@ class StatusView:
             path=model.path,
             context_tokens=context_of(model.definition),
             slots=model.slots,
+            aliases=model.definition.aliases,
             request_tokens=request_context_tokens(model.definition, model.header, model.slots),
             replicas=model.definition.replicas,
             port=first.port or None if first else None,

@@ -73,6 +73,7 @@ class ModelView:
         estimate_bytes: The memory that a load is expected to take.
         average_bytes: The memory that was measured while it was loaded; 0 = never measured.
         load_s: Of the latest load.
+        aliases: Further names of it.
     """
 
     alias: str
@@ -99,6 +100,7 @@ class ModelView:
     load_s: float | None = None
     loads: int = 0
     runners: tuple[RunnerView, ...] = ()
+    aliases: tuple[str, ...] = ()
 
     @property
     def active(self) -> int:
