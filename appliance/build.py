@@ -11,6 +11,7 @@ from appliance.base.clock import Clock
 from appliance.base.log_buffer import LogBuffer
 from appliance.base.metrics.registry import Metrics
 from appliance.base.proxies import Proxies
+from appliance.base.redis_client import RedisAddress
 from appliance.base.tasks import Tasks
 from appliance.base.watch import Watched
 from appliance.base.wire.pool import ConnectionPool
@@ -262,7 +263,7 @@ def build_kv_events(
     if not (own.kv_events and pod and model):
         return None
     from appliance.engines.kv.follower import KvFollower
-    from appliance.engines.kv.index import BlockIndex, RedisAddress
+    from appliance.engines.kv.index import BlockIndex
     from appliance.engines.kv.subscription import KvSource
 
     sources = {

@@ -26,7 +26,6 @@ from appliance.storage.database import Database
 from appliance.storage.migrate import migrate, migrate_sqlite
 from appliance.storage.open import build_database
 from appliance.storage.settings import StorageSettings
-from tests.redis_server import RedisServer
 
 OLDEST = 15
 USER = "app"
@@ -258,14 +257,3 @@ async def postgres_database(postgres_server: PostgresServer, tmp_path: Path) -> 
 def database(request: pytest.FixtureRequest) -> Database:
     """Both, one after the other."""
     return request.getfixturevalue(f"{request.param}_database")  # type: ignore[no-any-return]
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    """A running Redis, empty."""
-    if shutil.which("redis-server") is None:
-        cannot("redis-server is not installed: tests/tools/setup-machine test")
-    server = RedisServer(tmp_path)
-    server.start()
-    yield server
-    server.stop()

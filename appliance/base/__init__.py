@@ -23,6 +23,7 @@ Modules:
     money: amounts as whole micro-dollars.
     plain_text: text without what controls a terminal.
     proxies: the proxies of HTTPS_PROXY and similar variables, for downloads.
+    redis_client: connections to Redis.
     reach: which hosts may be contacted and which folders may be read.
     retry_budget: how many retries are allowed, as a share of the requests.
     settings: the machinery of settings; every package declares its own with it.

@@ -15,9 +15,10 @@ from structlog.testing import capture_logs
 
 from appliance.base.clock import FakeClock, SystemClock
 from appliance.base.metrics.exposition_write import render_openmetrics, render_text
+from appliance.base.redis_client import RedisAddress
 from appliance.base.tasks import Tasks
 from appliance.engines.kv.follower import KvFollower
-from appliance.engines.kv.index import TTL_S, BlockIndex, RedisAddress
+from appliance.engines.kv.index import TTL_S, BlockIndex
 from appliance.engines.kv.subscription import KvSource
 from appliance.engines.kv.times import KvTimes
 from tests.fakes.kv_publisher import Publisher, block_hash, publisher, publishing

@@ -7,11 +7,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from appliance.base.clock import FakeClock
+from appliance.base.redis_client import RedisAddress
 from appliance.base.tasks import Tasks
 from appliance.engines.kv.blocks import BlockChanges, Blocks
 from appliance.engines.kv.counters import KvCounters
 from appliance.engines.kv.follower import KvFollower
-from appliance.engines.kv.index import BlockIndex, IndexUnavailable, RedisAddress
+from appliance.engines.kv.index import BlockIndex, IndexUnavailable
 from appliance.engines.kv.index_writer import IndexWriter
 from appliance.engines.kv.times import KvTimes
 from tests.engines.test_kv_events import A, message

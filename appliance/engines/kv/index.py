@@ -11,15 +11,11 @@ Source:
     For keys and values, see docs/compatibility.md (SGLang's blocks have the same names).
 """
 
-import asyncio
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pydantic import SecretStr
-
+from appliance.base.redis_client import RedisAddress, open_redis, redis_failures
 from appliance.engines.kv.blocks import BlockChanges, Blocks
 from appliance.engines.kv.events import EngineHash
 
@@ -37,25 +33,6 @@ _GLOB = re.compile(r"([\\*?\[\]^-])")
 
 class IndexUnavailable(Exception):
     """Redis cannot be reached, refuses us, or failed; the text says which, without a secret."""
-
-
-@dataclass(frozen=True, slots=True)
-class RedisAddress:
-    """Which Redis.
-
-    Attributes:
-        db: Its number.
-        has_tls: Connect with TLS; the certificate must be trusted by this machine.
-    """
-
-    host: str
-    port: int = 6379
-    db: int = 0
-    password: SecretStr = field(default_factory=lambda: SecretStr(""))
-    has_tls: bool = False
-
-    def __str__(self) -> str:
-        return f"{'rediss' if self.has_tls else 'redis'}://{self.host}:{self.port}/{self.db}"
 
 
 class BlockIndex:
@@ -166,27 +143,13 @@ class BlockIndex:
             ) from None
 
     async def _open(self) -> "Redis":
-        """Return the client. It is imported in a thread, since that takes a tenth of a second."""
-        await asyncio.to_thread(import_module, "redis.asyncio")
-        from redis.asyncio import Redis
-        from redis.asyncio.retry import Retry
-        from redis.backoff import NoBackoff
-        from redis.exceptions import RedisError
-
-        self._failures = (OSError, RedisError)
-        address = self.address
-        self._redis = Redis(
-            host=address.host,
-            port=address.port,
-            db=address.db,
-            password=address.password.get_secret_value() or None,
-            ssl=address.has_tls,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            socket_timeout=REPLY_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
+        self._redis = await open_redis(
+            self.address,
+            connect_timeout_s=CONNECT_TIMEOUT_S,
+            reply_timeout_s=REPLY_TIMEOUT_S,
             max_connections=MAX_CONNECTIONS,
         )
+        self._failures = redis_failures()
         return self._redis
 
 
