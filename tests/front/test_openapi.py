@@ -77,6 +77,10 @@ async def test_the_document_has_what_is_served_here(start: Start) -> None:  # no
         assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
         addresses = re.findall(r'(?:src|href|spec-url)="([^"]*)"', page.text)
         assert addresses == ["data:,", "docs/rapidoc-min.js", "openapi.json"]
+        for name in ("/docs", "/docs/"):  # with a slash, addresses are relative to another folder
+            shown = await http.get(name)
+            for address in re.findall(r'(?:src|spec-url)="([^"]*)"', shown.text):
+                assert (await http.get(str(shown.url.join(address)))).status_code == 200, (name, address)
         assert "default-src 'none'" in page.headers["content-security-policy"]
         script = await http.get("/docs/rapidoc-min.js")
         assert script.headers["content-encoding"] == "gzip"

@@ -56,6 +56,8 @@ class OpenApiHandlers:
     async def page(self, request: Request) -> Response:
         """Show the description of the addresses in a browser."""
         body = await asyncio.to_thread(read_file, PAGE)
+        if request.path.endswith("/"):  # its addresses are relative, for proxies that serve it below a path
+            body = body.replace(b'src="docs/', b'src="').replace(b'spec-url="', b'spec-url="../')
         return Response(body=body, content_type="text/html; charset=utf-8", headers=[POLICY])
 
     async def viewer(self, request: Request) -> Response:
