@@ -18,6 +18,8 @@ from appliance.cli.render.values import as_object
 from appliance.cli.screen import Screen
 from appliance.cli.session import (
     CommandGroup,
+    FollowsLines,
+    LineCount,
     Session,
     exits_on_failure,
     global_options,
@@ -236,12 +238,8 @@ def _show_worker(session: Session, worker: pb.Worker) -> None:
 @exits_on_failure
 def logs(
     ctx: typer.Context,
-    count: Annotated[
-        int, typer.Option("--lines", "-n", min=0, max=2000, help="How many of the latest lines to show.")
-    ] = 50,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Show new lines as they are written.")
-    ] = False,
+    count: LineCount = 50,
+    follow: FollowsLines = False,
     source: Annotated[
         str, typer.Option(help="Only lines of this source: appliance, worker, worker.stderr …")
     ] = "",

@@ -18,6 +18,8 @@ from appliance.cli.render import models as render
 from appliance.cli.render.values import as_object
 from appliance.cli.session import (
     CommandGroup,
+    FollowsLines,
+    LineCount,
     Session,
     exits_on_failure,
     global_options,
@@ -203,12 +205,8 @@ def vram(ctx: typer.Context) -> None:
 def logs(
     ctx: typer.Context,
     alias: Alias,
-    count: Annotated[
-        int, typer.Option("--lines", "-n", min=0, max=2000, help="How many of the last lines to show.")
-    ] = 50,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Show new lines as they are written.")
-    ] = False,
+    count: LineCount = 50,
+    follow: FollowsLines = False,
     port: Annotated[
         int, typer.Option(min=0, max=65_535, help="Of one of its llama-servers; 0 = the first one.")
     ] = 0,

@@ -34,6 +34,12 @@ INTERRUPTED = 130
 P = ParamSpec("P")
 Item = TypeVar("Item")
 
+# Options of commands that show a log.
+LineCount = Annotated[
+    int, typer.Option("--lines", "-n", min=0, max=2000, help="How many of the latest lines to show.")
+]
+FollowsLines = Annotated[bool, typer.Option("--follow", "-f", help="Show new lines as they are written.")]
+
 # Global options; they may stand before or after the command's name.
 WITH_VALUE = {"--address", "--tls-ca", "--tls-cert", "--tls-key", "--timeout"}
 WITHOUT_VALUE = {"--json"}
