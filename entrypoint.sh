@@ -77,7 +77,7 @@ main() {
         become-server) become_server "${@:2}" ;;
         sidecar) sidecar "${@:2}" ;;
         -[EHPBMIN]* | --engine* | --host* | --port* | --pod* | --model*) sidecar "$@" ;;     # the sidecar's options without its verb
-        check | prepare | settings | routes | models | download | healthcheck | ctl | version | help | -*) become python3 -m appliance "$@" ;;
+        check | prepare | settings | routes | models | download | healthcheck | migrate | support | ctl | version | help | -*) become python3 -m appliance "$@" ;;
         *) become "$@" ;;
     esac
 }

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from appliance.command_lines import VERBS
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "entrypoint.sh"
 NET_ADMIN, SETGID, SETUID, SETPCAP = 12, 6, 7, 8
@@ -164,7 +166,13 @@ def test_failed_step_stops_the_start_as_root(stage: Stage, step: str, code: int)
 
 @pytest.mark.parametrize(
     "arguments",
-    [("check",), ("settings", "--json"), ("healthcheck",), ("ctl", "status"), ("version",), ("--help",)],
+    [
+        *((verb,) for verb in VERBS if verb not in ("serve", "sidecar") and " " not in verb),
+        ("settings", "--json"),
+        ("ctl", "status"),
+        ("help",),
+        ("--help",),
+    ],
 )
 def test_verb_is_run_alone(stage: Stage, arguments: tuple[str, ...]) -> None:
     stage.run(*arguments, user=0)  # type: ignore[arg-type]
