@@ -48,7 +48,8 @@ class ModelFiles:
         now_s = self._appliance.clock.monotonic_s()
         if self._folder is not None:
             walked = await asyncio.to_thread(self._folder.look, finished, now_s)
-            if walked is not None:
+            is_current = self._appliance.settings.models.model_dir == folder  # else a reload came in between
+            if walked is not None and is_current:
                 await self._appliance.reread_models(walked)
         await self._files.look(finished, now_s)
         is_settled = self._files.is_settled and (self._folder is None or self._folder.is_settled)

@@ -174,7 +174,7 @@ class Appliance:
             has_backends=bool(settings.fleet.backends),
         )
         if self.settings is not settings:  # a reload came in between: its settings must stay
-            return await self.reread_models(walked)
+            return await self.reread_models()  # MODEL_DIR may be another folder now
         self._warn_of_files(problems)
         fatal = [str(problem) for problem in problems if problem.is_fatal]
         if fatal:
