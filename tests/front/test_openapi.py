@@ -72,7 +72,6 @@ async def test_the_document_has_what_is_served_here(start: Start) -> None:  # no
         shown = await http.get("/openapi.json")
         assert (shown.status_code, shown.json()["openapi"]) == (200, "3.1.0")
         assert "/v1/chat/completions" in shown.json()["paths"]
-        assert "/v1/models/{alias}/logs" not in shown.json()["paths"]  # no models run here
         page = await http.get("/docs")
         assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
         addresses = re.findall(r'(?:src|href|spec-url)="([^"]*)"', page.text)

@@ -16,6 +16,7 @@ METHODS = ("GET", "PUT", "POST", "DELETE")  # HEAD and OPTIONS follow from them
 ERRORS = {
     400: "The request is not valid; the error says what, and what is allowed",
     401: "No key, or one that is not known",
+    402: "The credits of the key, or a limit on its spending, do not allow it",
     403: "The key does not open this address, or the page or host may not call",
     404: "There is no such thing",
     405: "The address does not take this method; `Allow` says which it takes",
