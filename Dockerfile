@@ -75,7 +75,8 @@ USER 65534:65534
 EXPOSE 8080
 HEALTHCHECK --interval=5s --timeout=5s --start-period=300s --retries=3 \
     CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/health', timeout=4)"]
-ENTRYPOINT ["/opt/llama/bin/llama-server"]
+# The arguments may begin with the program, as commands for llama.cpp's own image do: ./llama-server -m …
+ENTRYPOINT ["/bin/sh", "-c", "case \"$1\" in llama-server | */llama-server) shift ;; esac; exec /opt/llama/bin/llama-server \"$@\"", "llama-server"]
 
 # The target has a name for commands that name it: docs/compatibility.md
 FROM python:3.13-slim-trixie AS runtime

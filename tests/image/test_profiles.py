@@ -196,21 +196,41 @@ def dev_network() -> Iterator[None]:
         docker("network", "rm", "dev")
 
 
+# What its guide says of changing the start parameters, with the rest that a server there needs.
+CHANGED = """\
+    command: >
+      ./llama-server
+      -m ${MODEL_DIR}/${MODEL}
+      -c 8192
+      -ngl 99
+      --temp 0.2
+      --host 0.0.0.0 --port 8080 --metrics --slots --jinja
+"""
+
+
 def test_commands_and_env_of_inference_engine_proxy(
     dev_network: None, begin: Begin, models: Path, tmp_path: Path
 ) -> None:
-    clone = tmp_path / "clone"
+    clone, folder = tmp_path / "clone", tmp_path / "models"
     clone.mkdir()
+    folder.mkdir(mode=0o755)  # the servers' user must reach it
+    shutil.copy(models / "tiny-chat.gguf", folder)
     for name in ("compose.yaml", "docker-compose.llamacpp.yml", ".env.example", "etc"):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, clone / name)
     shutil.copy(clone / ".env.example", clone / ".env")
-    text = (clone / ".env").read_text().replace("/path/to/your/models", str(models))
+    text = (clone / ".env").read_text().replace("/path/to/your/models", str(folder))
     (clone / ".env").write_text(text.replace("your-model-q4_0.gguf", "tiny-chat.gguf"))
+    compose = (clone / "docker-compose.llamacpp.yml").read_text()
+    changed = compose.replace("  llm-2:\n", f"{CHANGED}\n  llm-2:\n", 1)
+    (clone / "docker-compose.llamacpp.yml").write_text(changed)
     project = begin(files=[clone / "docker-compose.llamacpp.yml"]).up()
     health = project.wait_for("nginx", 80, "/health", all_there).json
     assert set(health) >= {"status", "available_backends", "total_backends", "timestamp", "details"}
+    command = json.loads(docker("inspect", project.container("llm-1")).stdout)[0]["Config"]["Cmd"]
+    assert command[:3] == ["./llama-server", "-m", f"{folder}/tiny-chat.gguf"]
     body = chat("hello") | {"model": "tiny-chat.gguf"}
-    assert answer_of(project.ask("nginx", 80, "POST", "/v1/chat/completions", body)) == tiny_models.REPLY
+    for _ in range(4):  # by either server
+        assert answer_of(project.ask("nginx", 80, "POST", "/v1/chat/completions", body)) == tiny_models.REPLY
     assert '"event":"serving"' in project.compose("logs", "proxy").stdout
     environ = project.environ_of("proxy")
     assert (environ["MAX_ALLOWED_REQUEST_QUEUE"], environ["BACKEND_TIMEOUT_SECONDS"]) == ("6", "300")
