@@ -83,7 +83,7 @@ vllm: $(BIN)/python  ## install vLLM for the CPU where it is missing (2.5 GB, tw
 
 test-vllm: $(VENV)/dev.stamp proto vllm  ## test with a real vLLM on the CPU beside a real llama-server
 	@PYTHON=$(BIN)/python tests/tools/llama-server >/dev/null
-	$(BIN)/python -m pytest -q -m vllm tests/journeys/test_vllm.py
+	$(BIN)/python -m pytest -q -m vllm tests/journeys/test_vllm.py tests/journeys/test_vllm_managed.py
 
 test-gpu: $(VENV)/dev.stamp proto  ## test the model manager with a real NVIDIA GPU; LLAMA_SERVER names a llama-server built for it
 	@PYTHON=$(BIN)/python tests/tools/llama-server >/dev/null

@@ -47,6 +47,46 @@ async def test_a_command_is_loaded_asked_and_swapped_like_a_model_file(managed: 
     assert (counts.crashes, counts.by_model) == (0, {"a": 2, "b": 1, "any": 2})
 
 
+@pytest.mark.parametrize("kind", ["openai", "llamacpp"])
+async def test_a_real_server_of_openais_api_runs_by_its_command(
+    managed: Managed, llama_binary: str, tiny_models: Path, kind: str
+) -> None:
+    """A llama-server that the table knows only by its command, with a name of its own."""
+    words = [
+        llama_binary,
+        "-m",
+        str(tiny_models / "tiny-chat.gguf"),
+        "--alias",
+        "org/own",
+        "--port",
+        "${PORT}",
+    ]
+    row = {
+        "command": [*words, "--ctx-size", "4096", "--parallel", "2", "--threads", "1"],
+        "engine_kind": kind,
+        "served_model": "org/own",
+        "max_concurrency": 2,
+        "force": {"max_tokens": 3},
+    }
+    appliance = await managed("file", "own", own=row, max_concurrent_models=1)
+    assert await appliance.chat("file") == REPLY
+    pid = appliance.pid("file")
+    status, _, value = await appliance.ask("own", max_tokens=100)
+    assert (status, value["model"], value["usage"]["completion_tokens"]) == (200, "own", 3)
+    assert REPLY.startswith(value["choices"][0]["message"]["content"])
+    assert not runs(pid)
+    results = await asyncio.gather(*(appliance.stream("own") for _ in range(4)))
+    assert {result.end for result in results} == {"done"}
+    status, _, value = await appliance.ask("own", path="/completion", prompt="hello", n_predict=50)
+    assert (status, value["tokens_predicted"]) == (200, 3)
+    pid = appliance.pid("own")
+    os.kill(pid, signal.SIGKILL)  # it is loaded anew
+    status, _, value = await appliance.ask("own")
+    assert (status, appliance.pid("own") != pid) == (200, True)
+    assert await appliance.chat("file") == REPLY
+    assert appliance.statuses() == {"file": "ready", "own": "off"}
+
+
 async def test_the_engine_gets_the_name_that_it_has_there(managed: Managed) -> None:
     appliance = await managed("any", any=engine("--name", "org/Model", served_model="org/Model"))
     status, _, value = await appliance.ask("any")

@@ -75,6 +75,14 @@ class Vllm:
         return seen == count
 
 
+def find_vllm() -> str:
+    """Give the path of the program; where there is none, the test fails with the reason."""
+    done = subprocess.run([str(TOOL)], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        pytest.fail(f"no vLLM could be had:\n{done.stderr}", pytrace=False)
+    return done.stdout.strip()
+
+
 class Starting:
     """A vLLM that can be started, killed, and started again at the same address.
 
@@ -82,11 +90,6 @@ class Starting:
     """
 
     def __init__(self, tiny_models: Path, folder: Path, *more: str) -> None:
-        done = subprocess.run(
-            [str(TOOL)], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-        )
-        if done.returncode:
-            pytest.fail(f"no vLLM could be had:\n{done.stderr}", pytrace=False)
         self._port, self._log = free_port(), folder / "log"
         self._environ = {
             "PATH": os.environ["PATH"],
@@ -99,7 +102,7 @@ class Starting:
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         }
         self._command = [
-            done.stdout.strip(),
+            find_vllm(),
             "serve",
             str(tiny_models / "tiny-hf"),
             "--served-model-name",
