@@ -3,6 +3,7 @@
 Modules:
     aliases: the names of the hosted model.
     backends: what can answer: servers, managed models, the hosted API, the demo engine.
+    billing: the meter of a request that somebody pays for.
     dialects: how each kind of engine is queried and commanded.
     direct: slots for passthrough and tunnels, which speak to a server themselves.
     dispatch: which backend gets a request; the queue; another backend after a failure.
@@ -11,6 +12,7 @@ Modules:
     fleet: the set of backends, from settings, file and run-time changes.
     kv: the index of cached blocks, from the engines' KV events.
     lora: adapters that are loaded into running engines.
+    metered_stream: a stream that is paid for while it flows.
     metrics: the engines' own metrics, read and given common names.
     outcome: how attempts and requests end, and what that means.
     overview: the engines' part of our own metrics page.

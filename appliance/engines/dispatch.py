@@ -13,6 +13,7 @@ from appliance.base.inline import in_task
 from appliance.base.metrics.registry import Metrics
 from appliance.base.retry_budget import RetryBudget
 from appliance.engines.backends.contract import Backend
+from appliance.engines.billing import RequestMeter
 from appliance.engines.dispatch_errors import (
     Failure,
     all_failed,
@@ -23,11 +24,13 @@ from appliance.engines.dispatch_errors import (
     queue_timeout,
 )
 from appliance.engines.dispatch_request import DispatchRequest
+from appliance.engines.metered_stream import MeteredStream, read_usage
 from appliance.engines.outcome import Outcome, Retry
 from appliance.engines.pool import Pool
+from appliance.engines.receipts import Receipt
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import Slot
-from appliance.engines.types import BackendStatus, EngineReply, EngineRequest
+from appliance.engines.types import BackendStatus, Billing, EngineReply, EngineRequest
 from appliance.engines.upstream.attempt import AttemptFailed
 from appliance.engines.wait_queues import WaitQueues
 
@@ -69,6 +72,7 @@ class Dispatcher:
         """
         self.retry_budget.deposit()
         last: Failure | None = None
+        meter = engine_request.meter
         while True:
             now_s = self._clock.monotonic_s()
             slot = self._choose(request, now_s)
@@ -76,9 +80,13 @@ class Dispatcher:
                 slot = await self._wait_for_slot(request, last, now_s)
                 now_s = self._clock.monotonic_s()
             budget_s = max(0.001, request.deadline_s - now_s)
+            if meter is not None:
+                _begin_attempt(meter, slot, request, engine_request.receipt)
             try:
                 reply = await slot.backend.send(engine_request, slot, budget_s=budget_s)
             except (AttemptFailed, ApplianceError) as failure:
+                if meter is not None:
+                    meter.end_attempt(slot.attempt.outcome, read_usage(engine_request.receipt))
                 self._allow_retry(request, slot.backend, failure)
                 # Without its frames: they hold the request, in a cycle that only the collector would end.
                 last = failure.with_traceback(None)
@@ -86,6 +94,29 @@ class Dispatcher:
                 if request.undecided is not None:
                     request.confirm_failures()
                 return reply
+
+    async def answer_billed(
+        self, request: DispatchRequest, engine_request: EngineRequest, billing: Billing
+    ) -> EngineReply:
+        """Return the reply as `answer`, with every attempt metered and charged once, however it ends.
+
+        Raises:
+            PaymentRequired: The caller's credits do not allow it.
+            ApplianceError: As `Billing.begin` and `answer`.
+        """
+        meter = engine_request.meter = await billing.begin(engine_request)
+        try:
+            reply = await self.answer(request, engine_request)
+            if reply.events is not None:  # it is charged when the stream is closed
+                reply.events = MeteredStream(reply.events, meter, engine_request)
+                return reply
+            outcome = Outcome.OK if reply.status < 300 else Outcome.REFUSED
+            meter.end_attempt(outcome, read_usage(engine_request.receipt))
+        except BaseException:
+            meter.close()
+            raise
+        meter.close()
+        return reply
 
     def _allow_retry(self, request: DispatchRequest, backend: Backend, failure: Failure) -> None:
         """Let another backend try, or raise the error for the caller.
@@ -269,3 +300,20 @@ class Dispatcher:
 
     def _retry_after_s(self, request: DispatchRequest) -> float:
         return estimate_retry_after_s(list(request.candidates()), self._queues.length)
+
+
+def _begin_attempt(
+    meter: RequestMeter, slot: Slot[Backend], request: DispatchRequest, receipt: Receipt
+) -> None:
+    """Meter an attempt that is sent now; the slot is given back where it cannot be paid for."""
+    backend = slot.backend
+    receipt.prompt_tokens = receipt.completion_tokens = None  # of an earlier attempt
+    receipt.cached_tokens, receipt.tokens_from = 0, ""
+    try:
+        model = request.model or ""
+        served = backend.find_model(model)
+        upstream = served.upstream if served is not None else model
+        meter.begin_attempt(backend.name, upstream, is_remote=backend.is_remote)
+    except BaseException:
+        slot.release(Outcome.CANCELLED)
+        raise

@@ -91,6 +91,11 @@ class Receipt:
         status: The HTTP status that the client got; 0 = none yet.
         began_s: When the request began, monotonic. JSON does not show it.
         key: The digest of the caller's key, in short (see `access.key_name`); "" = none was sent.
+        cached_tokens: Of the prompt, read from the engine's cache, as it reported. JSON does not show it.
+        billing: What was charged; None = nobody pays, and JSON does not show it.
+        stop_reason: Why the appliance ended the response early: `credits_exhausted`; "" = it did not, and
+            JSON does not show it.
+        headers: Headers that the response gets, such as those of rate limits. JSON does not show them.
     """
 
     id: str
@@ -119,6 +124,10 @@ class Receipt:
     status: int = 0
     began_s: float = 0.0
     key: str = ""
+    cached_tokens: int = 0
+    billing: dict[str, Any] | None = None
+    stop_reason: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
 
     @property
     def finish_label(self) -> str:
@@ -130,6 +139,9 @@ class Receipt:
         if isinstance(usage, dict):
             prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
             self.note_counts(prompt, completion, source=source)
+            details = usage.get("prompt_tokens_details")
+            if isinstance(details, dict):
+                self.cached_tokens = _count(details.get("cached_tokens")) or 0
 
     def note_counts(self, prompt: int | None, completion: int | None, *, source: str) -> None:
         """Take numbers of tokens; None = it was not given, and what was noted before stays."""
@@ -163,7 +175,11 @@ class Receipt:
         row = asdict(self)
         row["attempts"] = [attempt.as_dict() for attempt in self.attempts]
         row["finish"] = self.finish_label
-        del row["began_s"]
+        for name in ("began_s", "cached_tokens", "headers"):
+            del row[name]
+        for name in ("billing", "stop_reason"):
+            if not row[name]:
+                del row[name]
         return row
 
 

@@ -203,7 +203,10 @@ class Router:
                 await self._learn_models()
                 dispatch_request = self._route(request, deadline_s)
             try:
-                reply = await self.dispatcher.answer(dispatch_request, request)
+                if (billing := request.options.billing) is None:
+                    reply = await self.dispatcher.answer(dispatch_request, request)
+                else:
+                    reply = await self.dispatcher.answer_billed(dispatch_request, request, billing)
                 break
             except ApplianceError as error:
                 if not reroutes_left or not await self._may_reroute(request, error):

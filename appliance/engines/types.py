@@ -7,9 +7,10 @@ that speaks one translates to and from these.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 from appliance.base import jsons
+from appliance.engines.billing import RequestMeter
 from appliance.engines.receipts import Receipt
 from appliance.engines.stream import Stream
 
@@ -31,6 +32,20 @@ class Operation(Enum):
     EMBEDDING = "/embeddings"
 
 
+class Billing(Protocol):
+    """Who pays for the requests of one caller."""
+
+    async def begin(self, request: "EngineRequest") -> RequestMeter:
+        """Hold money for a request whose model is known.
+
+        Raises:
+            PaymentRequired: The credits, or a limit on spending, do not allow it; or the model has no price.
+            Exhausted: A rate limit is reached.
+            Unavailable: It cannot be looked up at present.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
     """What a request says about where and when it is answered.
@@ -45,6 +60,7 @@ class RequestOptions:
         keep_alive_s: How long a model that runs here stays loaded after the request; 0 = not at all,
             negative = for ever, None = as configured.
         header_lines: Header fields of the client that the engine gets, as lines that end with CR LF.
+        billing: Who pays; None = nobody, it is not metered.
     """
 
     flow: str = ""
@@ -54,6 +70,7 @@ class RequestOptions:
     context_tokens: int = 0
     keep_alive_s: float | None = None
     header_lines: bytes = b""
+    billing: Billing | None = None
 
 
 NO_OPTIONS = RequestOptions()
@@ -95,6 +112,7 @@ class EngineRequest:
         wait_headers: Set while the request waits for a model: gives headers that report the model's state.
         load_s: Set by the backend: how long the request waited while its model was loaded, in seconds.
         choices: How many choices were asked for; 0 = `body` says it.
+        meter: Set by the dispatcher where somebody pays; None = nobody does.
     """
 
     operation: Operation
@@ -110,6 +128,7 @@ class EngineRequest:
     native: NativeOptions | None = None
     load_s: float = 0.0
     choices: int = 0
+    meter: RequestMeter | None = None
 
     @property
     def body(self) -> dict[str, Any]:

@@ -327,6 +327,8 @@ async def _read_whole(
         if spliced is not None:
             if (usage := plain.usage) is not None:
                 request.receipt.note_counts(usage.prompt_tokens, usage.completion_tokens, source="usage")
+                if (details := usage.prompt_tokens_details) is not None:
+                    request.receipt.cached_tokens = details.cached_tokens or 0
             return EngineReply(body=spliced)
     try:
         value = jsons.loads(body)

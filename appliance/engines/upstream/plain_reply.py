@@ -40,11 +40,18 @@ class _PlainChoice(Struct):
     finish_reason: str | None = None
 
 
+class PlainPromptDetails(Struct):
+    """How the tokens of a prompt were read."""
+
+    cached_tokens: TokenCount | None = None
+
+
 class PlainUsage(Struct):
     """The token counts of a response; None = not given."""
 
     prompt_tokens: TokenCount | None = None
     completion_tokens: TokenCount | None = None
+    prompt_tokens_details: PlainPromptDetails | None = None
 
 
 class PlainReply(Struct):

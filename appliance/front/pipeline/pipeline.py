@@ -264,7 +264,7 @@ class RequestPipeline:
     def response_headers(self, request: Request) -> list[tuple[str, str]]:
         """Return the headers that every response carries: the id, the receipt in short, CORS."""
         receipt = request.receipt
-        headers = [("x-request-id", receipt.id)]
+        headers = [("x-request-id", receipt.id), *receipt.headers]
         if receipt.backend:
             short, timing = receipt.render_headers()
             headers += [("x-appliance-receipt", _clean(short)), ("Server-Timing", timing)]
@@ -276,7 +276,7 @@ class RequestPipeline:
     def header_lines(self, request: Request) -> str:
         """Return the same headers as lines."""
         receipt = request.receipt
-        if not receipt.backend or "origin" in request.headers:
+        if not receipt.backend or receipt.headers or "origin" in request.headers:
             return render_fields(self.response_headers(request))
         short, timing = receipt.render_headers()
         return (

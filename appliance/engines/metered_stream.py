@@ -1,0 +1,175 @@
+"""A stream that is paid for while it flows, and ended cleanly where it cannot be paid for any longer."""
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from appliance.base import jsons
+from appliance.engines.billing import RequestMeter, TokenCounts
+from appliance.engines.outcome import Outcome
+from appliance.engines.receipts import Receipt
+from appliance.engines.stream import Stream
+from appliance.engines.types import EngineRequest, Operation
+from appliance.engines.upstream.exchange import count_choices
+
+ENGINES_OWN = ("usage", "timings")  # of Receipt.tokens_from: the engine has counted
+MAX_KEPT_BYTES = 4096  # of the first event, whose id the last one repeats
+DONE = b"data: [DONE]\n\n"
+
+
+class MeteredStream(Stream):
+    """The stream of one attempt, metered piece by piece. Closing it charges the attempt.
+
+    Args:
+        source: The engine's events, in OpenAI's dialect.
+        meter: Of the request; an attempt runs.
+        request: What is answered.
+    """
+
+    __slots__ = ("_first", "_is_closed", "_meter", "_request", "_seen", "_source", "_stopped")
+
+    def __init__(self, source: Stream, meter: RequestMeter, request: EngineRequest) -> None:
+        self._source = source
+        self._meter = meter
+        self._request = request
+        self._seen = 0
+        self._first = b""
+        self._is_closed = False
+        self._stopped = False
+
+    @property
+    def events(self) -> int:
+        """Events that were passed on."""
+        return self._source.events
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the attempt ended; None = it runs."""
+        return self._source.outcome
+
+    def _take(self, piece: bytes) -> bool:
+        """Meter a piece; False = it is not paid for, the stream ends before it."""
+        if not self._first:
+            self._first = piece[:MAX_KEPT_BYTES]
+        total = self._source.events
+        new = total - self._seen if total else piece.count(b"data: ")
+        self._seen = total
+        if self._meter.took(new, len(piece)):
+            return True
+        self._stopped = True
+        return False
+
+    async def __anext__(self) -> bytes:
+        if self._is_closed:
+            raise StopAsyncIteration
+        try:
+            piece = await self._source.__anext__()
+        except StopAsyncIteration:
+            self._end(Outcome.OK)
+            raise
+        except Exception:
+            self._end(Outcome.CUT_OFF)
+            raise
+        return piece if self._take(piece) else await self._stop()
+
+    async def pass_pieces(self, write: Callable[[bytes], bool]) -> bool:
+        """Give each piece to `write` as soon as it is there (see Stream)."""
+        if self._is_closed:
+            return True
+
+        def take(piece: bytes) -> bool:
+            return self._take(piece) and write(piece)
+
+        try:
+            has_ended = await self._source.pass_pieces(take)
+        except Exception:
+            self._end(Outcome.CUT_OFF)
+            raise
+        if has_ended:
+            self._end(Outcome.OK)
+            return True
+        return self._stopped and write(await self._stop())
+
+    async def aclose(self) -> None:
+        """Close the source, and charge what was received."""
+        try:
+            await self._source.aclose()
+        finally:
+            self._end(Outcome.CLIENT_LEFT)
+
+    async def _stop(self) -> bytes:
+        """End the response, since no more of it is paid for; return its last piece."""
+        counted = self._meter.counted
+        try:
+            await self._source.aclose()
+        finally:
+            note_stop(self._meter, self._request.receipt)
+            self._charge(Outcome.CLOSED, None)
+        return render_stop(self._request, self._first, counted, self._meter.stop_reason)
+
+    def _end(self, outcome: Outcome) -> None:
+        """Charge the attempt, if it was not; `outcome`: where the source does not say how it ended."""
+        if not self._is_closed:
+            self._charge(self._source.outcome or outcome, read_usage(self._request.receipt))
+
+    def _charge(self, outcome: Outcome, usage: TokenCounts | None) -> None:
+        self._is_closed = True
+        try:
+            self._meter.end_attempt(outcome, usage)
+        finally:
+            self._meter.close()
+
+
+def read_usage(receipt: Receipt) -> TokenCounts | None:
+    """Return the engine's own token counts; None = it gave none."""
+    if receipt.tokens_from not in ENGINES_OWN:
+        return None
+    return TokenCounts(receipt.prompt_tokens or 0, receipt.cached_tokens, receipt.completion_tokens or 0)
+
+
+def note_stop(meter: RequestMeter, receipt: Receipt) -> None:
+    """Record why we ended a response."""
+    receipt.stop_reason = meter.stop_reason
+
+
+def render_stop(request: EngineRequest, first: bytes, counted: TokenCounts, reason: str) -> bytes:
+    """Return the last events of a stream that we ended: every choice ends for its length.
+
+    Args:
+        request: What was answered.
+        first: The beginning of the stream; the id is taken from it.
+        counted: What was received; shown where the client asked for usage.
+        reason: Why: the field `appliance.stop_reason`.
+    """
+    is_chat = request.operation is Operation.CHAT
+    like = _first_event(first)
+    row: dict[str, Any] = {
+        "id": like.get("id") or f"{'chatcmpl' if is_chat else 'cmpl'}-{secrets.token_hex(12)}",
+        "object": "chat.completion.chunk" if is_chat else "text_completion",
+        "created": like.get("created") or int(request.receipt.at_s),
+        "model": request.public_model,
+    }
+    empty: dict[str, Any] = {"delta": {}} if is_chat else {"text": ""}
+    count = request.choices or count_choices(request.body)
+    choices = [{"index": number, **empty, "finish_reason": "length"} for number in range(count)]
+    last = {**row, "choices": choices, "appliance": {"stop_reason": reason}}
+    events = [b"data: " + jsons.dumps(last) + b"\n\n"]
+    options = request.body.get("stream_options")
+    if isinstance(options, dict) and options.get("include_usage"):
+        usage = {
+            "prompt_tokens": counted.prompt,
+            "completion_tokens": counted.completion,
+            "total_tokens": counted.prompt + counted.completion,
+        }
+        events.append(b"data: " + jsons.dumps({**row, "choices": [], "usage": usage}) + b"\n\n")
+    return b"".join(events) + DONE
+
+
+def _first_event(data: bytes) -> dict[str, Any]:
+    """Return the first event of a stream as an object; {} where it cannot be read."""
+    line = next((line for line in data.splitlines() if line.startswith(b"data: {")), b"")
+    try:
+        value = jsons.loads(line.removeprefix(b"data: "))
+    except jsons.InvalidJson:
+        return {}
+    return value if isinstance(value, dict) else {}
