@@ -3,7 +3,7 @@
 Modules:
     aliases: the names of the hosted model.
     backends: what can answer: servers, managed models, the hosted API, the demo engine.
-    billing: the meter of a request that somebody pays for.
+    billing: the meter of a request that an account pays for.
     dialects: how each kind of engine is queried and commanded.
     direct: slots for passthrough and tunnels, which speak to a server themselves.
     dispatch: which backend gets a request; the queue; another backend after a failure.

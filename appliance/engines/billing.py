@@ -1,4 +1,4 @@
-"""The meter of a request that somebody pays for.
+"""The meter of a request that an account pays for.
 
 The engines know no users, prices or wallets; what does implements `RequestMeter`, and `Billing` of types.py,
 which makes it. Without accounts no request has either, and nothing here is called.

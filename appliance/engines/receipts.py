@@ -92,7 +92,7 @@ class Receipt:
         began_s: When the request began, monotonic. JSON does not show it.
         key: The digest of the caller's key, in short (see `access.key_name`); "" = none was sent.
         cached_tokens: Of the prompt, read from the engine's cache, as it reported. JSON does not show it.
-        billing: What was charged; None = nobody pays, and JSON does not show it.
+        billing: What was charged; None = no account pays, and JSON does not show it.
         stop_reason: Why the appliance ended the response early: `credits_exhausted`; "" = it did not, and
             JSON does not show it.
         headers: Headers that the response gets, such as those of rate limits. JSON does not show them.

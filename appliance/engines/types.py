@@ -60,7 +60,7 @@ class RequestOptions:
         keep_alive_s: How long a model that runs here stays loaded after the request; 0 = not at all,
             negative = for ever, None = as configured.
         header_lines: Header fields of the client that the engine gets, as lines that end with CR LF.
-        billing: Who pays; None = nobody, it is not metered.
+        billing: Who pays; None = no account, it is not metered.
     """
 
     flow: str = ""
@@ -112,7 +112,7 @@ class EngineRequest:
         wait_headers: Set while the request waits for a model: gives headers that report the model's state.
         load_s: Set by the backend: how long the request waited while its model was loaded, in seconds.
         choices: How many choices were asked for; 0 = `body` says it.
-        meter: Set by the dispatcher where somebody pays; None = nobody does.
+        meter: Set by the dispatcher where an account pays; None = none does.
     """
 
     operation: Operation

@@ -1,4 +1,4 @@
-"""Requests that somebody pays for: every attempt is metered and charged once, streams end where money ends."""
+"""Requests that an account pays for: every attempt is metered and charged once, streams end where money ends."""
 
 import asyncio
 import json
@@ -274,7 +274,7 @@ def test_only_the_engines_own_counts_are_its_usage(source: str, usage: TokenCoun
     assert read_usage(receipt) == usage
 
 
-def test_receipts_of_requests_nobody_pays_for_are_as_before() -> None:
+def test_receipts_of_requests_without_a_payer_are_as_before() -> None:
     row = Receipt("r", cached_tokens=3).as_dict()
     assert not {"billing", "stop_reason", "headers", "cached_tokens"} & set(row)
     assert Receipt("r", stop_reason="credits_exhausted").as_dict()["stop_reason"] == "credits_exhausted"
