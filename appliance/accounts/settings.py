@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
-from appliance.base.settings import DurationS, PackageSettings, Switch, duration
+from appliance.base.setting_types import DurationS, Switch, duration
+from appliance.base.settings import PackageSettings
 
 MIN_SECRET_CHARS = 32
 WELL_KNOWN = re.compile(r"changeme|secret|password|jwt|[-_. 0-9]")  # repeated until they are long enough

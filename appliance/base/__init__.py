@@ -26,6 +26,7 @@ Modules:
     redis_client: connections to Redis.
     reach: which hosts may be contacted and which folders may be read.
     retry_budget: how many retries are allowed, as a share of the requests.
+    setting_types: the types of settings that are more than a text or a number.
     settings: the machinery of settings; every package declares its own with it.
     single_flight: one run of a piece of work for all callers at the same time.
     sse: server-sent events, parsed.

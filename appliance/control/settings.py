@@ -4,7 +4,8 @@ from pathlib import Path
 
 from pydantic import Field, SecretStr
 
-from appliance.base.settings import HOST, ListenHost, PackageSettings, Switch
+from appliance.base.setting_types import HOST, ListenHost, Switch
+from appliance.base.settings import PackageSettings
 
 
 class ControlSettings(PackageSettings):

@@ -5,7 +5,8 @@ from typing import Any
 
 from pydantic import Field, SecretStr
 
-from appliance.base.settings import CommaList, PackageSettings, Switch
+from appliance.base.setting_types import CommaList, Switch
+from appliance.base.settings import PackageSettings
 
 RELOAD: dict[str, Any] = {"reload": True}
 

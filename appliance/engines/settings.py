@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator
 
 from appliance.base.balancing import STRATEGIES
-from appliance.base.settings import CommaList, PackageSettings, SemicolonList, Switch
+from appliance.base.setting_types import CommaList, SemicolonList, Switch
+from appliance.base.settings import PackageSettings
 
 RELOAD: dict[str, Any] = {"reload": True}
 ZMQ: dict[str, Any] = {"allowed": "tcp://host:port or ipc:///path"}

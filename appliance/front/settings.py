@@ -4,7 +4,8 @@ from typing import Any
 
 from pydantic import Field, SecretStr, field_validator
 
-from appliance.base.settings import HOST, CommaList, ListenHost, PackageSettings, Switch
+from appliance.base.setting_types import HOST, CommaList, ListenHost, Switch
+from appliance.base.settings import PackageSettings
 
 MIN_KEY_CHARS = 8
 RELOAD: dict[str, Any] = {"reload": True}

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
-from appliance.base.settings import PackageSettings, Switch
+from appliance.base.setting_types import Switch
+from appliance.base.settings import PackageSettings
 
 UUID_SHAPE = re.compile(r"GPU-[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 BUS_ID_SHAPE = re.compile(r"[0-9A-Fa-f]{8}:[0-9A-Fa-f]{2}:[01][0-9A-Fa-f]\.[0-7]")

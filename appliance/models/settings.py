@@ -5,7 +5,8 @@ from typing import Any
 
 from pydantic import Field
 
-from appliance.base.settings import HOST, ListenHost, PackageSettings
+from appliance.base.setting_types import HOST, ListenHost
+from appliance.base.settings import PackageSettings
 
 # The ports of our own llama-servers, unless MODEL_FIRST_PORT and MODEL_LAST_PORT say otherwise.
 FIRST_PORT, LAST_PORT = 8085, 8584

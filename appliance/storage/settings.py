@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
-from appliance.base.settings import DurationS, PackageSettings, Switch, duration
+from appliance.base.setting_types import DurationS, Switch, duration
+from appliance.base.settings import PackageSettings
 
 SPELLINGS = {"postgresql": "postgres", "pg": "postgres", "sqlite3": "sqlite"}
 POSTGRES_NAME, SQLITE_NAME = "gpuproxy", "gpuproxy.db"

@@ -12,7 +12,7 @@ from appliance.base.errors import ApplianceError, Forbidden, Invalid, NotFound, 
 from appliance.base.logs import REDACTED
 from appliance.base.proxies import Proxy
 from appliance.base.reach import HostPolicy, check_url
-from appliance.base.settings import FALSE_WORDS, TRUE_WORDS
+from appliance.base.setting_types import FALSE_WORDS, TRUE_WORDS
 from appliance.downloads.sources.contract import (
     Interrupted,
     Listing,
