@@ -4,6 +4,13 @@ Modules:
     actor: who calls, and what a caller may do.
     allowance: what this process may spend of each wallet without asking the database.
     api_keys: keys as texts: made, recognised, stored as digests.
+    audit_log: who changed what.
+    callers: credentials to who calls.
+    changes: tells all replicas what was changed.
+    directory: keeps users and keys in memory current.
+    ended_sessions: which sessions other replicas have ended, where Redis alone keeps them.
+    identity: builds and joins the parts that know who calls.
+    issued_keys: API keys of users: made, listed, rotated, revoked.
     journal: what was held and charged, on the disk before the database knows it.
     limits: rate limits of users and keys, shared by all replicas.
     meter: holds money for one request, and charges it once.
@@ -11,8 +18,17 @@ Modules:
     price_file: the file of PRICES_FILE, and what is wrong with it.
     prices: what tokens of a model cost.
     refresh_rules: what happens to a refresh token that is presented.
+    session_stores: where sessions are kept: database, Redis, or both.
+    sessions: logins, their refreshes and their ends.
     settings: the variables; always imported.
     settlement: which tokens of an attempt are billed, and what is noted of it.
+    shared_counters: counters of rates in Redis.
+    snapshot: what is known of users and keys, in memory.
+    snapshot_file: the snapshot on disk, for restarts without the database.
+    snapshot_reader: reads the snapshot from the database.
     tokens: access tokens and refresh tokens: made, verified, derived.
+    user_export: all that is stored of a user.
+    user_forms: e-mail addresses, names and changes as callers send them.
+    users: registration, login, profile, roles, deletion.
     windows: counting within a window of time.
 """
