@@ -14,6 +14,7 @@ from typing import Any
 
 import boto3
 import pytest
+from aiohttp import web
 from moto.server import ThreadedMotoServer
 
 from appliance.sidecar import parse, running, sidecar_settings
@@ -361,3 +362,21 @@ async def test_commands_of_kthena_runtime(tmp_path: Path, bucket_of_adapters: st
         assert begun["status"] == "started"
         fetched = models / "modelA" / "model.safetensors"
         assert await until(lambda: fetched.is_file() and fetched.read_bytes() == b"weights", seconds=20)
+
+
+class SilentEngine(LoraEngine):
+    """A vLLM whose metrics page takes longer than anyone waits."""
+
+    async def _metrics(self) -> web.Response:
+        await asyncio.sleep(60)
+        return web.Response()
+
+
+async def test_the_runtimes_variable_limits_requests_to_the_engine(tmp_path: Path) -> None:
+    async with (
+        SilentEngine("vllm") as engine,
+        runtime(engine, tmp_path, REQUEST_TIMEOUT="0.5") as url,
+    ):
+        page = await ask(f"curl -s --max-time 20 -w '' {url}/metrics")
+        assert list(page) == ["detail"]
+        assert "0.5 s" in page["detail"]
