@@ -9,7 +9,7 @@ import trustme
 
 from appliance.base.errors import Forbidden, Invalid, NotFound, UpstreamFailed
 from tests.downloads.engines import MIB, ProgressLog, download_request, engine, random_bytes, read_folder
-from tests.fakes.file_hubs import Cut, FileServer, ModelScopeHub
+from tests.fakes.file_hubs import Cut, FileServer, ModelScopeHub, Status
 
 DATA = random_bytes(3 * MIB)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -48,6 +48,15 @@ async def test_a_file_is_compared_with_its_checksum(tmp_path: Path, tls: tuple) 
     assert read_folder(tmp_path / "out") == {"model v1.gguf": DATA}
     assert read_folder(tmp_path / "two") == {}
     assert "verysecret" not in (tmp_path / "out" / ".download.json").read_text()
+
+
+async def test_a_file_that_changed_at_its_source_is_not_tried_again(tmp_path: Path, tls: tuple) -> None:
+    async with FileServer({"model.gguf": DATA}, ssl_context=tls[0]) as server:
+        server.faults["model.gguf"] = [Status(412)] * 6
+        fetcher = engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=LISTED, download_max_workers=1)
+        with pytest.raises(UpstreamFailed, match="changed at its source"):
+            await fetcher.download(download_request(f"{server.url}/model.gguf", tmp_path / "out"))
+        assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize(
