@@ -13,7 +13,21 @@ from appliance.base.settings import PackageSettings
 
 RELOAD: dict[str, Any] = {"reload": True}
 ZMQ: dict[str, Any] = {"allowed": "tcp://host:port or ipc:///path"}
+KEY = re.compile(r"[!-~]+")
 ZMQ_ENDPOINT = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+\]|[^\s:/*\[\]]+):[0-9]{1,5}|ipc://\S+")
+
+
+def check_key(key: str) -> None:
+    """Refuse a key that cannot be sent: it would end the header, or every request would fail.
+
+    Raises:
+        ValueError: It is not one word of printable ASCII characters; it is not shown.
+    """
+    if key and not KEY.fullmatch(key):
+        raise ValueError(
+            "a key is one word of printable ASCII characters, without spaces and line breaks; is there more "
+            "than one in it?"
+        )
 
 
 class EngineSettings(PackageSettings):
@@ -273,6 +287,12 @@ class EngineSettings(PackageSettings):
         for folder in value:
             if not folder.startswith("/") or ".." in folder.split("/") or folder.rstrip("/") == "":
                 raise ValueError(f"{folder!r} is not an absolute path of a folder below / without '..'")
+        return value
+
+    @field_validator("novita_api_key")
+    @classmethod
+    def _key(cls, value: SecretStr) -> SecretStr:
+        check_key(value.get_secret_value())
         return value
 
     @field_validator("novita_openai_endpoints")

@@ -30,7 +30,7 @@ from appliance.base.errors import Invalid
 from appliance.base.files import read_text_file
 from appliance.base.plain_text import without_userinfo
 from appliance.base.settings import Problem
-from appliance.engines.settings import EngineSettings
+from appliance.engines.settings import EngineSettings, check_key
 from appliance.models.table.section import hint_of
 
 DEFAULT_POOL = "default"
@@ -149,7 +149,7 @@ class BackendSpec(BaseModel):
         """Return the same backend with its key, read from `api_key_env` or `api_key_file`.
 
         Raises:
-            ValueError: The variable is not set, or the file cannot be read.
+            ValueError: The variable is not set, the file cannot be read, or the key cannot be sent.
         """
         if self.api_key_env:
             key = environ.get(self.api_key_env, "")
@@ -161,7 +161,9 @@ class BackendSpec(BaseModel):
             except (OSError, UnicodeDecodeError) as exc:
                 raise ValueError(f"api_key_file: {self.api_key_file} cannot be read: {exc}") from None
         else:
+            check_key(self.api_key.get_secret_value())
             return self
+        check_key(key)
         return self.model_copy(update={"api_key": SecretStr(key), "api_key_env": "", "api_key_file": ""})
 
 

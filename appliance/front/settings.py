@@ -124,7 +124,10 @@ class FrontSettings(PackageSettings):
     @field_validator("appliance_api_keys", "operator_api_keys", "stay_local_api_keys")
     @classmethod
     def _check_length(cls, value: SecretStr) -> SecretStr:
-        if any(len(key) < MIN_KEY_CHARS for key in split_keys(value)):
+        keys = split_keys(value)
+        if value.get_secret_value() and not keys:
+            raise ValueError("it holds no key, only separators; unset it, or give a key")
+        if any(len(key) < MIN_KEY_CHARS for key in keys):
             raise ValueError(f"a key is shorter than {MIN_KEY_CHARS} characters; use long random keys")
         return value
 

@@ -1,9 +1,9 @@
 """The settings of the models package. The model table is in the file of CONFIG_PATH, or is MODEL_DIR."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from appliance.base.setting_types import HOST, ListenHost
 from appliance.base.settings import PackageSettings
@@ -79,3 +79,12 @@ class ModelSettings(PackageSettings):
         description="Address of STATUS_PORT; requests need no key",
         json_schema_extra={"allowed": HOST},
     )
+
+    @model_validator(mode="after")
+    def _check_ports(self) -> Self:
+        if self.model_first_port > self.model_last_port:
+            raise ValueError(
+                f"MODEL_LAST_PORT: {self.model_last_port} is below MODEL_FIRST_PORT "
+                f"({self.model_first_port}), so that no port is left. Change one of them."
+            )
+        return self
