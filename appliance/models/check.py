@@ -25,15 +25,13 @@ from appliance.models.table.command import (
 )
 from appliance.models.table.engine import EngineCommand, InvalidReference, fill_words
 from appliance.models.table.estimate import MIB, estimate_memory
-from appliance.models.table.gguf import (
-    GgufHeader,
-    InvalidGguf,
+from appliance.models.table.gguf import GgufHeader, InvalidGguf, read_header
+from appliance.models.table.gguf_files import (
     check_split,
     check_whole,
     gguf_size_bytes,
     is_regular,
     missing_parts,
-    read_header,
 )
 
 MAX_DRAFT_DIFFERENCE = 128  # tokens by which the vocabularies of a model and its draft may differ

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from appliance.base.errors import Invalid, NotFound
 from appliance.downloads.contract import SourceOffer
-from appliance.models.table.gguf import PART
+from appliance.models.table.gguf_files import PART
 
 HOSTS = ("hf.co", "huggingface.co")
 PREFERRED = "Q4_K_M"

@@ -27,14 +27,8 @@ from appliance.models.table.details import (
 )
 from appliance.models.table.entries import Params
 from appliance.models.table.file_state import FileState
-from appliance.models.table.gguf import (
-    GgufHeader,
-    InvalidGguf,
-    ParameterCount,
-    gguf_parts,
-    read_header,
-    read_tensors,
-)
+from appliance.models.table.gguf import GgufHeader, InvalidGguf, ParameterCount, read_header, read_tensors
+from appliance.models.table.gguf_files import gguf_parts
 from appliance.models.table.library import ModelLibrary
 from tests.models.test_gguf import ARCHITECTURE, made, text
 from tests.tools.tiny_models import TEMPLATE

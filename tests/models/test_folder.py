@@ -17,7 +17,8 @@ from appliance.models.table import file_walk, folder
 from appliance.models.table.catalogue_reader import read_catalogue
 from appliance.models.table.file_state import read_states
 from appliance.models.table.folder import scan_folder
-from appliance.models.table.gguf import InvalidGguf, gguf_size_bytes, read_header
+from appliance.models.table.gguf import InvalidGguf, read_header
+from appliance.models.table.gguf_files import gguf_size_bytes
 
 
 def text(value: str) -> bytes:

@@ -21,10 +21,10 @@ from appliance.models.table.gguf import (
     GREATEST,
     InvalidGguf,
     ParameterCount,
-    check_whole,
     read_header,
     read_tensors,
 )
+from appliance.models.table.gguf_files import check_whole
 
 
 def text(value: str) -> bytes:

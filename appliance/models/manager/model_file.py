@@ -15,15 +15,8 @@ from appliance.models.table.engine import EngineCommand
 from appliance.models.table.entries import System
 from appliance.models.table.estimate import Estimate, estimate_memory
 from appliance.models.table.file_state import FileState, read_states
-from appliance.models.table.gguf import (
-    GgufHeader,
-    InvalidGguf,
-    check_split,
-    check_whole,
-    gguf_parts,
-    gguf_size_bytes,
-    read_header,
-)
+from appliance.models.table.gguf import GgufHeader, InvalidGguf, read_header
+from appliance.models.table.gguf_files import check_split, check_whole, gguf_parts, gguf_size_bytes
 
 log = get_logger("models")
 

@@ -16,6 +16,8 @@ Modules:
     folder: a folder of files as a table.
     folder_watch: which whole files a folder has, whenever that changes.
     gguf: the header of a GGUF file.
+    gguf_files: the files of one GGUF model.
+    gguf_tables: tables of the GGUF format.
     groups: which models are loaded together, and which never.
     hooks: commands that are run before a model is loaded and after it was unloaded.
     library: facts about models; reads each file once.

@@ -21,7 +21,7 @@ from appliance.models.table.engine import EngineCommand, engine_of, program_of
 from appliance.models.table.entries import ModelEntry, Params, Table
 from appliance.models.table.file_walk import WalkedFolder
 from appliance.models.table.folder import FoundModel, scan_folder
-from appliance.models.table.gguf import is_regular
+from appliance.models.table.gguf_files import is_regular
 from appliance.models.table.groups import conflicts_of, find_group_problems
 from appliance.models.table.hooks import hooks_of
 from appliance.models.table.pulled import read_pulled

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from appliance.models.table.catalogue import Model
 from appliance.models.table.entries import System
-from appliance.models.table.gguf import GgufHeader, InvalidGguf, gguf_size_bytes, read_header
+from appliance.models.table.gguf import GgufHeader, InvalidGguf, read_header
+from appliance.models.table.gguf_files import gguf_size_bytes
 
 MIB = 1 << 20
 # Bytes of one element. The quantised ones hold blocks of 32 with a scale (and a minimum).

@@ -20,16 +20,8 @@ from pathlib import Path
 
 from appliance.base.settings import Problem
 from appliance.models.table.file_walk import WalkedFolder, shown_path, walk_folder
-from appliance.models.table.gguf import (
-    GgufHeader,
-    InvalidGguf,
-    check_split,
-    check_whole,
-    gguf_parts,
-    gguf_stem,
-    missing_parts,
-    read_header,
-)
+from appliance.models.table.gguf import GgufHeader, InvalidGguf, read_header
+from appliance.models.table.gguf_files import check_split, check_whole, gguf_parts, gguf_stem, missing_parts
 
 MAX_ALIAS = 512  # characters
 _WORDS = re.compile(r"[^\W_]+(?:\.[^\W_]+)*")

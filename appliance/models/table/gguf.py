@@ -9,7 +9,6 @@ Source: the GGUF specification, versions 2 and 3; ggml's table of types.
 
 import math
 import os
-import re
 import stat
 import struct
 from collections.abc import Iterator
@@ -18,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from appliance.models.table.gguf_tables import ARRAY, BLOCKS, FILE_TYPES, FORMATS, GREATEST, STRING
+
 MAGIC = b"GGUF"
 MAX_KEYS = 65_536
 MAX_KEY_BYTES = 65_535  # as the specification says
 MAX_TENSORS = 100_000  # today's have up to some 20,000
-MAX_PARTS = 4096  # files of one model
 MAX_HEADER_BYTES = 256 << 20  # the largest have some 40 MB: a vocabulary, and the tokenizer as JSON
 MAX_TEXTS = 4_000_000  # in all lists together; the largest vocabularies and their merges have 0.8 million
 MAX_TEXT_BYTES = 1 << 20  # of a text that is kept; of a longer one only its length is
@@ -34,108 +34,9 @@ WINDOW_BYTES = 256 << 10  # read at a time
 MAX_DIMENSIONS = 8  # of a tensor; today's have up to four
 MIN_BITS = 1  # that a parameter takes: the tightest quantizations have some 1.6
 MAX_KEPT = 1024  # elements of an array that are kept; of longer ones (vocabularies) only how many there are
-_FORMATS = {
-    0: "<B",
-    1: "<b",
-    2: "<H",
-    3: "<h",
-    4: "<I",
-    5: "<i",
-    6: "<f",
-    7: "<?",
-    10: "<Q",
-    11: "<q",
-    12: "<d",
-}
-_STRING, _ARRAY = 8, 9
-# Greatest values of an architecture's numbers. All are far beyond what there is: they only keep sums finite.
-GREATEST = {
-    "block_count": 10_000,
-    "context_length": 1 << 31,
-    "embedding_length": 1 << 24,
-    "attention.head_count": 1 << 16,
-    "attention.head_count_kv": 1 << 16,
-    "attention.key_length": 1 << 20,
-    "attention.value_length": 1 << 20,
-    "attention.sliding_window": 1 << 31,
-    "vocab_size": 1 << 26,
-}
-# ggml type → (elements of a block, bytes of a block).
-BLOCKS = {
-    0: (1, 4),
-    1: (1, 2),
-    2: (32, 18),
-    3: (32, 20),
-    6: (32, 22),
-    7: (32, 24),
-    8: (32, 34),
-    10: (256, 84),
-    11: (256, 110),
-    12: (256, 144),
-    13: (256, 176),
-    14: (256, 210),
-    16: (256, 66),
-    17: (256, 74),
-    18: (256, 98),
-    19: (256, 50),
-    20: (32, 18),
-    21: (256, 110),
-    22: (256, 82),
-    23: (256, 136),
-    24: (1, 1),
-    25: (1, 2),
-    26: (1, 4),
-    27: (1, 8),
-    28: (1, 8),
-    29: (256, 56),
-    30: (1, 2),
-    34: (256, 54),
-    35: (256, 66),
-    39: (32, 17),
-}
-# general.file_type → its usual name (llama.cpp's LLAMA_FTYPE).
-FILE_TYPES = {
-    0: "F32",
-    1: "F16",
-    2: "Q4_0",
-    3: "Q4_1",
-    7: "Q8_0",
-    8: "Q5_0",
-    9: "Q5_1",
-    10: "Q2_K",
-    11: "Q3_K_S",
-    12: "Q3_K_M",
-    13: "Q3_K_L",
-    14: "Q4_K_S",
-    15: "Q4_K_M",
-    16: "Q5_K_S",
-    17: "Q5_K_M",
-    18: "Q6_K",
-    19: "IQ2_XXS",
-    20: "IQ2_XS",
-    21: "Q2_K_S",
-    22: "IQ3_XS",
-    23: "IQ3_XXS",
-    24: "IQ1_S",
-    25: "IQ4_NL",
-    26: "IQ3_S",
-    27: "IQ3_M",
-    28: "IQ2_S",
-    29: "IQ2_M",
-    30: "IQ4_XS",
-    31: "IQ1_M",
-    32: "BF16",
-    36: "TQ1_0",
-    37: "TQ2_0",
-    38: "MXFP4",
-}
-
-
-PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.gguf)", re.IGNORECASE)
 MIN_BYTES = 24  # a header without a key
 ALIGNMENT = 32  # of tensors, where the header does not say
 MAX_NAME = 256  # characters of a name that a header has
-SHOWN_PARTS = 5
 INCOMPLETE = "it ends within {!r}: it is incomplete, or still being written"
 _RANK = 4  # LLAMA_POOLING_TYPE_RANK: it pools to a score
 
@@ -246,90 +147,6 @@ class GgufHeader:
             for one in value if isinstance(value, list) else [value]:
                 if isinstance(one, int) and one > greatest:
                     raise InvalidGguf(f"{key} is {one}, which is impossible: at most {greatest}")
-
-
-def _part_of(path: Path) -> re.Match[str] | None:
-    """Match the name of a part; None = it is none, or its numbers cannot be those of a part."""
-    found = PART.fullmatch(path.name)
-    if found is None or not 1 <= int(found["number"]) <= int(found["count"]) <= MAX_PARTS:
-        return None
-    return found
-
-
-def gguf_parts(path: Path) -> list[Path]:
-    """Return all files of a model: itself, or (`-00001-of-00003`) all parts in their order, there or not."""
-    found = _part_of(path)
-    if not found:
-        return [path]
-    return [
-        path.with_name(f"{found['stem']}-{number:05}-of-{found['count']}{found['ending']}")
-        for number in range(1, int(found["count"]) + 1)
-    ]
-
-
-def gguf_stem(path: Path) -> str:
-    """Return a file's name without its ending, and without `-00001-of-00003`."""
-    found = _part_of(path)
-    return found["stem"] if found else path.stem
-
-
-def is_regular(path: Path) -> bool:
-    """Whether there is a regular file that we may ask for: no folder, pipe, device or loop of links."""
-    return regular_size_bytes(path) is not None
-
-
-def regular_size_bytes(path: Path) -> int | None:
-    """Return a file's size; None = it is missing, out of reach, or no regular file."""
-    try:
-        found = path.stat()
-    except (OSError, ValueError):  # ValueError: the name cannot be that of a file
-        return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
-
-
-def missing_parts(path: Path) -> str:
-    """Name the parts of a model that are missing, the first few; "" = all are there."""
-    missing = [part.name for part in gguf_parts(path) if not is_regular(part)]
-    more = f" and {len(missing) - SHOWN_PARTS} more" if len(missing) > SHOWN_PARTS else ""
-    return ", ".join(missing[:SHOWN_PARTS]) + more
-
-
-def gguf_size_bytes(path: Path) -> int:
-    """Return the size of a model's files together; missing ones count nothing."""
-    return sum(regular_size_bytes(part) or 0 for part in gguf_parts(path))
-
-
-def check_split(path: Path, header: GgufHeader) -> None:
-    """Refuse a part of a model whose name is not that of the part that its header says it is.
-
-    Raises:
-        InvalidGguf: llama-server would not find the other parts.
-    """
-    count, number = header.values.get("split.count"), header.values.get("split.no")
-    if not isinstance(count, int) or count <= 1:
-        return
-    found, shown = _part_of(path), number + 1 if isinstance(number, int) else 0
-    if found is None or (int(found["count"]), int(found["number"])) != (count, shown):
-        raise InvalidGguf(
-            f"it says that it is part {shown} of {count}, but it is not named so: name the parts "
-            "NAME-00001-of-00002.gguf, and the model by its first part"
-        )
-
-
-def check_whole(path: Path) -> None:
-    """Check that the parts of a model have all the bytes that their headers promise.
-
-    Raises:
-        InvalidGguf: One is incomplete, or its header is damaged.
-        OSError: One cannot be read.
-    """
-    for part in gguf_parts(path):
-        size, end = regular_size_bytes(part), read_tensors(part).end_bytes
-        if size is not None and end > size:
-            name = "it" if part == path else part.name
-            raise InvalidGguf(
-                f"{name} has {size} of {end} bytes: {name} is incomplete, or still being written"
-            )
 
 
 def read_header(path: Path, *, max_kept: int = MAX_KEPT, is_brief: bool = False) -> GgufHeader:
@@ -449,26 +266,26 @@ class _Reader:
         return self._take(length, "a key").decode("utf-8", "replace")
 
     def _value(self, kind: int, key: str) -> Any:
-        if kind == _STRING:
+        if kind == STRING:
             return self._text(key)
-        if kind in _FORMATS:
+        if kind in FORMATS:
             self._keep(0)
-            return self._scalar(_FORMATS[kind])
-        if kind == _ARRAY:
+            return self._scalar(FORMATS[kind])
+        if kind == ARRAY:
             return self._array(key)
         raise InvalidGguf(f"the value {key[:SHOWN]!r} has the unknown type {kind}")
 
     def _array(self, key: str) -> Any:
         kind, length = self._scalar("<I"), self._scalar("<Q")
-        if kind in _FORMATS:
-            form = _FORMATS[kind]
+        if kind in FORMATS:
+            form = FORMATS[kind]
             size = struct.calcsize(form) * length
             if length > self._most_kept:
                 self._pass(size, key)
                 return ParameterCount(length)
             self._keep(ELEMENT_BYTES * length)
             return [one for (one,) in struct.iter_unpack(form, self._take(size, key))]
-        if kind != _STRING:
+        if kind != STRING:
             raise InvalidGguf(f"the array {key[:SHOWN]!r} has values of the unknown type {kind}")
         if length * 8 > self._size:
             raise InvalidGguf(f"the array {key[:SHOWN]!r} is longer than the file")

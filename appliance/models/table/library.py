@@ -16,7 +16,8 @@ from appliance.models.table.details import ModelDetails, gather_details
 from appliance.models.table.digests import DigestCache
 from appliance.models.table.entries import Params
 from appliance.models.table.file_state import FileState
-from appliance.models.table.gguf import InvalidGguf, gguf_parts, read_header, read_tensors
+from appliance.models.table.gguf import InvalidGguf, read_header, read_tensors
+from appliance.models.table.gguf_files import gguf_parts
 
 DIGEST_WAIT_S = 2.0  # of one call; enough for about 3 GB
 EVERYTHING = 1 << 40  # elements: longer than any list
