@@ -53,6 +53,18 @@ def _programs() -> Path | None:
     return Path(path).resolve().parent if path else None
 
 
+def plain_user() -> str | None:
+    """Return whom servers that refuse root run as; None = this process's own user."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name).pw_name
+        except KeyError:
+            continue
+    cannot("PostgreSQL refuses to run as root, and there is no user postgres or nobody")
+
+
 class PostgresServer:
     """One server; the tests' user is its administrator.
 
@@ -62,9 +74,9 @@ class PostgresServer:
     def __init__(self, folder: Path, options: str = QUICK) -> None:
         programs = _programs()
         if programs is None:
-            cannot("PostgreSQL 15 or newer is not installed: tests/tools/setup-machine test")
+            cannot("PostgreSQL 15 or newer is not installed: tests/tools/setup-machine database")
         self.folder, self._programs, self._options = folder, programs, options
-        self._user = self._plain_user()
+        self._user = plain_user()
         self._process: subprocess.Popen[bytes] | None = None
         self.port = 5432
         if self._user is not None:
@@ -82,18 +94,6 @@ class PostgresServer:
             "UTF8",
             "--locale=C.UTF-8",
         )
-
-    @staticmethod
-    def _plain_user() -> str | None:
-        """Return whom PostgreSQL runs as: it refuses root."""
-        if os.geteuid() != 0:
-            return None
-        for name in ("postgres", "nobody"):
-            try:
-                return pwd.getpwnam(name).pw_name
-            except KeyError:
-                continue
-        cannot("PostgreSQL refuses to run as root, and there is no user postgres or nobody")
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(

@@ -195,11 +195,14 @@ def _apply(
 
 
 def main(arguments: list[str]) -> int:
-    """Migrate a SQLite file, for a serving process; return the exit code."""
+    """Migrate a SQLite file, for a serving process; return the exit code: 75 = it may work later."""
     try:
         migrate_sqlite(Path(arguments[0]), output=sys.stderr)
-    except (StoreRefused, StoreUnavailable) as exc:
-        sys.stderr.write(f"{exc.reason if isinstance(exc, StoreUnavailable) else exc}\n")
+    except StoreUnavailable as exc:
+        sys.stderr.write(f"{exc.reason}\n")
+        return os.EX_TEMPFAIL
+    except StoreRefused as exc:
+        sys.stderr.write(f"{exc}\n")
         return 1
     return 0
 

@@ -1,6 +1,7 @@
 """From settings to a database, which is not opened yet."""
 
 import asyncio
+import os
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 from appliance.base.clock import Clock
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
-from appliance.storage.database import Database, StoreRefused
+from appliance.storage.database import Database, StoreRefused, StoreUnavailable
 from appliance.storage.postgres import PostgresAddress, PostgresDatabase
 from appliance.storage.postgres_pool import PoolRules
 from appliance.storage.revisions import NEWEST, check_revision, read_sqlite_revision
@@ -87,7 +88,8 @@ async def migrate_if_pending(path: Path) -> None:
         path: The file; a missing one is made.
 
     Raises:
-        StoreRefused: It could not be migrated.
+        StoreRefused: It cannot be migrated.
+        StoreUnavailable: It could not be written.
     """
     try:
         revision = await asyncio.to_thread(read_sqlite_revision, path)
@@ -112,6 +114,8 @@ async def migrate_if_pending(path: Path) -> None:
         await process.wait()
         raise
     words = errors.decode(errors="replace").strip()
+    if process.returncode == os.EX_TEMPFAIL:
+        raise StoreUnavailable(words[-500:])
     if process.returncode:
         raise StoreRefused(f"{path} could not be migrated: {words[-500:]}")
     log.info("store_migrated", database="sqlite", said=words[-500:])

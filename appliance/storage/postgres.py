@@ -299,14 +299,11 @@ async def open_raw(
         connect_timeout_s: Longest wait for it.
         statement_timeout_s: Longest time of a statement; None = no limit.
     """
-    settings = {"application_name": "appliance"}
-    if address.has_session:
-        settings |= {
-            "statement_timeout": str(int((statement_timeout_s or 0) * 1000)),
-            "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_S * 1000),
-            "timezone": "UTC",
-        }
-    return await asyncpg.connect(
+    session = {
+        "statement_timeout": str(int((statement_timeout_s or 0) * 1000)),
+        "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_S * 1000),
+    }
+    connection = await asyncpg.connect(
         host=address.host,
         port=address.port,
         user=address.user,
@@ -316,8 +313,15 @@ async def open_raw(
         timeout=connect_timeout_s,
         command_timeout=None if statement_timeout_s is None else statement_timeout_s + ANSWER_MARGIN_S,
         statement_cache_size=100 if address.has_prepared else 0,
-        server_settings=settings,
+        server_settings={"application_name": "appliance"} | (session if address.has_prepared else {}),
     )
+    if address.has_session and not address.has_prepared:  # PgBouncer takes no settings when one connects
+        try:
+            await connection.execute("; ".join(f"SET {name} = {value}" for name, value in session.items()))
+        except BaseException:
+            connection.terminate()
+            raise
+    return connection
 
 
 def build_engine(

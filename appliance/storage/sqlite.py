@@ -130,14 +130,16 @@ class _Thread:
         if self.raw is not None:
             self.raw.interrupt()
 
+    async def reset(self) -> None:
+        """Close the connection; the next use opens another one."""
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._forget)
+
     async def close(self) -> None:
         """Close the connection and end the thread."""
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._executor, self.forget)
+        await self.reset()
         self._executor.shutdown(wait=False)
 
-    def forget(self) -> None:
-        """Close the connection; the next use opens another one. Called in the thread."""
+    def _forget(self) -> None:
         connection, self._connection, self.raw = self._connection, None, None
         if connection is not None:
             try:
@@ -230,7 +232,7 @@ class SqliteDatabase(Database):
         try:
             await self._writer.call(_write_once, self._statement_timeout_s)
         except SQLAlchemyError as exc:
-            await self._writer.call(lambda connection: self._writer.forget())
+            await self._writer.reset()
             raise self._as_unavailable(exc) from None
         if self._check is not None:
             async with self._reading() as transaction:

@@ -13,6 +13,8 @@ import trustme
 
 from appliance.base.settings import InvalidSettings
 from appliance.engines.settings import EngineSettings
+from appliance.settings import load_or_raise
+from appliance.storage.settings import StorageSettings
 from tests.fakes.engine_server import EngineServer
 from tests.fakes.kv_publisher import Publisher, block_hash, publisher
 from tests.journeys.running import Start, free_port, until
@@ -242,7 +244,7 @@ async def test_the_appliance_follows_the_sidecars_backend(
 )
 def test_an_invalid_setting_is_named(variable: str, value: str) -> None:
     with pytest.raises(InvalidSettings, match=variable):
-        EngineSettings.from_env({variable: value})
+        load_or_raise({variable: value})
 
 
 @pytest.mark.parametrize(
@@ -254,7 +256,7 @@ def test_endpoints_of_every_kind_are_accepted(endpoint: str) -> None:
 
 def test_the_redis_password_is_secret_and_may_be_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "password").write_text("of-the-index\n")
-    settings = EngineSettings.from_env({"REDIS_PASSWORD_FILE": str(tmp_path / "password")})
+    settings = StorageSettings.from_env({"REDIS_PASSWORD_FILE": str(tmp_path / "password")})
     assert settings.redis_password.get_secret_value() == "of-the-index"
     assert "of-the-index" not in repr(settings)
 
