@@ -22,7 +22,6 @@ Modules:
     sessions: logins, their refreshes and their ends.
     settings: the variables; always imported.
     settlement: which tokens of an attempt are billed, and what is noted of it.
-    shared_counters: counters of rates in Redis.
     snapshot: what is known of users and keys, in memory.
     snapshot_file: the snapshot on disk, for restarts without the database.
     snapshot_reader: reads the snapshot from the database.

@@ -1,10 +1,9 @@
 """Builds the parts that know who calls, joins them, starts and stops them."""
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final
 
 from appliance.accounts.actor import Limits
 from appliance.accounts.callers import Callers, CheckLoopback
@@ -23,47 +22,32 @@ from appliance.accounts.session_stores import (
 )
 from appliance.accounts.sessions import Sessions
 from appliance.accounts.settings import AccountSettings
-from appliance.accounts.shared_counters import RedisCounters
 from appliance.accounts.snapshot import Snapshot
 from appliance.accounts.snapshot_file import FILE_NAME, SnapshotFile
 from appliance.accounts.snapshot_reader import SnapshotReader
 from appliance.accounts.tokens import AccessTokens, RefreshTokens
 from appliance.accounts.users import Registered, UserRules, Users
 from appliance.base.clock import Clock
-from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 from appliance.storage.database import Database, StoreUnavailable
+from appliance.storage.redis_store import RedisStore, RedisUnavailable
 
-log = get_logger("accounts")
 HOUR_S: Final = 3600.0
 TIDY_S: Final = 60.0
 REDIS_CHANNEL: Final = f"{CHANNEL}:changes"
 
 
-class RedisLink(Protocol):
-    """A Redis, as accounts use it. All methods raise where it cannot be reached."""
-
-    async def execute(self, *command: str | bytes | int) -> Any:
-        """Send one command; texts come back as bytes."""
-
-    async def pipeline(self, commands: Sequence[tuple[str | bytes | int, ...]]) -> list[Any]:
-        """Send commands in one round trip; return their answers."""
-
-    async def listen(self, channel: str, callback: Callable[[], None]) -> None:
-        """Call `callback` for each message of a channel, and after each new connection, for ever."""
-
-
 class _RedisBell:
     """Wakes the other replicas by a message of Redis."""
 
-    def __init__(self, redis: RedisLink) -> None:
+    def __init__(self, redis: RedisStore) -> None:
         self._redis = redis
 
     async def ring(self) -> None:
         try:
-            await self._redis.execute("PUBLISH", REDIS_CHANNEL, "")
-        except Exception as error:  # they poll
-            log.debug("not_published", error=repr(error))
+            await self._redis.publish(REDIS_CHANNEL)
+        except RedisUnavailable:
+            pass  # they poll
 
 
 @dataclass(slots=True)
@@ -89,7 +73,7 @@ class Identity:
     users: Users
     keys: IssuedKeys
     clock: Clock
-    redis: RedisLink | None
+    redis: RedisStore | None
     ended: EndedSessions | None
     tasks: Tasks
 
@@ -102,7 +86,7 @@ class Identity:
         if self.ended is not None:
             self.tasks.every(POLL_S, self.ended.read, name="accounts_sessions_ended")
         if self.redis is not None:
-            self.tasks.start(self._listen(self.redis), name="accounts_redis")
+            await self.redis.listen(REDIS_CHANNEL, self._woken)
 
     async def close(self) -> None:
         """Write what is only in memory. The tasks are ended by their owner."""
@@ -111,19 +95,7 @@ class Identity:
         await self.limits.sync()
         self.passwords.close()
 
-    def is_redis_up(self) -> bool:
-        """Whether Redis answered when it was used last; True where there is none."""
-        return getattr(self.session_store, "is_redis_up", True) and not self.limits.is_redis_down
-
-    async def _listen(self, redis: RedisLink) -> None:
-        while True:
-            try:
-                await redis.listen(REDIS_CHANNEL, self._woken)
-            except Exception as error:
-                log.debug("redis_unheard", error=repr(error))
-            await asyncio.sleep(POLL_S)
-
-    def _woken(self) -> None:
+    def _woken(self, _: str | None) -> None:
         self.changes.wake()
         if self.ended is not None:
             self.tasks.start(self.ended.read(), name="accounts_sessions_ended_now")
@@ -146,7 +118,7 @@ def build_identity(
     clock: Clock,
     tasks: Tasks,
     check_loopback: CheckLoopback,
-    redis: RedisLink | None = None,
+    redis: RedisStore | None = None,
     replicas: Callable[[], int] = lambda: 1,
     registered: Registered | None = None,
 ) -> Identity:
@@ -181,7 +153,7 @@ def build_identity(
     limits = RateLimits(
         clock=clock,
         defaults=default_limits(settings),
-        shared=RedisCounters(redis) if redis is not None else None,
+        shared=redis,
         replicas=replicas,
     )
     store, ended = _session_store(settings, database, changes, directory, clock=clock, redis=redis)
@@ -238,7 +210,7 @@ def _session_store(
     directory: Directory,
     *,
     clock: Clock,
-    redis: RedisLink | None,
+    redis: RedisStore | None,
 ) -> tuple[SessionStore, EndedSessions | None]:
     """Choose where sessions are kept: SESSION_MODE, and `sql` where balanced has no Redis."""
     sql = SqlSessions(database, changes)

@@ -21,7 +21,7 @@ from appliance.accounts.snapshot_reader import stored_limits
 from appliance.base import jsons
 from appliance.base.clock import Clock, format_rfc3339
 from appliance.base.errors import Conflict, Forbidden, NotFound
-from appliance.base.ids import new_id
+from appliance.base.ids import is_id, new_id
 from appliance.storage.database import Database, Transaction
 from appliance.storage.schema import api_keys
 
@@ -284,7 +284,7 @@ class IssuedKeys:
 
     async def _get(self, transaction: Transaction, user_id: str, key_id: str) -> StoredKey:
         query = select(api_keys).where(api_keys.c.id == key_id, api_keys.c.user_id == user_id)
-        rows = await transaction.execute(query)
+        rows = await transaction.execute(query) if is_id(key_id) else []
         if not rows:
             shown = key_id[:SHOWN_ID_CHARACTERS]
             raise NotFound(f"There is no API key {shown!r} of this user.", code="key_unknown")

@@ -22,13 +22,15 @@ from appliance.base.clock import Clock
 from appliance.base.errors import Unavailable
 from appliance.base.logs import get_logger
 from appliance.storage.database import Database, Rows, StoreUnavailable, Transaction
+from appliance.storage.redis_store import Command, RedisStore, RedisUnavailable
 from appliance.storage.schema import sessions
 
 log = get_logger("accounts")
 MAX_LISTED: Final = 200
 ENDED_KEY: Final = "appliance:sessions_ended"
 
-# KEYS: the session. ARGV: its present token's hash, the new one's, now and the new end in ms, the ttl in s.
+# KEYS: the session, the list of its user.
+# ARGV: the present token's hash, the new one's, now and the new end in ms, the time to live in s.
 ROTATE: Final = """
 local raw = redis.call('GET', KEYS[1])
 if not raw then return 0 end
@@ -40,6 +42,7 @@ row.generation = row.generation + 1
 row.rotated_at = tonumber(ARGV[3])
 row.expires_at = tonumber(ARGV[4])
 redis.call('SET', KEYS[1], cjson.encode(row), 'EX', ARGV[5])
+redis.call('EXPIRE', KEYS[2], ARGV[5])
 return 1
 """
 
@@ -55,17 +58,6 @@ class SessionsUnavailable(Unavailable):
             "Try again shortly.",
             retry_after_s=1,
         )
-
-
-class RedisCommands(Protocol):
-    """A Redis."""
-
-    async def execute(self, *command: str | bytes | int) -> Any:
-        """Send one command; texts come back as bytes.
-
-        Raises:
-            Exception: Any, where it cannot be reached.
-        """
 
 
 class SessionStore(Protocol):
@@ -229,25 +221,23 @@ class RedisSessions:
         token_lifetime_s: JWT_EXPIRATION: for so long other replicas must know that a session was ended.
     """
 
-    def __init__(self, redis: RedisCommands, *, clock: Clock, token_lifetime_s: float) -> None:
+    def __init__(self, redis: RedisStore, *, clock: Clock, token_lifetime_s: float) -> None:
         self._redis = redis
         self._clock = clock
         self._token_lifetime_s = token_lifetime_s
 
     async def create(self, row: SessionRow) -> None:
         """Keep a new session, and its id in the list of its user."""
-        await self.put(row)
         name, ttl_s = _user_key(row.user_id), self._ttl_s(row.expires_at_ms)
-        await self._call("SADD", name, row.id)
-        await self._call("EXPIRE", name, ttl_s)
+        await self._send(self._put(row), ("SADD", name, row.id), ("EXPIRE", name, ttl_s))
 
     async def put(self, row: SessionRow) -> None:
         """Write a session as it is."""
-        await self._call("SET", _session_key(row.id), _to_json(row), "EX", self._ttl_s(row.expires_at_ms))
+        await self._send(self._put(row))
 
     async def read(self, session_id: str) -> SessionRow | None:
         """Return a session."""
-        return _from_json(await self._call("GET", _session_key(session_id)))
+        return _from_json((await self._send(("GET", _session_key(session_id))))[0])
 
     async def read_truth(self, session_id: str) -> SessionRow | None:
         """Return a session."""
@@ -257,50 +247,59 @@ class RedisSessions:
         """Replace the refresh token, by one script."""
         ttl_s = self._ttl_s(expires_at_ms)
         arguments = (row.token_hash, new_hash, now_ms, expires_at_ms, ttl_s)
-        done = await self._call("EVAL", ROTATE, 1, _session_key(row.id), *arguments)
-        if done == 1:
-            await self._call("EXPIRE", _user_key(row.user_id), ttl_s)
-        return bool(done == 1)
+        keys = (_session_key(row.id), _user_key(row.user_id))
+        try:
+            return bool(await self._redis.run_script(ROTATE, keys, arguments) == 1)
+        except RedisUnavailable as error:
+            raise SessionsUnavailable from error
 
     async def end(self, rows: Sequence[SessionRow], now_ms: int) -> None:
         """End sessions, and keep that for the other replicas."""
+        commands: list[Command] = []
         for row in rows:
-            await self._call("DEL", _session_key(row.id))
-            await self._call("SREM", _user_key(row.user_id), row.id)
-            await self._call("ZADD", ENDED_KEY, now_ms, row.id)
-        await self._call("ZREMRANGEBYSCORE", ENDED_KEY, 0, round(now_ms - self._token_lifetime_s * 1000))
+            commands += [
+                ("DEL", _session_key(row.id)),
+                ("SREM", _user_key(row.user_id), row.id),
+                ("ZADD", ENDED_KEY, now_ms, row.id),
+            ]
+        over_ms = round(now_ms - self._token_lifetime_s * 1000)
+        await self._send(*commands, ("ZREMRANGEBYSCORE", ENDED_KEY, 0, over_ms))
 
     async def forget(self, session_id: str) -> None:
         """Delete a session that was ended elsewhere."""
-        await self._call("DEL", _session_key(session_id))
+        await self._send(("DEL", _session_key(session_id)))
 
     async def ended_since(self, since_ms: int) -> list[str]:
         """Return the sessions that were ended since."""
-        found = await self._call("ZRANGEBYSCORE", ENDED_KEY, since_ms, "+inf")
+        [found] = await self._send(("ZRANGEBYSCORE", ENDED_KEY, since_ms, "+inf"))
         return [one.decode() for one in found]
 
     async def of_user(self, user_id: str, now_ms: int) -> list[SessionRow]:
         """Return the sessions of a user; ids of those that have expired are removed."""
-        ids = [one.decode() for one in await self._call("SMEMBERS", _user_key(user_id))]
+        [members] = await self._send(("SMEMBERS", _user_key(user_id)))
+        ids = [one.decode() for one in members]
         if not ids:
             return []
-        found = await self._call("MGET", *(_session_key(one) for one in ids))
-        rows = [row for row in map(_from_json, found) if row is not None]
+        [found] = await self._send(("MGET", *(_session_key(one) for one in ids)))
         gone = [one for one, raw in zip(ids, found, strict=True) if raw is None]
         if gone:
-            await self._call("SREM", _user_key(user_id), *gone)
+            await self._send(("SREM", _user_key(user_id), *gone))
+        rows = [row for row in map(_from_json, found) if row is not None]
         return sorted(rows, key=lambda row: -row.created_at_ms)[:MAX_LISTED]
 
     async def prune(self, before_ms: int) -> None:
         """Do nothing: Redis deletes what has expired."""
 
+    def _put(self, row: SessionRow) -> Command:
+        return ("SET", _session_key(row.id), _to_json(row), "EX", self._ttl_s(row.expires_at_ms))
+
     def _ttl_s(self, expires_at_ms: int) -> int:
         return max(1, round(expires_at_ms / 1000 - self._clock.now_s()))
 
-    async def _call(self, *command: str | bytes | int) -> Any:
+    async def _send(self, *commands: Command) -> list[Any]:
         try:
-            return await self._redis.execute(*command)
-        except Exception as error:
+            return await self._redis.send(commands)
+        except RedisUnavailable as error:
             raise SessionsUnavailable from error
 
 
@@ -357,16 +356,11 @@ def _from_json(raw: bytes | None) -> SessionRow | None:
 
 
 class BalancedSessions:
-    """Sessions in the database, which is right, and in Redis, which is quick.
-
-    Attributes:
-        is_redis_up: Whether Redis answered last.
-    """
+    """Sessions in the database, which is right, and in Redis, which is quick."""
 
     def __init__(self, sql: SqlSessions, redis: RedisSessions) -> None:
         self._sql = sql
         self._redis = redis
-        self.is_redis_up = True
 
     async def create(self, row: SessionRow) -> None:
         """Keep a new session."""
@@ -377,9 +371,7 @@ class BalancedSessions:
         """Return a session from Redis; where it has none or fails, from the database."""
         try:
             row = await self._redis.read(session_id)
-            self._note_redis(True)
-        except SessionsUnavailable:
-            self._note_redis(False)
+        except SessionsUnavailable:  # Redis says so in the log
             row = None
         return row if row is not None else await self.read_truth(session_id)
 
@@ -429,22 +421,11 @@ class BalancedSessions:
     async def _put(self, row: SessionRow) -> None:
         try:
             await self._redis.put(row)
-            self._note_redis(True)
         except SessionsUnavailable:
-            self._note_redis(False)
+            pass  # the database is right
 
     async def _forget(self, session_id: str) -> None:
         try:
             await self._redis.forget(session_id)
-            self._note_redis(True)
         except SessionsUnavailable:
-            self._note_redis(False)
-
-    def _note_redis(self, is_up: bool) -> None:
-        if is_up == self.is_redis_up:
-            return
-        self.is_redis_up = is_up
-        if is_up:
-            log.info("redis_up", note="sessions are read from Redis again")
-        else:
-            log.warning("redis_down", note="sessions are read from the database")
+            pass  # the database is right

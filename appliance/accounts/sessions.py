@@ -14,7 +14,7 @@ from appliance.accounts.session_stores import SessionStore, SessionsUnavailable
 from appliance.accounts.tokens import AccessTokens, RefreshToken, RefreshTokens
 from appliance.base.clock import Clock, format_rfc3339
 from appliance.base.errors import NotFound, Unauthenticated
-from appliance.base.ids import new_id
+from appliance.base.ids import is_id, new_id
 from appliance.base.logs import get_logger
 
 log = get_logger("accounts")
@@ -194,7 +194,7 @@ class Sessions:
         Raises:
             NotFound: This user has no such session.
         """
-        row = await self._store.read_truth(session_id)
+        row = await self._store.read_truth(session_id) if is_id(session_id) else None
         if row is None or row.user_id != user_id:
             raise NotFound(
                 f"There is no session {printable(session_id, 64)!r} of this user.", code="session_unknown"

@@ -19,7 +19,7 @@ from appliance.accounts.user_forms import UserChange, read_email, read_name
 from appliance.accounts.windows import AttemptLimit, subject_of_address
 from appliance.base.clock import Clock
 from appliance.base.errors import Conflict, Exhausted, Forbidden, Invalid, NotFound, Unauthenticated
-from appliance.base.ids import new_id
+from appliance.base.ids import is_id, new_id
 from appliance.base.logs import get_logger
 from appliance.storage.database import ConstraintViolated, Database, StoreUnavailable, Transaction
 from appliance.storage.schema import api_keys, sessions, usage_quotas, users, wallets
@@ -258,7 +258,7 @@ class Users:
             NotFound: There is none of this id.
             StoreUnavailable: The database is down.
         """
-        row = await self._row(users.c.id == user_id) if "\0" not in user_id else None
+        row = await self._row(users.c.id == user_id) if is_id(user_id) else None
         if row is None:
             raise NotFound(f"There is no user {user_id[:64]!r}.", code="user_unknown")
         return _from_row(row)
@@ -287,6 +287,7 @@ class Users:
         Raises:
             StoreUnavailable: The database is down.
         """
+        after = after if is_id(after) else ""
         query = _select().where(users.c.id > after).order_by(users.c.id).limit(max(1, min(limit, MAX_LISTED)))
         wanted = part.strip().lower().replace("\0", "")
         if wanted:
@@ -356,6 +357,7 @@ class Users:
             await self._changes.note(transaction, "key", keys)
             await self._audit(transaction, author, "user.delete", user_id, {"keys": len(keys)})
 
+        await self.get(user_id)
         await self._sessions.end_all(user_id)
         await self._database.run(work)
         await self._directory.apply("user", [user_id])
@@ -426,6 +428,8 @@ class Users:
         self, user_id: str, values: dict[str, Any], author: Author, action: str, details: dict[str, Any]
     ) -> None:
         async def work(transaction: Transaction) -> None:
+            if not is_id(user_id):
+                raise NotFound(f"There is no user {user_id[:64]!r}.", code="user_unknown")
             done = await transaction.execute(
                 update(users).where(users.c.id == user_id).values(**values, updated_at=self._now_ms())
             )

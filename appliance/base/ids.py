@@ -1,9 +1,17 @@
 """Ids of rows: UUIDs of version 7, which sort by the time at which they were made."""
 
 import os
+import re
 import uuid
 
 from appliance.base.clock import Clock
+
+_FORM = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def is_id(text: str) -> bool:
+    """Whether a text that a caller sent can be the id of a row; others need not be looked up."""
+    return _FORM.fullmatch(text) is not None
 
 
 def new_id(clock: Clock) -> str:

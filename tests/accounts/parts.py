@@ -1,12 +1,10 @@
 """Builds the parts that know who calls on a test's database, and a Redis for them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-
-import redis.asyncio as aioredis
 
 from appliance.accounts.audit_log import Author
 from appliance.accounts.identity import Identity, build_identity
@@ -15,6 +13,8 @@ from appliance.base.clock import Clock, FakeClock, SystemClock
 from appliance.base.errors import Forbidden
 from appliance.base.tasks import Tasks
 from appliance.storage.database import Database
+from appliance.storage.redis_store import RedisStore, build_redis
+from appliance.storage.settings import StorageSettings
 
 SECRET = "an-old-secret-of-tests-which-is-long-enough-0123456789-abcdefghij"
 PASSWORD = "correct horse battery"
@@ -37,7 +37,7 @@ async def identity_on(
     *,
     clock: Clock | None = None,
     is_started: bool = True,
-    redis: "RedisOfTest | None" = None,
+    redis: RedisStore | None = None,
     replicas: Callable[[], int] = lambda: 1,
     **settings: Any,
 ) -> AsyncIterator[Identity]:
@@ -71,33 +71,17 @@ async def eventually(condition: Callable[[], bool], within_s: float = 5.0) -> fl
     return loop.time() - began_s
 
 
-class RedisOfTest:
+@asynccontextmanager
+async def redis_at(port: int) -> AsyncIterator[RedisStore]:
     """A real Redis, as accounts use it."""
-
-    def __init__(self, port: int) -> None:
-        self._client = aioredis.Redis(
-            host="127.0.0.1", port=port, socket_timeout=2, socket_connect_timeout=2, retry=None
-        )
-
-    async def execute(self, *command: str | bytes | int) -> Any:
-        return await self._client.execute_command(*command)
-
-    async def pipeline(self, commands: Sequence[tuple[str | bytes | int, ...]]) -> list[Any]:
-        pipe = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipe.execute_command(*command)
-        return list(await pipe.execute())
-
-    async def listen(self, channel: str, callback: Callable[[], None]) -> None:
-        async with self._client.pubsub(ignore_subscribe_messages=True) as pubsub:
-            await pubsub.subscribe(channel)
-            callback()
-            while True:
-                if await pubsub.get_message(timeout=1) is not None:
-                    callback()
-
-    async def close(self) -> None:
-        await self._client.aclose()
+    async with Tasks() as tasks:
+        one = build_redis(StorageSettings(redis_host="127.0.0.1", redis_port=port), tasks=tasks)
+        assert one is not None
+        await one.open()
+        try:
+            yield one
+        finally:
+            await one.close()
 
 
 __all__ = [
@@ -105,8 +89,8 @@ __all__ = [
     "PASSWORD",
     "SECRET",
     "FakeClock",
-    "RedisOfTest",
     "eventually",
     "identity_on",
+    "redis_at",
     "settings_of",
 ]
