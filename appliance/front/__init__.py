@@ -18,6 +18,7 @@ Modules:
     settings: what can be configured.
     sidecar: addresses of the sidecar's port.
     sidecar_metrics: the sidecar's page of an engine's metrics.
+    spending: what the requests of users cost.
     status_file_feeds: the feed of a process beside the appliance, from its status file.
     status_listener: the port that shows the progress of the start.
     system: addresses about the appliance itself.

@@ -34,7 +34,7 @@ from appliance.engines.backends.demo_reply import (
 from appliance.engines.backends.demo_script import ScriptedReply, decide_reply, last_user_text
 from appliance.engines.backends.stats import BackendStats
 from appliance.engines.outcome import Outcome
-from appliance.engines.receipts import Attempt
+from appliance.engines.receipts import Attempt, Receipt
 from appliance.engines.slots import AnySlot, Slot, SlotStream
 from appliance.engines.types import (
     BackendState,
@@ -204,15 +204,15 @@ class DemoBackend:
             raise _scripted_error(status)
         head = ReplyHead(receipt.id, int(self._clock.now_s()), model)
         reply = render_completion(body, texts, parts, head, is_chat=is_chat)
-        receipt.note_usage(reply["usage"])
         if not request.stream:
+            receipt.note_usage(reply["usage"])
             return EngineReply(body=jsons.dumps(reply))
-        events = SlotStream(_events(body, reply, parts[0]), slot)
+        events = SlotStream(_events(body, reply, parts[0], receipt), slot)
         return EngineReply(events=events, content_type=SSE_CONTENT_TYPE)
 
 
 async def _events(
-    body: dict[str, Any], reply: dict[str, Any], part: ScriptedReply
+    body: dict[str, Any], reply: dict[str, Any], part: ScriptedReply, receipt: Receipt
 ) -> AsyncGenerator[bytes, None]:
     """Cut a whole reply into events; the stream may stall or be cut off if the prompt asks for it."""
     options = body.get("stream_options")
@@ -230,6 +230,7 @@ async def _events(
         if sum(map(len, gathered)) > GATHER_BYTES:
             yield b"".join(gathered)
             gathered = []
+    receipt.note_usage(reply["usage"])  # with the last events, as engines send it
     yield b"".join([*gathered, b"data: [DONE]\n\n"])
 
 

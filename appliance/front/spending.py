@@ -1,0 +1,232 @@
+"""What a user's requests to the engines cost: rate limits, a hold before, a charge for each attempt after.
+
+Here the engines' `Billing` and the accounts' `Meter` meet; neither knows the other.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from appliance.accounts.actor import Actor, check_model
+from appliance.accounts.limits import RateAdmission, RateLimits
+from appliance.accounts.meter import Meter, Metering, MeterOrder, Payer, estimate_prompt
+from appliance.accounts.prices import Price, PriceBook, TokenUsage
+from appliance.accounts.settlement import ENDING_OF_OUTCOME, Settlement
+from appliance.base.clock import Clock
+from appliance.base.inline import in_task
+from appliance.base.money import to_dollars
+from appliance.engines.billing import TokenCounts
+from appliance.engines.outcome import Outcome
+from appliance.engines.receipts import Receipt
+from appliance.engines.types import EngineRequest, Operation
+from appliance.engines.upstream.exchange import count_choices
+
+MAX_UNREAD_BYTES = 8192  # of a body that is estimated by its size alone
+MAX_TOKENS_NAMES = ("max_completion_tokens", "max_tokens")
+STOP_REASON = "credits_exhausted"
+
+
+class Spending:
+    """Bills requests to the users that send them; one per process.
+
+    Args:
+        metering: Makes the meters.
+        prices: Returns the price book that is valid now.
+        limits: The rate limits of users and keys.
+        clock: The time.
+    """
+
+    def __init__(
+        self,
+        metering: Metering,
+        prices: Callable[[], PriceBook],
+        limits: RateLimits,
+        *,
+        clock: Clock,
+    ) -> None:
+        self.metering = metering
+        self.prices = prices
+        self.limits = limits
+        self.clock = clock
+        self._supplies: dict[str, Price] = {}
+
+    def billing_of(self, actor: Actor, *, peer: str) -> "CallerBilling | None":
+        """Return who pays for a caller's requests; None = no account does.
+
+        Args:
+            actor: Who calls.
+            peer: The caller's address.
+        """
+        return CallerBilling(self, actor, peer) if actor.user is not None else None
+
+    def supply_of(self, backend: str) -> Price:
+        """Return what a backend that bills us takes: it is not known, so nothing."""
+        price = self._supplies.get(backend)
+        if price is None:
+            price = self._supplies[backend] = Price(backend)
+        return price
+
+
+class CallerBilling:
+    """Who pays for the requests of one caller (see `engines.types.Billing`)."""
+
+    __slots__ = ("_actor", "_payer", "_spending")
+
+    def __init__(self, spending: Spending, actor: Actor, peer: str) -> None:
+        user, key = actor.user, actor.key
+        assert user is not None
+        self._spending = spending
+        self._actor = actor
+        self._payer = Payer(
+            user.wallet_id, user.id, key.id if key is not None else "", key.id if key else user.id, peer
+        )
+
+    async def begin(self, request: EngineRequest) -> "RequestSpending":
+        """Admit a request, and hold what it needs.
+
+        1. the key does not allow the model      → 403
+        2. a rate limit is reached               → 429
+        3. the model has no price                → 402
+        4. the wallet does not have enough       → 402
+
+        Raises:
+            Forbidden, RateLimited, PaymentRequired: As above.
+            Unavailable: The database cannot be asked, and what was set aside is used up.
+        """
+        spending, actor = self._spending, self._actor
+        check_model(actor, request.public_model)  # 1
+        order = self._order(request)
+        tokens = order.prompt_tokens + order.max_tokens
+        admission = spending.limits.begin(actor, tokens=tokens)  # 2
+        if admission is None:
+            await in_task()
+            admission = await spending.limits.begin_later(actor, tokens=tokens)
+        request.receipt.headers = tuple(admission.headers())
+        try:
+            meter = spending.metering.try_begin(order)  # 4
+            if meter is None:
+                await in_task()
+                meter = await spending.metering.begin(order)
+        except BaseException:
+            admission.end(tokens=0)
+            raise
+        return RequestSpending(spending, meter, admission, order, request.receipt)
+
+    def _order(self, request: EngineRequest) -> MeterOrder:
+        """Say what is to be metered.
+
+        Raises:
+            PaymentRequired: The model has no price.
+        """
+        spending = self._spending
+        at_ms = int(spending.clock.now_s() * 1000)
+        is_embedding = request.operation is Operation.EMBEDDING
+        most = 0 if is_embedding else read_max_tokens(request)
+        return MeterOrder(
+            self._payer,
+            spending.prices().price_of(request.public_model, at_ms),
+            request.public_model,
+            estimate_request(request),
+            most,
+            request.stream,
+            "embedding" if is_embedding else "inference",
+        )
+
+
+class RequestSpending:
+    """The meter of one request (see `engines.billing.RequestMeter`)."""
+
+    __slots__ = ("_admission", "_meter", "_order", "_receipt", "_spending", "_tokens", "took")
+
+    def __init__(
+        self,
+        spending: Spending,
+        meter: Meter,
+        admission: RateAdmission,
+        order: MeterOrder,
+        receipt: Receipt,
+    ) -> None:
+        self._spending = spending
+        self._meter = meter
+        self._admission = admission
+        self._order = order
+        self._receipt = receipt
+        self._tokens = 0
+        self.took = meter.took  # called for each piece: without a step between
+
+    @property
+    def counted(self) -> TokenCounts:
+        """Tokens of the running attempt as we count them."""
+        return TokenCounts(self._order.prompt_tokens, 0, self._meter.counted_tokens)
+
+    @property
+    def stop_reason(self) -> str:
+        """Why `took` has ended the response; "" = it has not."""
+        return STOP_REASON if self._meter.is_stopped else ""
+
+    def begin_attempt(self, backend: str, served_model: str, *, is_remote: bool) -> None:
+        """Note that the request is sent to a backend now (see RequestMeter)."""
+        supply = self._spending.supply_of(backend) if is_remote else None
+        self._meter.attempt(served_model, backend, supply=supply)
+
+    def end_attempt(self, outcome: Outcome, usage: TokenCounts | None) -> None:
+        """Charge the attempt that runs (see RequestMeter)."""
+        own = TokenUsage(usage.prompt, usage.cached, usage.completion) if usage is not None else None
+        settlement = self._meter.end(ENDING_OF_OUTCOME[outcome.value], own)
+        if settlement is not None:
+            self._note(settlement)
+
+    def _note(self, settlement: Settlement) -> None:
+        """Show the charge in the receipt; what was spent for several attempts is added up."""
+        end, receipt = settlement.end, self._receipt
+        earlier: dict[str, Any] = receipt.billing or {"cost": 0.0}
+        self._tokens += end.read + end.written
+        receipt.billing = {
+            "cost": round(earlier["cost"] + to_dollars(end.charged_musd), 6),
+            "source": end.source,
+            "price_version": settlement.note.price_version,
+        }
+
+    def close(self) -> None:
+        """Give back what is held, and the place among the requests at the same time."""
+        try:
+            self._meter.close()
+        finally:
+            self._admission.end(tokens=self._tokens)
+
+
+def read_max_tokens(request: EngineRequest) -> int:
+    """Return the most tokens that all choices of a response can have; 0 = the client set no limit."""
+    raw = request.raw
+    if raw is not None and request.parsed is None and b"tokens" not in raw:
+        return 0
+    body = request.body
+    for name in MAX_TOKENS_NAMES:
+        value = body.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value * (request.choices or count_choices(body))
+    return 0
+
+
+def estimate_request(request: EngineRequest) -> int:
+    """Return about how many tokens the prompt has: by its bytes, and by the number of its pictures."""
+    raw = request.raw
+    if raw is not None and len(raw) <= MAX_UNREAD_BYTES:
+        return estimate_prompt(len(raw))
+    body = request.body
+    texts, pictures = 0, 0
+    pending: list[Any] = [body.get("messages"), body.get("prompt"), body.get("input"), body.get("tools")]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, str):
+            texts += len(value.encode())
+        elif isinstance(value, list):
+            if value and isinstance(value[0], int):
+                texts += 3 * len(value)  # token ids
+            else:
+                pending += value
+        elif isinstance(value, dict):
+            if value.get("type") in {"image_url", "input_image", "image"}:
+                pictures += 1
+            else:
+                pending += value.values()
+    return estimate_prompt(texts, pictures)
