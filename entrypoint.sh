@@ -78,7 +78,8 @@ main() {
         sidecar) sidecar "${@:2}" ;;
         -[EHPBMIN]* | --engine* | --host* | --port* | --pod* | --model*) sidecar "$@" ;;     # the sidecar's options without its verb
         check | prepare | settings | routes | models | download | healthcheck | migrate | support | ctl | version | help | -*) become python3 -m appliance "$@" ;;
-        *) become "$@" ;;
+        *)  if ! type -P -- "$1" >/dev/null; then exec python3 -m appliance "$@"; fi      # which verb may be meant
+            become "$@" ;;
     esac
 }
 

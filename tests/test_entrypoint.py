@@ -196,6 +196,12 @@ def test_options_of_the_sidecar_without_its_verb_are_the_sidecars(
     assert stage.calls[-1] == f"python3 -m appliance sidecar {' '.join(arguments)}"
 
 
+def test_what_is_no_program_is_left_to_the_appliance_to_refuse(stage: Stage) -> None:
+    done = stage.run("serv", "--now", failing="serv", failing_with=2)
+    assert done.returncode == 2
+    assert stage.calls == ["python3 -m appliance serv --now"]
+
+
 def test_other_commands_are_executed_with_their_output_and_code(stage: Stage) -> None:
     done = stage.run("sh", "-c", "'echo out; echo err >&2; exit 7'")
     assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
