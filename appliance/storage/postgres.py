@@ -153,10 +153,10 @@ class PostgresDatabase(Database):
 
     async def _connect(self) -> PooledConnection:
         connection = await self._engine.connect()
-        raw: Any = (await connection.get_raw_connection()).driver_connection
+        pooled = await connection.get_raw_connection()
         await connection.rollback()
         now_s = self._clock.monotonic_s()
-        return PooledConnection(connection, raw, now_s, now_s)
+        return PooledConnection(connection, pooled.driver_connection, pooled.dbapi_connection, now_s, now_s)
 
     def transaction(self, *, is_read_only: bool = False) -> AbstractAsyncContextManager[Transaction]:
         """Return a transaction; see Database."""
@@ -168,9 +168,10 @@ class PostgresDatabase(Database):
             self._refuse_if_down()
         one = await self._take(is_try)
         is_broken = True
+        one.adapted.readonly = is_read_only  # of the BEGIN that the first statement sends
         try:
             yield PostgresTransaction(one)
-            await one.connection.commit() if not is_read_only else await one.connection.rollback()
+            await one.connection.commit()
             is_broken = False
         except FAILURES as exc:
             failure = self._failure(exc, one.raw, is_try=is_try)

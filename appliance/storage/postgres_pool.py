@@ -39,12 +39,14 @@ class PooledConnection:
 
     Attributes:
         raw: asyncpg's connection below SQLAlchemy's.
+        adapted: What SQLAlchemy makes of it; knows whether a transaction may write.
         opened_s: The clock's monotonic seconds.
         used_s: When it was given back last.
     """
 
     connection: AsyncConnection
     raw: Any
+    adapted: Any
     opened_s: float
     used_s: float
 

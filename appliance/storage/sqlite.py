@@ -256,7 +256,7 @@ class SqliteDatabase(Database):
                 await thread.call(partial(_sql, statement="BEGIN"))
                 yield SqliteTransaction(thread, self._statement_timeout_s, None)
             except SQLAlchemyError as exc:
-                raise self._failure(exc) from exc
+                raise self._failure(exc, is_reading=True) from exc
             finally:
                 try:
                     await thread.call(_undo)
@@ -350,8 +350,13 @@ class SqliteDatabase(Database):
 
     # ---- failures
 
-    def _failure(self, exc: Exception) -> Exception:
-        """Say what an error means; see the module's list."""
+    def _failure(self, exc: Exception, *, is_reading: bool = False) -> Exception:
+        """Say what an error means; see the module's list.
+
+        Args:
+            exc: The error.
+            is_reading: The transaction is not to write: it is our fault if it does.
+        """
         cause = exc.orig if isinstance(exc, DBAPIError) else None
         if not isinstance(cause, sqlite3.Error):
             return exc
@@ -365,7 +370,7 @@ class SqliteDatabase(Database):
         if base == sqlite3.SQLITE_INTERRUPT:  # 3
             limit = f"{self._statement_timeout_s:g} s (DB_STATEMENT_TIMEOUT)"
             return StoreUnavailable(f"a statement took longer than {limit}")
-        if base in DOWN:  # 4
+        if base in DOWN and not (base == sqlite3.SQLITE_READONLY and is_reading):  # 4
             reason = f"{self.path}: {DOWN[base]}"
             self._note_down(reason)
             return StoreUnavailable(reason)

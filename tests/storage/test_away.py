@@ -413,12 +413,6 @@ async def test_a_read_only_database_is_told_and_comes_back(sqlite_database: Data
     assert await ids(sqlite_database) == ["after"]
 
 
-async def test_readers_cannot_write(sqlite_database: Database) -> None:
-    with pytest.raises(StoreUnavailable, match="read-only"):
-        async with sqlite_database.transaction(is_read_only=True) as transaction:
-            await transaction.execute(ADD, {"id": "x"})
-
-
 async def test_a_transaction_that_never_ends_is_undone(
     sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,6 +178,16 @@ async def test_statements_of_our_own_fault_stay_as_they_are(database: Database) 
     assert await count(database) == 0
 
 
+async def test_what_is_to_read_only_cannot_write(database: Database) -> None:
+    with pytest.raises(Exception, match=r"read-?only"):
+        async with database.transaction(is_read_only=True) as transaction:
+            await add_user(transaction, 1)
+    assert database.is_up
+    async with database.transaction() as transaction:
+        await add_user(transaction, 1)
+    assert await count(database) == 1
+
+
 async def test_after_its_end_it_is_refused(database: Database) -> None:
     await database.close()
     with pytest.raises(StoreUnavailable) as caught:

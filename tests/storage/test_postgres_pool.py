@@ -46,7 +46,7 @@ class FakeServer:
         one: Any = FakeConnection()
         self.opened.append(one)
         now_s = self.clock.monotonic_s()
-        return PooledConnection(one, one, now_s, now_s)
+        return PooledConnection(one, one, one, now_s, now_s)
 
     async def check(self, one: PooledConnection) -> None:
         self.tried.append(one.raw)
@@ -70,7 +70,7 @@ def test_which_connections_are_worn(
 ) -> None:
     raw: Any = FakeConnection()
     raw.is_ended = is_ended
-    one = PooledConnection(raw, raw, opened_s=2000 - age_s, used_s=2000 - unused_s)
+    one = PooledConnection(raw, raw, raw, opened_s=2000 - age_s, used_s=2000 - unused_s)
     assert is_worn(one, 2000, open_count, RULES) is worn
 
 
