@@ -13,6 +13,7 @@ Modules:
     issued_keys: API keys of users: made, listed, rotated, revoked.
     journal: what was held and charged, on the disk before the database knows it.
     limits: rate limits of users and keys, shared by all replicas.
+    live_replicas: how many replicas live.
     meter: holds money for one request, and charges it once.
     passwords: argon2id, and bcrypt of users that were taken over.
     price_file: the file of PRICES_FILE, and what is wrong with it.

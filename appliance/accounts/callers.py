@@ -170,10 +170,10 @@ class Callers:
         static = self._static.get(digest)
         if static is not None:
             return static
-        return self._find_session(text) if is_access_token_form(text) else None
+        return self._find_session(text, digest) if is_access_token_form(text) else None
 
-    def _find_session(self, text: str) -> Actor | None:
-        claims = self._tokens.verify(text)
+    def _find_session(self, text: str, digest: bytes) -> Actor | None:
+        claims = self._tokens.verify(text, digest)
         if claims.session_id in self._snapshot.ended:
             raise Unauthenticated("The session has ended. Log in again.", code="session_ended")
         user = self._snapshot.users.get(claims.user_id)

@@ -1,6 +1,5 @@
 """Builds the parts that know who calls, joins them, starts and stops them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,6 +11,7 @@ from appliance.accounts.directory import Directory
 from appliance.accounts.ended_sessions import POLL_S, EndedSessions
 from appliance.accounts.issued_keys import IssuedKeys
 from appliance.accounts.limits import RateLimits
+from appliance.accounts.live_replicas import READ_S, LiveReplicas
 from appliance.accounts.passwords import Passwords
 from appliance.accounts.session_stores import (
     BalancedSessions,
@@ -26,7 +26,7 @@ from appliance.accounts.snapshot import Snapshot
 from appliance.accounts.snapshot_file import FILE_NAME, SnapshotFile
 from appliance.accounts.snapshot_reader import SnapshotReader
 from appliance.accounts.tokens import AccessTokens, RefreshTokens
-from appliance.accounts.users import Registered, UserRules, Users
+from appliance.accounts.users import OpenWallet, UserRules, Users
 from appliance.base.clock import Clock
 from appliance.base.tasks import Tasks
 from appliance.storage.database import Database, StoreUnavailable
@@ -75,6 +75,7 @@ class Identity:
     clock: Clock
     redis: RedisStore | None
     ended: EndedSessions | None
+    live_replicas: LiveReplicas
     tasks: Tasks
 
     async def start(self) -> None:
@@ -82,6 +83,7 @@ class Identity:
         await self.directory.start()
         self.tasks.start(self.limits.run(), name="accounts_limits")
         self.tasks.every(TIDY_S, self._tidy, name="accounts_tidy")
+        self.tasks.every(READ_S, self.live_replicas.read, name="accounts_replicas")
         self.tasks.every(HOUR_S, self._prune, name="accounts_prune_sessions")
         if self.ended is not None:
             self.tasks.every(POLL_S, self.ended.read, name="accounts_sessions_ended")
@@ -119,8 +121,7 @@ def build_identity(
     tasks: Tasks,
     check_loopback: CheckLoopback,
     redis: RedisStore | None = None,
-    replicas: Callable[[], int] = lambda: 1,
-    registered: Registered | None = None,
+    open_wallet: OpenWallet | None = None,
 ) -> Identity:
     """Build the parts; `await identity.start()` begins.
 
@@ -128,8 +129,7 @@ def build_identity(
         state_dir: STATE_DIR, for the snapshot's file.
         check_loopback: Raises Forbidden unless a caller without a key may use operators' addresses.
         redis: None = REDIS_HOST is not set.
-        replicas: Returns how many replicas live, this one included.
-        registered: See `Users`.
+        open_wallet: See `Users`.
     """
     secret = settings.jwt_secret.get_secret_value()
     previous = settings.jwt_secret_previous.get_secret_value()
@@ -150,11 +150,12 @@ def build_identity(
     callers = Callers(
         snapshot, tokens, clock=clock, is_store_up=lambda: database.is_up, check_loopback=check_loopback
     )
+    live = LiveReplicas(database, clock=clock)
     limits = RateLimits(
         clock=clock,
         defaults=default_limits(settings),
         shared=redis,
-        replicas=replicas,
+        replicas=lambda: live.count,
     )
     store, ended = _session_store(settings, database, changes, directory, clock=clock, redis=redis)
     sessions = Sessions(
@@ -180,7 +181,7 @@ def build_identity(
             max_requests=settings.quota_max_requests,
             max_gpu_seconds=round(settings.quota_max_gpu_hours * 3600),
         ),
-        registered=registered,
+        open_wallet=open_wallet,
     )
     keys = IssuedKeys(database, changes, directory, clock=clock, random_bytes=settings.api_key_length)
     return Identity(
@@ -199,6 +200,7 @@ def build_identity(
         clock,
         redis,
         ended,
+        live,
         tasks,
     )
 

@@ -3,7 +3,9 @@
 Of a user's limit and a key's the tighter one wins. With Redis all replicas count together: each tells the
 others every 250 ms, and before it has counted more than a twentieth of a limit that they do not know of.
 So never more is admitted than the limit and, for each replica, that step. Without Redis each replica has
-the limit divided by the number of replicas that live, and the same while Redis is down.
+the limit divided by the number of replicas that live, and the same while Redis is down. A Redis that comes
+back empty has forgotten what the others counted in the present window; what a replica has admitted itself it
+knows.
 
     admission = limits.begin(actor, tokens=estimate) or await limits.begin_later(actor, tokens=estimate)
     ...

@@ -134,7 +134,7 @@ class SnapshotReader:
             return
         rows = await self._rows(_users().where(users.c.email == self._static_user))
         if not rows:
-            if self._snapshot.static_user is not None:
+            if self._snapshot.static_user is not None or self._snapshot.version == 0:
                 log.warning("static_keys_user_unknown", email=self._static_user)
             self._snapshot.static_user = None
             return

@@ -29,7 +29,7 @@ LOGINS_PER_EMAIL: Final = 5  # a minute
 LOGINS_PER_ADDRESS: Final = 20  # a minute
 REGISTRATIONS_PER_ADDRESS: Final = 10  # a minute
 MAX_LISTED: Final = 500
-Registered = Callable[[Transaction, str, str], Awaitable[None]]
+OpenWallet = Callable[[Transaction, str, str], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,9 @@ class Users:
     """All users.
 
     Args:
-        registered: Called with (transaction, user id, wallet id) in the transaction that makes a user, such
-            as to grant the first credits; it may be called again after a conflict. None = nothing is done.
+        open_wallet: Called with (transaction, wallet id, user id) in the transaction that makes a user, to
+            make the wallet and grant the first credits; it may be called again after a conflict. None = an
+            empty wallet is made.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Users:
         *,
         clock: Clock,
         rules: UserRules,
-        registered: Registered | None = None,
+        open_wallet: OpenWallet | None = None,
     ) -> None:
         self._database = database
         self._changes = changes
@@ -110,7 +111,7 @@ class Users:
         self._sessions = sessions
         self._clock = clock
         self._rules = rules
-        self._registered = registered
+        self._open_wallet = open_wallet
         self._logins_of_email = AttemptLimit(LOGINS_PER_EMAIL)
         self._logins_of_address = AttemptLimit(LOGINS_PER_ADDRESS)
         self._registrations = AttemptLimit(REGISTRATIONS_PER_ADDRESS)
@@ -163,9 +164,11 @@ class Users:
                 "updated_at": now_ms,
             }
             await transaction.execute(insert(users), [row])
-            await self._make_wallet(transaction, user_id, wallet_id, now_ms)
-            if self._registered is not None:
-                await self._registered(transaction, user_id, wallet_id)
+            if self._open_wallet is not None:
+                await self._open_wallet(transaction, wallet_id, user_id)
+            else:
+                await self._make_wallet(transaction, wallet_id, user_id, now_ms)
+            await self._make_quota(transaction, user_id, now_ms)
             details = {"email": address, "is_admin": is_admin}
             await self._audit(transaction, author, "user.create", user_id, details)
             await self._changes.note(transaction, "user", [user_id])
@@ -387,16 +390,12 @@ class Users:
 
     # ---- inside
 
-    async def _make_wallet(self, transaction: Transaction, user_id: str, wallet_id: str, now_ms: int) -> None:
+    async def _make_wallet(self, transaction: Transaction, wallet_id: str, user_id: str, now_ms: int) -> None:
+        row = {"id": wallet_id, "user_id": user_id, "created_at": now_ms, "updated_at": now_ms}
+        await transaction.execute(insert(wallets), [row])
+
+    async def _make_quota(self, transaction: Transaction, user_id: str, now_ms: int) -> None:
         today = datetime.fromtimestamp(now_ms / 1000, UTC)
-        wallet = {
-            "id": wallet_id,
-            "user_id": user_id,
-            "anchor_day": today.day,
-            "created_at": now_ms,
-            "updated_at": now_ms,
-        }
-        await transaction.execute(insert(wallets), [wallet])
         next_month = datetime(today.year + today.month // 12, today.month % 12 + 1, 1, tzinfo=UTC)
         quota = {
             "id": new_id(self._clock),

@@ -38,7 +38,6 @@ async def identity_on(
     clock: Clock | None = None,
     is_started: bool = True,
     redis: RedisStore | None = None,
-    replicas: Callable[[], int] = lambda: 1,
     **settings: Any,
 ) -> AsyncIterator[Identity]:
     async with Tasks() as tasks:
@@ -50,7 +49,6 @@ async def identity_on(
             tasks=tasks,
             check_loopback=only_loopback,
             redis=redis,
-            replicas=replicas,
         )
         identity.callers.apply(client_keys=(), operator_keys=(), stay_local_keys=())
         if is_started:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import bcrypt
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import insert, select, update
 
 from appliance.accounts.actor import Limits
 from appliance.accounts.identity import Identity
@@ -101,14 +101,13 @@ async def test_closed_registration_leaves_creation_to_administrators(
 async def test_first_credits_are_part_of_the_registration(database: Database, tmp_path: Path) -> None:
     granted = []
 
-    async def grant(transaction: Transaction, user_id: str, wallet_id: str) -> None:
+    async def open_wallet(transaction: Transaction, wallet_id: str, user_id: str) -> None:
         granted.append((user_id, wallet_id))
-        await transaction.execute(
-            update(wallets).where(wallets.c.id == wallet_id).values(extra_musd=5_000_000)
-        )
+        row = {"id": wallet_id, "user_id": user_id, "extra_musd": 5_000_000}
+        await transaction.execute(insert(wallets), [row])
 
     async with identity_on(database, tmp_path) as identity:
-        identity.users._registered = grant
+        identity.users._open_wallet = open_wallet
         user = await identity.users.register("a@example.org", PASSWORD, "Ada", peer="10.0.0.1")
         assert granted == [(user.id, user.wallet_id)]
         assert (await rows_of(identity, select(wallets)))[0].extra_musd == 5_000_000
