@@ -1,0 +1,429 @@
+"""Settlements in the database: one usage row per attempt, its money, and what is counted by it, in batches.
+
+A batch is one transaction. Sent again it changes nothing: attempts that have a row are left out once their
+wallets are locked, and the row's key forbids a second one.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from appliance.accounts.guardrails import ADD_TO_BUCKET, bucket_of
+from appliance.accounts.ledger import LedgerEntry, post_all, wallet_account
+from appliance.accounts.settlement import AttemptIds, Settlement
+from appliance.accounts.statements import list_for, statement_for
+from appliance.accounts.wallets import Wallet, Wallets, read_wallet
+from appliance.base.clock import format_rfc3339
+from appliance.base.errors import Invalid
+from appliance.base.money import to_dollars
+from appliance.storage.database import Transaction
+
+SESSION_PAUSE_MS = 15 * 60_000
+MAX_ROWS = 1000
+INSERT_USAGE = (
+    "INSERT INTO usage(attempt_id, at, wallet_id, user_id, key_id, kind, model, served_model, backend, "
+    "tokens_in, tokens_cached, tokens_out, source, price_version, charged_musd, cost_musd, supply_musd) "
+    "VALUES (:attempt_id, :at, :wallet_id, :user_id, :key_id, :kind, :model, :served_model, :backend, "
+    ":tokens_in, :tokens_cached, :tokens_out, :source, :price_version, :charged_musd, :cost_musd, "
+    ":supply_musd)"
+)
+ADD_TO_KEY = (
+    "INSERT INTO key_spend(key_id, month, spent_musd) VALUES (:key_id, :month, :spent_musd) "
+    "ON CONFLICT (key_id, month) DO UPDATE SET spent_musd = key_spend.spent_musd + excluded.spent_musd"
+)
+GROUPS = {
+    "model": "model",
+    "backend": "backend",
+    "key": "key_id",
+    "source": "source",
+    "day": "at / 86400000",
+}
+
+
+@dataclass(slots=True)
+class SettleResult:
+    """What a batch has done.
+
+    Attributes:
+        new: How many attempts were settled; the others were before.
+        late_wallets: Whose lease was smaller than what was to be settled: it was taken back meanwhile.
+        uncollected_musd: What could not be taken from a wallet any more.
+    """
+
+    new: int = 0
+    late_wallets: set[str] = field(default_factory=set)
+    uncollected_musd: int = 0
+
+
+@dataclass(slots=True)
+class _WalletPart:
+    """A wallet in a batch: what is taken from our lease, and from the wallet itself where that is gone."""
+
+    wallet: Wallet | None
+    lease_musd: int
+    from_lease_musd: int = 0
+    from_headroom_musd: int = 0
+
+    def take(self, musd: int) -> int:
+        """Take so much, or what there is; the lease first."""
+        if self.wallet is None:
+            return 0
+        leased = min(musd, self.lease_musd - self.from_lease_musd)
+        other = min(musd - leased, max(0, self.wallet.headroom_musd) - self.from_headroom_musd)
+        self.from_lease_musd += leased
+        self.from_headroom_musd += other
+        return leased + other
+
+
+class UsageStore:
+    """Where settlements go; one per process.
+
+    Args:
+        wallets: Of this process.
+    """
+
+    def __init__(self, wallets: Wallets) -> None:
+        self._wallets = wallets
+        self._database = wallets.database
+        self._ids = AttemptIds()
+
+    def _sql(self, statement: str) -> str:
+        return statement_for(self._database.kind, statement)
+
+    async def settle(self, batch: Sequence[Settlement]) -> SettleResult:
+        """Settle attempts, each one once however often it is sent.
+
+        Args:
+            batch: At most some hundreds, for it is one transaction.
+
+        Raises:
+            StoreUnavailable: Whether it was settled is not known: send it again.
+        """
+        return await self._database.run(lambda transaction: self._settle(transaction, batch))
+
+    async def _settle(self, transaction: Transaction, batch: Sequence[Settlement]) -> SettleResult:
+        result = SettleResult()
+        by_id = {one.note.attempt_id: one for one in batch}
+        parts = await self._lock(transaction, {one.note.wallet_id for one in batch})
+        known = await transaction.execute(
+            self._sql("SELECT attempt_id FROM usage WHERE attempt_id = ANY(:ids)"),
+            {"ids": list_for(self._database.kind, by_id)},
+        )
+        for row in known:
+            del by_id[row.attempt_id]
+        new = [by_id[attempt_id] for attempt_id in sorted(by_id)]
+        if not new:
+            return result
+        collected = [parts[one.note.wallet_id].take(one.end.charged_musd) for one in new]
+        await self._move_money(transaction, parts)
+        charged = list(zip(new, collected, strict=True))
+        await transaction.execute(INSERT_USAGE, [_usage_row(*pair) for pair in charged])
+        await post_all(transaction, (_entry(*pair) for pair in charged))
+        await self._count(transaction, new, collected)
+        await self._note_sessions(transaction, new, parts)
+        result.new = len(new)
+        result.uncollected_musd = sum(one.end.charged_musd for one in new) - sum(collected)
+        result.late_wallets = {
+            wallet_id
+            for wallet_id, part in parts.items()
+            if part.from_headroom_musd
+            or (result.uncollected_musd and part.lease_musd == part.from_lease_musd)
+        }
+        return result
+
+    async def _lock(self, transaction: Transaction, wallet_ids: set[str]) -> dict[str, _WalletPart]:
+        """Lock the wallets in the order of their ids; then read our leases."""
+        ids = {"ids": list_for(self._database.kind, sorted(wallet_ids)), "replica": self._wallets.replica_id}
+        rows = await transaction.execute(
+            self._sql("SELECT * FROM wallets WHERE id = ANY(:ids) ORDER BY id FOR UPDATE"),
+            {"ids": ids["ids"]},
+        )
+        leases = await transaction.execute(
+            self._sql(
+                "SELECT wallet_id, amount_musd FROM wallet_leases "
+                "WHERE replica_id = :replica AND wallet_id = ANY(:ids)"
+            ),
+            ids,
+        )
+        amounts = {row.wallet_id: row.amount_musd for row in leases}
+        wallets = {row.id: read_wallet(row) for row in rows}
+        return {one: _WalletPart(wallets.get(one), amounts.get(one, 0)) for one in wallet_ids}
+
+    async def _move_money(self, transaction: Transaction, parts: dict[str, _WalletPart]) -> None:
+        rows = [
+            {
+                "wallet": wallet_id,
+                "replica": self._wallets.replica_id,
+                "used": part.from_lease_musd + part.from_headroom_musd,
+                "leased": part.from_lease_musd,
+            }
+            for wallet_id, part in sorted(parts.items())
+            if part.from_lease_musd or part.from_headroom_musd
+        ]
+        if not rows:
+            return
+        await transaction.execute(
+            "UPDATE wallets SET used_musd = used_musd + :used, leased_musd = leased_musd - :leased "
+            "WHERE id = :wallet",
+            [{name: row[name] for name in ("used", "leased", "wallet")} for row in rows],
+        )
+        names = ("leased", "replica", "wallet")
+        leased = [{name: row[name] for name in names} for row in rows if row["leased"]]
+        if leased:
+            await transaction.execute(
+                "UPDATE wallet_leases SET amount_musd = amount_musd - :leased "
+                "WHERE replica_id = :replica AND wallet_id = :wallet",
+                leased,
+            )
+
+    async def _count(
+        self, transaction: Transaction, new: Sequence[Settlement], collected: Sequence[int]
+    ) -> None:
+        """Add to the windows of the wallets and the months of the keys, in one order for all processes."""
+        buckets: dict[tuple[str, int], int] = defaultdict(int)
+        keys: dict[tuple[str, str], int] = defaultdict(int)
+        for one, musd in zip(new, collected, strict=True):
+            if not musd:
+                continue
+            buckets[one.note.wallet_id, bucket_of(one.note.at_ms)] += musd
+            if one.note.key_id:
+                keys[one.note.key_id, month_of(one.note.at_ms)] += musd
+        if buckets:
+            await transaction.execute(
+                ADD_TO_BUCKET,
+                [
+                    {"wallet_id": wallet_id, "bucket": bucket, "spent_musd": musd}
+                    for (wallet_id, bucket), musd in sorted(buckets.items())
+                ],
+            )
+        if keys:
+            await transaction.execute(
+                ADD_TO_KEY,
+                [
+                    {"key_id": key_id, "month": month, "spent_musd": musd}
+                    for (key_id, month), musd in sorted(keys.items())
+                ],
+            )
+
+    # ---- sessions
+
+    async def _note_sessions(
+        self, transaction: Transaction, new: Sequence[Settlement], parts: dict[str, _WalletPart]
+    ) -> None:
+        """Note the credits of each client's session: it goes on while no pause is longer than 15 minutes."""
+        spans: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+        for one in new:
+            if one.note.client_id:
+                spans[one.note.client_id, one.note.ip, one.note.wallet_id].append(one.note.at_ms)
+        for (client_id, ip, wallet_id), times in sorted(spans.items()):
+            wallet = parts[wallet_id].wallet
+            if wallet is not None:
+                used = parts[wallet_id].from_lease_musd + parts[wallet_id].from_headroom_musd
+                await self._note_session(transaction, client_id, ip, times, wallet, wallet.used_musd + used)
+
+    async def _note_session(
+        self, transaction: Transaction, client_id: str, ip: str, times: list[int], wallet: Wallet, used: int
+    ) -> None:
+        first, last = min(times), max(times)
+        rows = await transaction.execute(
+            "SELECT id, created_at, updated_at FROM credits WHERE client_id = :client AND ip = :ip "
+            "AND updated_at >= :since ORDER BY updated_at DESC LIMIT 1",
+            {"client": client_id, "ip": ip, "since": first - SESSION_PAUSE_MS},
+        )
+        begun = min(first, rows[0].created_at) if rows else first
+        ended = max(last, rows[0].updated_at) if rows else last
+        moment = datetime.fromtimestamp(begun / 1000, UTC)
+        row: dict[str, Any] = {
+            "id": rows[0].id if rows else self._ids.new(begun),
+            "client": client_id,
+            "ip": ip,
+            "date": moment.strftime("%Y-%m-%d"),
+            "time": moment.strftime("%H:%M:%S"),
+            "duration": (ended - begun) // 1000,
+            "remaining": max(0, wallet.total_musd - used),
+            "total": wallet.total_musd,
+            "overage": max(0, used - wallet.total_musd),
+            "cap": wallet.cap_musd,
+            "renew": int(wallet.auto_renew) if self._database.kind == "sqlite" else wallet.auto_renew,
+            "begun": begun,
+            "ended": ended,
+        }
+        await transaction.execute(
+            "INSERT INTO credits(id, client_id, ip, date, time, duration, credits_remaining_musd, "
+            "credits_total_musd, credits_overage_musd, credits_cap_musd, credits_auto_renew, created_at, "
+            "updated_at) VALUES (:id, :client, :ip, :date, :time, :duration, :remaining, :total, :overage, "
+            ":cap, :renew, :begun, :ended) ON CONFLICT (id) DO UPDATE SET duration = excluded.duration, "
+            "credits_remaining_musd = excluded.credits_remaining_musd, "
+            "credits_total_musd = excluded.credits_total_musd, "
+            "credits_overage_musd = excluded.credits_overage_musd, "
+            "credits_cap_musd = excluded.credits_cap_musd, "
+            "credits_auto_renew = excluded.credits_auto_renew, updated_at = excluded.updated_at",
+            row,
+        )
+
+    # ---- what users and operators see
+
+    async def rows(
+        self, wallet_id: str, *, limit: int = 100, before_ms: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Return a wallet's latest attempts for JSON, newest first.
+
+        Args:
+            wallet_id: The wallet.
+            limit: At most so many, up to MAX_ROWS.
+            before_ms: Only those before, epoch milliseconds.
+        """
+
+        async def read(transaction: Transaction) -> list[dict[str, Any]]:
+            rows = await transaction.execute(
+                "SELECT * FROM usage WHERE wallet_id = :wallet AND at < :before "
+                "ORDER BY at DESC, attempt_id DESC LIMIT :limit",
+                {
+                    "wallet": wallet_id,
+                    "before": 1 << 62 if before_ms is None else before_ms,
+                    "limit": max(1, min(limit, MAX_ROWS)),
+                },
+            )
+            return [
+                {
+                    "attempt_id": row.attempt_id,
+                    "at": format_rfc3339(row.at / 1000, fraction_digits=3),
+                    "model": row.model,
+                    "served_model": row.served_model,
+                    "backend": row.backend,
+                    "tokens_in": row.tokens_in,
+                    "tokens_cached": row.tokens_cached,
+                    "tokens_out": row.tokens_out,
+                    "source": row.source,
+                    "price_version": row.price_version,
+                    "cost": to_dollars(row.charged_musd),
+                }
+                for row in rows
+            ]
+
+        return await self._database.run(read, is_read_only=True)
+
+    async def grouped(
+        self,
+        groups: Sequence[str],
+        *,
+        wallet_id: str | None = None,
+        since_ms: int = 0,
+        until_ms: int = 1 << 62,
+    ) -> list[dict[str, Any]]:
+        """Return sums of usage for JSON.
+
+        Args:
+            groups: Of `model`, `backend`, `key`, `source`, `day`; empty = one sum.
+            wallet_id: Of this wallet; None = of all (then with what backends cost the operator).
+            since_ms: From this time on, epoch milliseconds.
+            until_ms: Before this time.
+
+        Raises:
+            Invalid: There is no such group.
+        """
+        for name in groups:
+            if name not in GROUPS:
+                raise Invalid(
+                    f"Usage cannot be grouped by {name[:40]!r}; allowed are {', '.join(GROUPS)}.",
+                    param="group",
+                )
+        names = list(dict.fromkeys(groups))
+        shown = "".join(f"{GROUPS[name]} AS by_{name}, " for name in names)
+        order = ", ".join(str(number) for number in range(1, len(names) + 1))
+        sums = ", ".join(
+            f"CAST(COALESCE(SUM({column}), 0) AS BIGINT) AS {column}"
+            for column in (
+                "tokens_in",
+                "tokens_cached",
+                "tokens_out",
+                "charged_musd",
+                "cost_musd",
+                "supply_musd",
+            )
+        )
+        of_wallet = "wallet_id = :wallet AND " if wallet_id is not None else ""
+        statement = (
+            f"SELECT {shown}COUNT(*) AS attempts, {sums} FROM usage "  # noqa: S608 - constants of this module
+            f"WHERE {of_wallet}at >= :since AND at < :until"
+            + (f" GROUP BY {order} ORDER BY {order}" if names else "")
+        )
+        parameters = {"since": since_ms, "until": until_ms}
+        if wallet_id is not None:
+            parameters["wallet"] = wallet_id  # type: ignore[assignment]
+
+        async def read(transaction: Transaction) -> list[dict[str, Any]]:
+            rows = await transaction.execute(statement, parameters)
+            return [_grouped_row(row, names, is_operators=wallet_id is None) for row in rows]
+
+        return await self._database.run(read, is_read_only=True)
+
+
+def month_of(at_ms: int) -> str:
+    """Return the calendar month of a time, UTC: `2026-11`."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m")
+
+
+def _grouped_row(row: Any, names: Sequence[str], *, is_operators: bool) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    for name in names:
+        value = getattr(row, f"by_{name}")
+        if name == "day":
+            value = datetime.fromtimestamp(value * 86_400, UTC).strftime("%Y-%m-%d")
+        shown[name] = value
+    shown |= {
+        "attempts": row.attempts,
+        "tokens_in": row.tokens_in,
+        "tokens_cached": row.tokens_cached,
+        "tokens_out": row.tokens_out,
+        "cost": to_dollars(row.charged_musd),
+    }
+    if is_operators:
+        shown |= {
+            "loss": to_dollars(row.cost_musd - row.charged_musd),
+            "supply": to_dollars(row.supply_musd),
+        }
+    return shown
+
+
+def _usage_row(one: Settlement, collected_musd: int) -> dict[str, Any]:
+    note, end = one.note, one.end
+    return {
+        "attempt_id": note.attempt_id,
+        "at": note.at_ms,
+        "wallet_id": note.wallet_id,
+        "user_id": note.user_id or None,
+        "key_id": note.key_id or None,
+        "kind": note.kind,
+        "model": note.model,
+        "served_model": note.served_model,
+        "backend": note.backend,
+        "tokens_in": end.read,
+        "tokens_cached": end.cached,
+        "tokens_out": end.written,
+        "source": end.source,
+        "price_version": note.price_version,
+        "charged_musd": collected_musd,
+        "cost_musd": end.cost_musd,
+        "supply_musd": end.supply_musd,
+    }
+
+
+def _entry(one: Settlement, collected_musd: int) -> LedgerEntry:
+    """Return the ledger entry of an attempt; see `ledger` for the accounts."""
+    note, end = one.note, one.end
+    return LedgerEntry(
+        "usage",
+        note.attempt_id,
+        note.at_ms,
+        [
+            (wallet_account(note.wallet_id), -collected_musd),
+            ("income.inference", end.cost_musd),
+            ("loss", end.charged_musd - end.cost_musd),
+            ("loss.late", collected_musd - end.charged_musd),
+            (f"cost.{note.backend}", end.supply_musd),
+            (f"payable.{note.backend}", -end.supply_musd),
+        ],
+    )
