@@ -1,4 +1,4 @@
-"""Limits on what is spent in a span of time. WalletSpending is kept in buckets of 5 minutes, which only grow.
+"""Limits on what is spent in a span of time. Spending is kept in buckets of 5 minutes, which only grow.
 
 A window counts every bucket that it touches, so that no span of its length ever has more than its limit. A
 reset leaves out the buckets up to its time; what was spent stays where it is.
