@@ -28,7 +28,7 @@ from tests.storage_servers import PostgresServer, postgres_name
 
 ROOT = Path(__file__).parents[2]
 POLL_S = 2.0
-SLACK_S = 1.0  # of a machine that is busy with other tests
+SLACK_S = 3.0  # of a machine that is busy with other tests
 
 
 class Replica:

@@ -11,6 +11,7 @@ from appliance.accounts.actor import Limits, UserFacts
 from appliance.accounts.api_keys import NewKey
 from appliance.accounts.identity import Identity
 from appliance.accounts.issued_keys import KeyRequest
+from appliance.accounts.user_forms import UserChange
 from appliance.base.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from appliance.storage.database import Database
 from appliance.storage.schema import api_keys, audit
@@ -159,3 +160,33 @@ async def test_start_reads_all_valid_keys(identity: Identity, user: UserFacts, t
         assert other.callers.admit("client", {"x-api-key": made[1][0].text}, "10.0.0.1") is not None
     async with identity_on(identity.database, tmp_path, clock=identity.clock, key_snapshot_max=100) as other:
         assert await code_of(other, made[2][0]) == ""
+
+
+async def test_static_keys_are_billed_to_the_user_of_the_settings(database: Database, tmp_path: Path) -> None:
+    async with identity_on(database, tmp_path, static_keys_user="Payer@example.org") as one:
+        one.callers.apply(client_keys=["client-key-1"], operator_keys=[], stay_local_keys=[])
+        headers = {"authorization": "Bearer client-key-1"}
+        actor = one.callers.admit("client", headers, "10.0.0.1")
+        assert actor is not None
+        assert actor.user is None  # there is no such user yet
+        payer = await one.users.create("payer@example.org", PASSWORD, "Payer", author=AUTHOR)
+        await eventually(lambda: one.snapshot.static_user is not None)
+        actor = one.callers.admit("client", headers, "10.0.0.1")
+        assert actor is not None
+        assert (actor.kind, actor.user, actor.flow) == ("static", payer.facts(), payer.id)
+        await one.users.change(payer.id, UserChange(limits=Limits(rpm=1)), author=AUTHOR)
+        actor = one.callers.admit("client", headers, "10.0.0.1")
+        assert actor is not None
+        assert actor.user is not None
+        assert actor.user.limits == Limits(rpm=1)
+
+
+async def test_close_writes_the_snapshot_and_what_was_used(database: Database, tmp_path: Path) -> None:
+    async with identity_on(database, tmp_path) as one:
+        user = (await one.users.create("a@example.org", PASSWORD, "Ada", author=AUTHOR)).facts()
+        key, stored = await one.keys.create(user, KeyRequest("one"), author=AUTHOR)
+        assert await code_of(one, key) == ""
+        await one.close()
+        assert (await one.keys.get(user.id, stored.id)).last_used_at_ms is not None
+        assert key.digest.hex().encode() in (tmp_path / "accounts-snapshot").read_bytes()
+        assert key.text.encode() not in (tmp_path / "accounts-snapshot").read_bytes()
