@@ -75,7 +75,7 @@ class PostgresServer:
         programs = _programs()
         if programs is None:
             cannot("PostgreSQL 15 or newer is not installed: tests/tools/setup-machine database")
-        self.folder, self._programs, self._options = folder, programs, options
+        self.folder, self._programs, self.options = folder, programs, options
         self._user = plain_user()
         self._process: subprocess.Popen[bytes] | None = None
         self.port = 5432
@@ -125,7 +125,7 @@ class PostgresServer:
                     str(self.folder),
                     "-c",
                     "listen_addresses=",
-                    *self._options.split(),
+                    *self.options.split(),
                 ],
                 user=self._user,
                 cwd=self.folder,
@@ -145,6 +145,8 @@ class PostgresServer:
             "-q",
             "-h",
             str(self.folder),
+            "-p",
+            str(self.port),
             "-d",
             "postgres",
             "-U",

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import io
 import os
+import shutil
 import sqlite3
 import subprocess
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from structlog.testing import capture_logs
 
 from appliance.base.clock import SystemClock
@@ -29,8 +31,9 @@ from appliance.storage.database import (
 from appliance.storage.migrate import migrate
 from appliance.storage.open import build_database
 from appliance.storage.settings import StorageSettings
+from tests.journeys.running import free_port
 from tests.storage.test_redis_store import until
-from tests.storage_servers import USER, PostgresServer, make_sqlite, opened, postgres_name
+from tests.storage_servers import USER, PostgresServer, make_sqlite, opened, plain_user, postgres_name
 
 ADD = "INSERT INTO changes(at, kind, id) VALUES (1, 'user', :id)"
 
@@ -225,6 +228,64 @@ async def test_an_old_server_is_refused(
     with pytest.raises(StoreRefused, match="99 or newer is needed"):
         async with opened(postgres_server.settings("ready"), tmp_path):
             pass
+
+
+async def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
+    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        began = time.monotonic()
+        settings = StorageSettings(db_host="127.0.0.1", db_port=port, db_connect_timeout=0.3)
+        async with opened(settings, tmp_path) as database:
+            assert not database.is_up
+            assert "0.3 s (DB_CONNECT_TIMEOUT)" in database.reason
+            assert time.monotonic() - began < 3
+            with pytest.raises(StoreUnavailable):
+                await add(database)
+
+
+async def test_the_certificate_of_the_server_is_checked(own_server: PostgresServer, tmp_path: Path) -> None:
+    ours, other = trustme.CA(), trustme.CA()
+    certificate = ours.issue_cert("localhost")
+    certificate.private_key_pem.write_to_path(own_server.folder / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(own_server.folder / "cert.pem")
+    ours.cert_pem.write_to_path(tmp_path / "ours.pem")
+    other.cert_pem.write_to_path(tmp_path / "other.pem")
+    (own_server.folder / "key.pem").chmod(0o600)
+    if (user := plain_user()) is not None:
+        shutil.chown(own_server.folder / "key.pem", user)
+    port = free_port()
+    own_server.stop()
+    own_server.options = (
+        f"-c listen_addresses=127.0.0.1 -c port={port} -c ssl=on -c ssl_cert_file={own_server.folder}/cert.pem "
+        f"-c ssl_key_file={own_server.folder}/key.pem"
+    )
+    own_server.port = port
+    own_server.start()
+
+    def settings(mode: str, authority: str = "ours", host: str = "localhost") -> StorageSettings:
+        return StorageSettings(
+            db_host=host,
+            db_port=port,
+            db_user=USER,
+            db_name="own",
+            db_sslmode=mode,  # type: ignore[arg-type]
+            db_sslrootcert=tmp_path / f"{authority}.pem",
+        )
+
+    for one in (
+        settings("prefer"),
+        settings("require"),
+        settings("verify-ca", host="127.0.0.1"),
+        settings("verify-full"),
+    ):
+        async with opened(one, tmp_path) as database, database.transaction() as transaction:
+            rows = await transaction.execute("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+            assert rows[0].ssl
+    for one in (settings("verify-full", host="127.0.0.1"), settings("verify-ca", "other")):
+        async with opened(one, tmp_path) as database:
+            assert not database.is_up
+            assert "certificate" in database.reason
 
 
 # ---- slow, busy
