@@ -6,16 +6,17 @@ import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from appliance.base.clock import Clock
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 from appliance.storage.database import Database, StoreRefused, StoreUnavailable
-from appliance.storage.postgres import PostgresAddress, PostgresDatabase
-from appliance.storage.postgres_pool import PoolRules
 from appliance.storage.revisions import NEWEST, check_revision, read_sqlite_revision
 from appliance.storage.settings import POSTGRES_NAME, StorageSettings
-from appliance.storage.sqlite import SqliteDatabase
+
+if TYPE_CHECKING:
+    from appliance.storage.postgres import PostgresAddress
 
 log = get_logger("storage")
 MIGRATION_S = 600.0
@@ -38,7 +39,9 @@ def build_database(
         clock: The time.
         on_change: Called with True and False when it comes up or goes down.
     """
-    if settings.db_kind == "sqlite":
+    if settings.db_kind == "sqlite":  # either loads what the other does not need
+        from appliance.storage.sqlite import SqliteDatabase
+
         return SqliteDatabase(
             settings.sqlite_path(state_dir),
             statement_timeout_s=settings.db_statement_timeout,
@@ -47,6 +50,9 @@ def build_database(
             tasks=tasks,
             on_change=on_change,
         )
+    from appliance.storage.postgres import PostgresDatabase
+    from appliance.storage.postgres_pool import PoolRules
+
     return PostgresDatabase(
         postgres_address(settings),
         PoolRules(
@@ -65,8 +71,10 @@ def build_database(
     )
 
 
-def postgres_address(settings: StorageSettings) -> PostgresAddress:
+def postgres_address(settings: StorageSettings) -> "PostgresAddress":
     """Return where PostgreSQL is, and how it is reached."""
+    from appliance.storage.postgres import PostgresAddress
+
     is_pooled = settings.db_use_pgbouncer
     return PostgresAddress(
         host=settings.db_host,

@@ -253,7 +253,7 @@ class SqliteDatabase(Database):
         async with self._reader_turns:
             thread = self._free_readers.popleft()
             try:
-                await thread.call(partial(_sql, statement="BEGIN"))
+                await thread.call(partial(_sql, statements=["BEGIN"]))
                 yield SqliteTransaction(thread, self._statement_timeout_s, None)
             except SQLAlchemyError as exc:
                 raise self._failure(exc, is_reading=True) from exc
@@ -302,38 +302,38 @@ class SqliteDatabase(Database):
         Args:
             group: The first one; those that wait meanwhile are added.
         """
-        await self._writer.call(partial(_sql, statement="BEGIN IMMEDIATE"))
+        owed = ["BEGIN IMMEDIATE"]  # sent with what follows: each call costs a turn of two threads
         kept: list[_Turn] = []
         for turn in group:  # which grows
-            if await self._give_turn(turn):
+            if turn.granted.done():  # its caller left
+                continue
+            await self._writer.call(partial(_sql, statements=[*owed, "SAVEPOINT one"]))
+            if await self._is_to_be_kept(turn):
                 kept.append(turn)
+                owed = ["RELEASE one"]
+            else:
+                owed = ["ROLLBACK TO one", "RELEASE one"]
+                _fail(turn, StoreUnavailable(TOO_LONG))
             if len(kept) < MOST_TOGETHER and not self._waiting.empty():
                 group.append(self._waiting.get_nowait())
-        await self._writer.call(partial(_sql, statement="COMMIT"))
+        await self._writer.call(partial(_sql, statements=[*owed, "COMMIT"]))
         for turn in kept:
             if not turn.kept.done():
                 turn.kept.set_result(None)
 
-    async def _give_turn(self, turn: _Turn) -> bool:
-        """Let one transaction run in a savepoint; return whether it is to be kept."""
-        if turn.granted.done():  # its caller left
+    @staticmethod
+    async def _is_to_be_kept(turn: _Turn) -> bool:
+        """Let one transaction run; wait for its end, but not forever."""
+        if turn.granted.done():
             return False
-        await self._writer.call(partial(_sql, statement="SAVEPOINT one"))
-        if not turn.granted.done():
-            turn.granted.set_result(None)
-            try:
-                async with asyncio.timeout(TRANSACTION_S):
-                    await asyncio.wait([turn.ended])
-            except TimeoutError:
-                turn.is_over = True
-                turn.end(False)
-        is_kept = turn.ended.done() and turn.ended.result()
-        if is_kept:
-            await self._writer.call(partial(_sql, statement="RELEASE one"))
-        else:
-            await self._writer.call(_undo_one)
-            _fail(turn, StoreUnavailable(TOO_LONG))
-        return is_kept
+        turn.granted.set_result(None)
+        try:
+            async with asyncio.timeout(TRANSACTION_S):
+                await asyncio.wait([turn.ended])
+        except TimeoutError:
+            turn.is_over = True
+            turn.end(False)
+        return turn.ended.result()
 
     async def _give_up(self, group: list[_Turn], exc: Exception) -> None:
         """Undo a group of transactions that could not be kept together; none of them was."""
@@ -406,19 +406,15 @@ def _fail(turn: _Turn, failure: BaseException) -> None:
             future.exception()  # it may have no reader
 
 
-def _sql(connection: Connection, statement: str) -> None:
-    connection.exec_driver_sql(statement)
+def _sql(connection: Connection, statements: list[str]) -> None:
+    for statement in statements:
+        connection.exec_driver_sql(statement)
 
 
 def _undo(connection: Connection) -> None:
     raw: Any = connection.connection.driver_connection
     if raw.in_transaction:
         connection.exec_driver_sql("ROLLBACK")
-
-
-def _undo_one(connection: Connection) -> None:
-    connection.exec_driver_sql("ROLLBACK TO one")
-    connection.exec_driver_sql("RELEASE one")
 
 
 def _write_once(connection: Connection) -> None:
