@@ -20,6 +20,7 @@ Modules:
     meter: holds money for one request, and charges it once.
     passwords: argon2id, and bcrypt of users that were taken over.
     price_file: the file of PRICES_FILE, and what is wrong with it.
+    price_store: prices in the database, by versions.
     prices: what tokens of a model cost.
     quotas: requests per month.
     recovery: what a start does about the money of the time before.
