@@ -1,4 +1,7 @@
-"""The audit: who changed what of users, keys and money. Rows are written in the transaction of the change."""
+"""The audit: who changed what of users, keys and money. Rows are written in the transaction of the change.
+
+They are never changed, so they name users by their ids: no e-mail address, no name.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -48,7 +51,7 @@ async def write_audit(
         author: Who makes it.
         action: A short word, such as `user.register`.
         subject: (kind, id) of what is changed.
-        details: What it was and is, ready for JSON; never a secret.
+        details: What it was and is, ready for JSON; never a secret, or what tells who a user is.
     """
     row = {
         "id": new_id(clock),

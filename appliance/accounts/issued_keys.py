@@ -138,7 +138,7 @@ class IssuedKeys:
                 author,
                 "key.create",
                 subject=("key", stored.id),
-                details={"user": user.id, "prefix": key.prefix, "name": wanted.name},
+                details={"user": user.id, "prefix": key.prefix},
             )
 
         await self._database.run(work)

@@ -29,9 +29,11 @@ async def export_user(
         StoreUnavailable: The database is down.
     """
     user = await users.get(user_id)
+    issued = await keys.of_user(user_id)
+    clients = [user_id, *(key.id for key in issued)]  # sessions of credits are kept by key, or by user
     return {
         "user": user.to_json(),
-        "api_keys": [key.to_json() for key in await keys.of_user(user_id)],
+        "api_keys": [key.to_json() for key in issued],
         "sessions": [session_to_json(row) for row in await sessions.of_user(user_id)],
         "usage_quota": next(
             iter(await _rows(database, usage_quotas, usage_quotas.c.user_id == user_id)), None
@@ -39,7 +41,7 @@ async def export_user(
         "wallet": next(iter(await _rows(database, wallets, wallets.c.user_id == user_id)), None),
         "usage": await _rows(database, usage, usage.c.user_id == user_id, newest=usage.c.at),
         "credits": await _rows(
-            database, credits, credits.c.client_id == user_id, newest=credits.c.created_at
+            database, credits, credits.c.client_id.in_(clients), newest=credits.c.created_at
         ),
         "audit": await _rows(database, audit, audit.c.subject_id == user_id, newest=audit.c.at),
         "gpu_usage": [],

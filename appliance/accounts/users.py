@@ -22,7 +22,7 @@ from appliance.base.errors import Conflict, Exhausted, Forbidden, Invalid, NotFo
 from appliance.base.ids import is_id, new_id
 from appliance.base.logs import get_logger
 from appliance.storage.database import ConstraintViolated, Database, StoreUnavailable, Transaction
-from appliance.storage.schema import api_keys, sessions, usage_quotas, users, wallets
+from appliance.storage.schema import api_keys, credits, sessions, usage_quotas, users, wallets
 
 log = get_logger("accounts")
 LOGINS_PER_EMAIL: Final = 5  # a minute
@@ -169,8 +169,7 @@ class Users:
             else:
                 await self._make_wallet(transaction, wallet_id, user_id, now_ms)
             await self._make_quota(transaction, user_id, now_ms)
-            details = {"email": address, "is_admin": is_admin}
-            await self._audit(transaction, author, "user.create", user_id, details)
+            await self._audit(transaction, author, "user.create", user_id, {"is_admin": is_admin})
             await self._changes.note(transaction, "user", [user_id])
 
         try:
@@ -334,7 +333,7 @@ class Users:
             for name in ("name", "is_active", "is_admin", "plan")
             if getattr(wanted, name) is not None
         }
-        details = dict(values)
+        details = {name: value for name, value in values.items() if name != "name"}
         if wanted.limits is not None:
             values["limits"] = limits_text(wanted.limits)
             details["limits"] = render_limits(wanted.limits)
@@ -355,7 +354,7 @@ class Users:
         async def work(transaction: Transaction) -> None:
             rows = await transaction.execute(select(api_keys.c.id).where(api_keys.c.user_id == user_id))
             keys[:] = [row.id for row in rows]
-            await self._anonymise(transaction, user_id)
+            await self._anonymise(transaction, user_id, keys)
             await self._changes.note(transaction, "user", [user_id])
             await self._changes.note(transaction, "key", keys)
             await self._audit(transaction, author, "user.delete", user_id, {"keys": len(keys)})
@@ -366,7 +365,8 @@ class Users:
         await self._directory.apply("user", [user_id])
         await self._directory.apply("key", keys)
 
-    async def _anonymise(self, transaction: Transaction, user_id: str) -> None:
+    async def _anonymise(self, transaction: Transaction, user_id: str, keys: list[str]) -> None:
+        """Remove what tells who it was; what was spent keeps the ids, and the audit has nothing else."""
         now_ms = self._now_ms()
         values = {
             "email": f"deleted-{user_id}@invalid",
@@ -387,6 +387,8 @@ class Users:
             .where(sessions.c.user_id == user_id)
             .values(ip_address="", user_agent="", revoked_at=func.coalesce(sessions.c.revoked_at, now_ms))
         )
+        clients = [user_id, *keys]
+        await transaction.execute(update(credits).where(credits.c.client_id.in_(clients)).values(ip=""))
 
     # ---- inside
 

@@ -15,7 +15,7 @@ from appliance.accounts.user_forms import UserChange, read_change, read_email
 from appliance.base import jsons
 from appliance.base.errors import Conflict, Exhausted, Forbidden, Invalid, NotFound, Unauthenticated
 from appliance.storage.database import Database, Transaction
-from appliance.storage.schema import audit, sessions, usage_quotas, users, wallets
+from appliance.storage.schema import api_keys, audit, credits, sessions, usage_quotas, users, wallets
 from tests.accounts.parts import AUTHOR, PASSWORD, FakeClock, identity_on
 
 
@@ -197,7 +197,6 @@ async def test_changes_of_an_administrator_hold_at_once(identity: Identity) -> N
     ]
     assert details == [
         {
-            "name": "Ada L",
             "is_admin": True,
             "plan": "pro",
             "limits": {
@@ -225,10 +224,31 @@ def test_change_that_is_refused(body: object) -> None:
 
 async def test_deleted_user_is_anonymous_and_calls_no_more(identity: Identity) -> None:
     user = await identity.users.register("a@example.org", PASSWORD, "Ada Lovelace", peer="10.0.0.1")
-    key, _ = await identity.keys.create(user.facts(), KeyRequest("secret name"), author=AUTHOR)
+    key, stored = await identity.keys.create(user.facts(), KeyRequest("secret name"), author=AUTHOR)
     _, tokens = await login(identity)
     headers = {"x-api-key": key.text}
     assert identity.callers.admit("client", headers, "10.0.0.1") is not None
+    for client in (user.id, stored.id):
+        row = {
+            "id": client,
+            "client_id": client,
+            "ip": "10.0.0.1",
+            "date": "2027-01-15",
+            "time": "08:00:00",
+            "created_at": 0,
+        }
+        async with identity.database.transaction() as transaction:
+            await transaction.execute(insert(credits), [row])
+    await identity.users.change(user.id, UserChange(name="Ada L"), author=AUTHOR)
+    found = await export_user(
+        user.id,
+        database=identity.database,
+        users=identity.users,
+        keys=identity.keys,
+        sessions=identity.sessions,
+        clock=identity.clock,
+    )
+    assert len(found["credits"]) == 2
     await identity.users.delete(user.id, author=AUTHOR)
     await identity.directory.look_up(headers, identity.callers)
     with pytest.raises(Unauthenticated):
@@ -241,6 +261,12 @@ async def test_deleted_user_is_anonymous_and_calls_no_more(identity: Identity) -
     assert (row.email, row.name, row.password_hash) == (f"deleted-{user.id}@invalid", "", "")
     [row] = await rows_of(identity, select(sessions))
     assert (row.ip_address, row.user_agent) == ("", "")
+    for table in (audit, api_keys, credits, users, wallets):
+        text = repr(await rows_of(identity, select(table)))
+        gone = ["example.org", "Ada", "secret name"]
+        if table is not audit:  # it keeps from where something was done
+            gone.append("10.0.0.1")
+        assert not [one for one in gone if one in text], table.name
     assert len(await rows_of(identity, select(wallets))) == 1
     await identity.users.register("a@example.org", PASSWORD, "Another", peer="10.0.0.1")
 
