@@ -35,7 +35,7 @@ from appliance.host.settings import HostSettings
 from appliance.models.settings import ModelSettings
 from appliance.models.table.catalogue import Catalogue
 from appliance.models.table.catalogue_reader import read_catalogue
-from appliance.settings_addresses import check_own_addresses
+from appliance.settings_addresses import check_own_addresses, check_proxies
 from appliance.settings_checks import check_adapter_names, check_default_model, check_together
 from appliance.settings_file import below, check_api, read_section, tell_place
 from appliance.settings_folders import check_folders
@@ -275,6 +275,7 @@ def _check_places(settings: Settings) -> list[Problem]:
             proxy_host=front.proxy_host,
             proxy_port=front.proxy_port,
         ),
+        *check_proxies(settings.environ),
         *check_folders(
             {
                 "STATE_DIR": settings.host.state_dir,

@@ -1,9 +1,14 @@
-"""The check for backends that are the appliance itself: requests to such a backend would go round."""
+"""Checks of addresses: backends that are the appliance itself, and proxies that cannot be used.
+
+Requests to such a backend would go round.
+"""
 
 import socket
+from collections.abc import Mapping
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from appliance.base.proxies import Proxies
 from appliance.base.settings import Problem
 from appliance.engines.specs import FleetSpec
 from appliance.front.pipeline.origins import is_loopback
@@ -35,6 +40,25 @@ def check_own_addresses(
         )
         for variable, url in urls
         if is_own_address(url, proxy_host=proxy_host, proxy_port=proxy_port)
+    ]
+
+
+def check_proxies(environ: Mapping[str, str]) -> list[Problem]:
+    """Warn of variables that name no usable proxy; only downloads ask one.
+
+    Args:
+        environ: The environment, with the configuration file's `settings`.
+    """
+    return [
+        Problem(
+            variable,
+            shown,
+            "http://host:port or http://user:password@host:port",
+            f"{reason} Until then downloads from hosts that are not in NO_PROXY fail. "
+            "A name and password stand before the host, with an @ behind them.",
+            is_fatal=False,
+        )
+        for variable, (shown, reason) in Proxies.from_environ(environ).find_unusable().items()
     ]
 
 

@@ -1,5 +1,6 @@
 """Checks of the addresses and folders that settings name."""
 
+import json
 import os
 import socket
 from pathlib import Path
@@ -80,6 +81,86 @@ def test_every_own_address_is_listed() -> None:
     assert [problem.value for problem in problems] == ["http://localhost:1", "http://[::1]:1"]
 
 
+@pytest.mark.parametrize("host", ["foo bar", "a b:80", "a<b", "${HOST}", "[::g]", "a,b"])
+def test_what_is_no_host_of_a_server_is_refused(tmp_path: Path, host: str) -> None:
+    for variable, url in (("BACKENDS", f"http://{host}"), ("NOVITA_OPENAI_ENDPOINTS", f"http://{host}/v1")):
+        if variable == "BACKENDS" and "," in host:
+            continue  # two entries
+        problem = found(tmp_path, **{variable: url})[variable]
+        assert problem.is_fatal
+        assert problem.value == url
+        assert "http" in problem.allowed
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"backends": [{"url": f"http://{host}"}]}))
+    assert found(tmp_path, CONFIG_PATH=str(file))["CONFIG_PATH"].is_fatal
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["llm", "http://llm_1.ns.svc:80", "http://[fe80::1%25eth0]:80", "https://bücher.example", "1.2.3.4:5"],
+)
+def test_hosts_of_servers_are_taken(tmp_path: Path, url: str) -> None:
+    assert found(tmp_path, BACKENDS=url) == {}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "is_taken"),
+    [
+        *(
+            ("CORS_ORIGINS", value, True)
+            for value in (
+                *("*", "null", "https://app.example", "https://app.example/", "http://localhost:3000"),
+                *("http://[::1]:80", "tauri://localhost", "app://.", "HTTPS://App.Example"),
+            )
+        ),
+        *(
+            ("CORS_ORIGINS", value, False)
+            for value in (
+                *("foo", "app.example", "https://app.example/path", "https://*.example", "http://a b"),
+                *("http://a:99999", "https://", "https://me:word@app.example", "file://"),
+            )
+        ),
+        *(
+            ("ALLOWED_HOSTS", value, True)
+            for value in ("*", "models.example.com", "*.example.com", "10.0.0.1", "::1")
+        ),
+        *(
+            ("ALLOWED_HOSTS", value, False)
+            for value in ("http://x", "x:80", "x/y", "*x", "a b", "*.", "*.*.example", "[::1]")
+        ),
+    ],
+)
+def test_what_no_browser_or_client_sends_is_refused(
+    tmp_path: Path, variable: str, value: str, is_taken: bool
+) -> None:
+    problems = found(tmp_path, **{variable: f"https://good.example,{value}" if "CORS" in variable else value})
+    assert (variable not in problems) == is_taken
+    if not is_taken:
+        assert problems[variable].is_fatal
+        assert "word@" not in str(problems[variable])
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("http://me:geheim@p.test:port", "http://***@p.test:port"),
+        ("me:geheim@p.test:port", "***@p.test:port"),
+        ("http://me:geheim", "(hidden)"),
+        ("socks5://p.test", "socks5://p.test"),
+        ("a b", "a b"),
+    ],
+)
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "http_proxy", "ALL_PROXY"])
+def test_an_unusable_proxy_is_a_warning(tmp_path: Path, variable: str, value: str, shown: str) -> None:
+    problem = found(tmp_path, **{variable: value})[variable]
+    assert not problem.is_fatal
+    assert problem.value == shown
+    assert "geheim" not in str(problem)
+    assert f"{variable} " in problem.remedy
+    assert "downloads from hosts that are not in NO_PROXY fail" in problem.remedy
+    assert found(tmp_path, **{variable: "http://me:geheim@p.test:80"}) == {}
+
+
 # ---- folders
 
 
@@ -97,6 +178,13 @@ def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "nowhere")
     assert check_folders({"STATE_DIR": link})[0].is_fatal
+
+
+@pytest.mark.parametrize("folder", ["/proc/x", "/proc", "/sys/x/y"])
+def test_a_folder_among_what_the_kernel_shows_is_refused(folder: str) -> None:
+    problem = check_folders({"STATE_DIR": Path(folder)})[0]
+    assert problem.is_fatal
+    assert problem.remedy.startswith(f"No file can be made in {folder[:5].rstrip('/x')}")
 
 
 def test_a_folder_that_is_there_or_can_be_made_is_fine(tmp_path: Path) -> None:

@@ -20,8 +20,10 @@ from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, urlsplit
 
 from appliance.base.errors import UpstreamFailed
+from appliance.base.settings import HIDDEN
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
+FORMS = "Set it to http://host:port or http://user:password@host:port."
 
 
 class ProxyBusy(UpstreamFailed):
@@ -123,6 +125,26 @@ class Proxies:
             found += [text for text in (user, password, unquote(password)) if text]
         return found
 
+    def find_unusable(self) -> dict[str, tuple[str, str]]:
+        """Return the variables that name no usable proxy: variable → (its value, a sentence).
+
+        A value is shown without what may be a password: only what follows its last `@` is.
+        """
+        found = {}
+        for variable, value in self.by_scheme.values():
+            try:
+                _proxy(variable, value)
+            except UpstreamFailed as exc:
+                _, mark, rest = value.rpartition("@")
+                scheme = "".join(value.partition("://")[:2]) if "://" in value else ""
+                # Without an `@` what stands behind a colon may be a password, too.
+                shown = HIDDEN if ":" in value.removeprefix(scheme) else value
+                reason = str(exc).replace(
+                    FORMS, "Set it to http://host:port."
+                )  # an `@` in it would be blanked
+                found[variable] = f"{scheme}***@{rest}" if mark else shown, reason
+        return found
+
     def find(self, url: str) -> Proxy | None:
         """Return the proxy for an address; None = contact it directly.
 
@@ -153,7 +175,7 @@ def _proxy(variable: str, value: str) -> Proxy:
         host, port = "", None
     if not host or not host.isprintable() or " " in host or parts.path not in {"", "/"}:
         raise UpstreamFailed(
-            f"{variable} is not the URL of a proxy. Set it to http://host:port or http://user:password@host:port.",
+            f"{variable} is not the URL of a proxy. {FORMS}",
             code="unusable_proxy",
         )
     if parts.scheme.lower() not in DEFAULT_PORTS:

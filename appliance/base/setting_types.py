@@ -10,6 +10,7 @@ TRUE_WORDS = {"1", "true", "yes", "on"}
 FALSE_WORDS = {"0", "false", "no", "off"}
 HOST = "an IP address of this machine, or its name"
 _HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
+_REMOTE_NAME = re.compile(r"\w[\w.-]{0,252}")  # with letters of any language: they are looked up as IDNA
 _DURATION = re.compile(r"(?:\d{1,9}(?:\.\d{1,9})?(?:ns|us|µs|ms|s|m|h))+")
 _PART = re.compile(r"([\d.]+)(ns|us|µs|ms|s|m|h)")
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -30,6 +31,17 @@ def _switch(value: Any) -> Any:
             return False
         raise ValueError("expected 1 or 0 (also true/false, yes/no, on/off)")
     return value
+
+
+def is_remote_host(text: str) -> bool:
+    """Whether a text may be the host of another machine: an IP address without brackets, or a name."""
+    if ":" in text:
+        try:
+            ip_address(text)
+        except ValueError:
+            return False
+        return True
+    return _REMOTE_NAME.fullmatch(text) is not None
 
 
 def _check_host(value: str) -> str:

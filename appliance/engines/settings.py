@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator
 
 from appliance.base.balancing import STRATEGIES
-from appliance.base.setting_types import CommaList, SemicolonList, Switch
+from appliance.base.setting_types import CommaList, SemicolonList, Switch, is_remote_host
 from appliance.base.settings import PackageSettings
 
 RELOAD: dict[str, Any] = {"reload": True}
@@ -302,6 +302,9 @@ class EngineSettings(PackageSettings):
             parts = urlsplit(address)
             if parts.scheme not in {"http", "https"} or not parts.hostname:
                 raise ValueError(f"{address!r} is not an http(s) address")
+            if not is_remote_host(parts.hostname):
+                raise ValueError(f"{parts.hostname!r} is no host: it must be a name or an IP address")
+            _ = parts.port  # raises ValueError where it is no port
             if parts.username or parts.password:
                 raise ValueError("an address must not hold credentials; set NOVITA_API_KEY")
         if not value:

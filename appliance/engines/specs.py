@@ -29,6 +29,7 @@ from appliance.base.config_file import ConfigFile, read_config_file
 from appliance.base.errors import Invalid
 from appliance.base.files import read_text_file
 from appliance.base.plain_text import without_userinfo
+from appliance.base.setting_types import is_remote_host
 from appliance.base.settings import Problem
 from appliance.engines.settings import EngineSettings, check_key
 from appliance.models.table.section import hint_of
@@ -109,6 +110,8 @@ class BackendSpec(BaseModel):
         parts = urlsplit(value if "://" in value else f"http://{value}")
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ValueError(f"{without_userinfo(value)!r} is not an http(s) address")
+        if not is_remote_host(parts.hostname):
+            raise ValueError(f"{parts.hostname!r} is no host: it must be a name or an IP address")
         if parts.username or parts.password:
             raise ValueError("an address must not hold credentials; use api_key_env or api_key_file")
         if parts.query or parts.fragment:

@@ -1,13 +1,19 @@
 """Settings of the HTTP interface: where it listens, who may call, what is bounded."""
 
+import re
 from typing import Any
 
 from pydantic import Field, SecretStr, field_validator
 
-from appliance.base.setting_types import HOST, CommaList, ListenHost, Switch
+from appliance.base.setting_types import HOST, CommaList, ListenHost, Switch, is_remote_host
 from appliance.base.settings import PackageSettings
 
 MIN_KEY_CHARS = 8
+# A slash at the end is no part of an origin, and is ignored.
+_ORIGIN = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(?::(?P<port>[0-9]{1,5}))?/?",
+    re.IGNORECASE,
+)
 RELOAD: dict[str, Any] = {"reload": True}
 KEYS: dict[str, Any] = RELOAD | {"allowed": "keys of at least 8 characters, separated by commas or lines"}
 
@@ -121,6 +127,30 @@ class FrontSettings(PackageSettings):
         30.0, ge=0, le=3600, description="Seconds that running requests get after SIGTERM"
     )
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: list[str]) -> list[str]:
+        """Refuse what no browser sends as `Origin`: such an entry would allow nothing."""
+        for entry in value:
+            if entry not in {"*", "null"} and not _is_origin(entry):
+                raise ValueError(
+                    f"{entry!r} is no origin: it must be a scheme and a host, with a port where the page has "
+                    "one, such as https://app.example or http://localhost:3000, or * for all"
+                )
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: list[str]) -> list[str]:
+        """Refuse what no `Host` can be: such an entry would allow nothing."""
+        for entry in value:
+            if entry != "*" and not is_remote_host(entry.removeprefix("*.")):
+                raise ValueError(
+                    f"{entry!r} is no host name: give it without a scheme, port or path, such as "
+                    "models.example.com or *.example.com, or * for all"
+                )
+        return value
+
     @field_validator("appliance_api_keys", "operator_api_keys", "stay_local_api_keys")
     @classmethod
     def _check_length(cls, value: SecretStr) -> SecretStr:
@@ -130,6 +160,15 @@ class FrontSettings(PackageSettings):
         if any(len(key) < MIN_KEY_CHARS for key in keys):
             raise ValueError(f"a key is shorter than {MIN_KEY_CHARS} characters; use long random keys")
         return value
+
+
+def _is_origin(text: str) -> bool:
+    """Whether a text is an origin; schemes of applications, such as tauri, may have any host."""
+    found = _ORIGIN.fullmatch(text)
+    if found is None:
+        return False
+    is_web, port = found["scheme"].lower() in {"http", "https"}, found["port"]
+    return (not is_web or is_remote_host(found["host"].strip("[]"))) and (port is None or int(port) <= 65_535)
 
 
 def split_keys(value: SecretStr) -> list[str]:
