@@ -50,12 +50,6 @@ def build_front(appliance: Appliance) -> HttpServer:
     router, pipeline, clock = appliance.router, appliance.pipeline, appliance.clock
     manager, heartbeat_s = appliance.manager, pipeline.heartbeat_s
 
-    def may_see_details(headers: dict[str, str], peer: str) -> bool:
-        return pipeline.keys.may_see_details(headers, peer)  # a reload makes other keys
-
-    def check(access: Access, headers: dict[str, str], peer: str) -> None:
-        pipeline.keys.check(access, headers, peer)
-
     tickets = AccessTickets(clock=clock)
     overview = Overview(router, latencies=appliance.metrics.latencies, tasks=appliance.tasks, clock=clock)
     routes = join_routes(
@@ -64,18 +58,20 @@ def build_front(appliance: Appliance) -> HttpServer:
             metrics=appliance.metrics,
             measure=appliance.measure,
             engines=overview.families,
-            may_see_details=may_see_details,
+            may_see_details=pipeline.may_see_details,
             is_operator=partial(_is_operator, pipeline),
         ),
         ReceiptHandlers(appliance.receipts, clock=clock),
         OpenApiHandlers(lambda: build_document(served_sections(routes), version=__version__)),
-        TicketHandlers(tickets, find_access=lambda path: server.ticket_access(path), check=check),
+        TicketHandlers(
+            tickets, find_access=lambda path: server.ticket_access(path), check=pipeline.check_access
+        ),
         BalanceHandlers(
             router,
             clock=clock,
             set_strategy=appliance.fleet.set_strategy,
             manager=manager,
-            may_see_details=may_see_details,
+            may_see_details=pipeline.may_see_details,
         ),
         appliance.manager_handlers,
         DownloadHandlers(appliance.jobs, folders=appliance.folders),
@@ -102,7 +98,7 @@ def build_front(appliance: Appliance) -> HttpServer:
 def _is_operator(pipeline: RequestPipeline, headers: dict[str, str], peer: str) -> bool:
     """Whether a caller may call operator addresses, by the keys in force."""
     try:
-        pipeline.keys.check(Access.OPERATOR, headers, peer)
+        pipeline.check_access(Access.OPERATOR, headers, peer)
     except ApplianceError:
         return False
     return True

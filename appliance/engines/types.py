@@ -45,6 +45,19 @@ class Billing(Protocol):
         """
         ...
 
+    async def begin_flat(self, model: str, receipt: Receipt) -> RequestMeter:
+        """Hold the price of one request at an address whose tokens are not counted.
+
+        Args:
+            model: The public name; "" = the default one.
+            receipt: Of the request.
+
+        Raises:
+            PaymentRequired, Exhausted, Unavailable: As `begin`; also where the model has no price per
+                request.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:

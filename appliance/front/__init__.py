@@ -1,6 +1,7 @@
 """The HTTP interface: dialects of OpenAI, Anthropic, Ollama; models, downloads, adapters, status, metrics.
 
 Modules:
+    account_gate: who is admitted where there are accounts.
     anthropic: Anthropic's dialect.
     balance: addresses about backends and load balancing.
     downloads: addresses of downloads and their jobs.

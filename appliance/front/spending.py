@@ -12,6 +12,7 @@ from appliance.accounts.meter import Meter, Metering, MeterOrder, Payer, estimat
 from appliance.accounts.prices import Price, PriceBook, TokenUsage
 from appliance.accounts.settlement import ENDING_OF_OUTCOME, Settlement
 from appliance.base.clock import Clock
+from appliance.base.errors import PaymentRequired
 from appliance.base.inline import in_task
 from appliance.base.money import to_dollars
 from appliance.engines.billing import TokenCounts
@@ -92,15 +93,32 @@ class CallerBilling:
             Forbidden, RateLimited, PaymentRequired: As above.
             Unavailable: The database cannot be asked, and what was set aside is used up.
         """
+        check_model(self._actor, request.public_model)  # 1
+        return await self._begin(self._order(request), request.receipt)
+
+    async def begin_flat(self, model: str, receipt: Receipt) -> "RequestSpending":
+        """Hold the price of one request whose tokens are not counted (see Billing)."""
+        check_model(self._actor, model)
+        at_ms = int(self._spending.clock.now_s() * 1000)
+        price = self._spending.prices().price_of(model, at_ms)
+        if not price.per_request_musd and not price.is_free:
+            raise PaymentRequired(
+                f"Model {model[:200]!r} has no price per request, which this address needs, since its tokens "
+                "are not counted. Ask the operator for one.",
+                param="model",
+                code="price_unknown",
+            )
+        order = MeterOrder(self._payer, price, model, 0, is_gradual=False, kind="embedding")
+        return await self._begin(order, receipt)
+
+    async def _begin(self, order: MeterOrder, receipt: Receipt) -> "RequestSpending":
         spending, actor = self._spending, self._actor
-        check_model(actor, request.public_model)  # 1
-        order = self._order(request)
         tokens = order.prompt_tokens + order.max_tokens
         admission = spending.limits.begin(actor, tokens=tokens)  # 2
         if admission is None:
             await in_task()
             admission = await spending.limits.begin_later(actor, tokens=tokens)
-        request.receipt.headers = tuple(admission.headers())
+        receipt.headers = tuple(admission.headers())
         try:
             meter = spending.metering.try_begin(order)  # 4
             if meter is None:
@@ -109,7 +127,7 @@ class CallerBilling:
         except BaseException:
             admission.end(tokens=0)
             raise
-        return RequestSpending(spending, meter, admission, order, request.receipt)
+        return RequestSpending(spending, meter, admission, order, receipt)
 
     def _order(self, request: EngineRequest) -> MeterOrder:
         """Say what is to be metered.

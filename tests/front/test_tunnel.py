@@ -87,7 +87,9 @@ class Passthrough:
         self.router = SimpleNamespace(settings=limits, direct=self)
         self._names = [slot.backend.name for slot in slots]
 
-    def admit(self, request: Any, target: str, *, takes_ticket: bool = False) -> tuple[str, RequestOptions]:
+    async def admit(
+        self, request: Any, target: str, *, takes_ticket: bool = False
+    ) -> tuple[str, RequestOptions]:
         if self.error is not None:
             raise self.error
         return target, self.options

@@ -18,6 +18,7 @@ from appliance.base.errors import ApplianceError, Invalid, NotFound, TimedOut, U
 from appliance.base.http import HttpClient, iter_body
 from appliance.base.wire.types import UpstreamTimeout, WireError
 from appliance.engines.backends.contract import Backend, SettlesRequests
+from appliance.engines.billing import RequestMeter
 from appliance.engines.outcome import Finish, Outcome
 from appliance.engines.receipts import attempt_rows
 from appliance.engines.router import Router
@@ -89,7 +90,7 @@ class Passthrough:
         """Return who may open a connection at `path` that switches protocols."""
         return Access.OPERATOR if pinned(path) is not None else access_of("GET", path)
 
-    def admit(
+    async def admit(
         self, request: Request, target: str, *, takes_ticket: bool = False
     ) -> tuple[str, RequestOptions]:
         """Check who calls, before a body is read. A ticket in the query is never handed on.
@@ -112,6 +113,7 @@ class Passthrough:
         access, name = access_of(request.method, target.partition("?")[0]), ""
         if (found := pinned(target)) is not None:
             access, name, target = Access.OPERATOR, unquote(found[0]), found[1]
+        await self._pipeline.look_up(access, request.headers, request.peer)
         self._pipeline.admit(access, request)
         options = replace(request.options, pin=name) if name else request.options
         known = self.router.direct.server_names()
@@ -130,7 +132,7 @@ class Passthrough:
             ApplianceError: It failed before anything was sent to the client.
             ConnectionResetError, CancelledError: The client left.
         """
-        target, options = self.admit(request, target_of(web_request))
+        target, options = await self.admit(request, target_of(web_request))
         forwarded = await read_forwarded(web_request, request, target, options, self._pipeline.settings)
         forwarded.model = self.model_for(request, target, options, forwarded.model)
         self._check_form(forwarded)
@@ -183,13 +185,37 @@ class Passthrough:
             )
 
     async def _answer(self, forwarded: ForwardedRequest) -> web.StreamResponse:
-        """Find a server that answers, and send its response."""
+        """Find a server that answers, and send its response; who pays for work pays one price for it."""
+        billing = forwarded.options.billing
+        if billing is None or not forwarded.is_work:
+            return await self._answer_metered(forwarded, None)
+        model = forwarded.model or self.router.resolve("").id
+        meter = await billing.begin_flat(model, forwarded.origin.receipt)
+        try:
+            return await self._answer_metered(forwarded, meter)
+        finally:
+            meter.close()
+
+    async def _answer_metered(
+        self, forwarded: ForwardedRequest, meter: RequestMeter | None
+    ) -> web.StreamResponse:
+        """Find a server that answers, and send its response.
+
+        Args:
+            meter: Is told of what is answered; None = it is not paid for.
+        """
         found = await self._find(forwarded)
         if isinstance(found, KeptError):
             return await self._send_kept(forwarded, found)
         slot, upstream = found
         try:
-            return await self._relay(forwarded, slot, upstream)
+            if meter is not None and upstream.status < 400:
+                meter.begin_attempt(slot.backend.name, forwarded.model, is_remote=slot.backend.is_remote)
+                meter.took(1, 1)  # its answer has begun: a client that leaves now has had it
+            response = await self._relay(forwarded, slot, upstream)
+            if meter is not None:
+                meter.end_attempt(Outcome.PASSED, None)
+            return response
         except BaseException:
             slot.release(Outcome.CLIENT_LEFT)
             raise

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from appliance.base.errors import Unavailable, UpstreamFailed
+from appliance.base.errors import PaymentRequired, Unavailable, UpstreamFailed
 from appliance.engines.backends.contract import Backend
 from appliance.engines.outcome import Finish, Outcome
 from appliance.engines.slots import Slot
@@ -151,7 +151,13 @@ class Tunnel:
 
     async def _tunnel(self, request: Request) -> None:
         """Find a server that can be reached, and exchange bytes with it."""
-        target, options = self._passthrough.admit(request, self._upgrade.target, takes_ticket=True)
+        target, options = await self._passthrough.admit(request, self._upgrade.target, takes_ticket=True)
+        if options.billing is not None:
+            raise PaymentRequired(
+                "A connection that switches protocols has no price, so it cannot be billed to an account. "
+                "Send requests instead, or use a key of the settings.",
+                code="price_unknown",
+            )
         router = self._passthrough.router
         model = self._passthrough.model_for(request, target, options, model_of(None, target))
         tried: set[str] = set()

@@ -3,10 +3,15 @@
 import hashlib
 import hmac
 from enum import Enum
+from typing import TYPE_CHECKING, Protocol
 
-from appliance.base.errors import Forbidden, Unauthenticated
+from appliance.base.errors import Forbidden, Unauthenticated, Unavailable
+from appliance.engines.types import Billing
 from appliance.front.pipeline.origins import Origins, is_loopback
 from appliance.front.settings import FrontSettings, split_keys
+
+if TYPE_CHECKING:  # loaded only with ACCOUNTS=1
+    from appliance.accounts.actor import Actor
 
 # Not registered in public DNS, so no other site can point a name in them at this machine.
 FORWARDED = ("x-forwarded-for", "forwarded", "x-real-ip", "via")
@@ -16,8 +21,64 @@ class Access(Enum):
     """Who may call an address. Every address has a level."""
 
     PUBLIC = "public"  # health: every client that reaches the port
-    CLIENT = "client"  # a client key, where keys are set
+    CLIENT = "client"  # a client key, where keys are set; with ACCOUNTS=1 an API key or a session, too
+    ACCOUNT = "account"  # a user: an API key of one or a session; only with ACCOUNTS=1
     OPERATOR = "operator"  # an operator key; without any key set, callers on loopback
+
+
+class CallerNotInMemory(Unavailable):
+    """Whether a credential is known has to be looked up first: `await AccountGate.look_up`, and try again."""
+
+    default_code = "store_unavailable"
+
+    def __init__(self) -> None:
+        super().__init__("The credential is being looked up. Try again shortly.", retry_after_s=1.0)
+
+
+class AccountGate(Protocol):
+    """Admits callers by keys of the settings, API keys of users, and sessions (front/account_gate.py)."""
+
+    def apply(self, settings: FrontSettings) -> None:
+        """Take settings that a reload may change: keys."""
+        ...
+
+    def admit(
+        self, access: Access, headers: dict[str, str], peer: str, *, scope: str = "inference"
+    ) -> "Actor":
+        """Admit a request.
+
+        Args:
+            headers: By lower-case name.
+            peer: The caller's address.
+            scope: Which the address asks of API keys.
+
+        Raises:
+            CallerNotInMemory: It has to be looked up first.
+            Unauthenticated: No credential, or none that is known.
+            Forbidden: The caller does not have this level of access.
+            Unavailable: The database is down, and what is in memory does not suffice.
+        """
+        ...
+
+    async def look_up(self, headers: dict[str, str]) -> None:
+        """Look up the credentials that are not in memory.
+
+        Raises:
+            Unavailable: The database is down.
+        """
+        ...
+
+    def knows(self, headers: dict[str, str]) -> bool:
+        """Whether the caller has a credential that is known."""
+        ...
+
+    def billing_of(self, actor: "Actor", *, peer: str) -> Billing | None:
+        """Return who pays for a caller's requests; None = no account does."""
+        ...
+
+    def name_of(self, actor: "Actor", headers: dict[str, str]) -> str:
+        """Return how receipts name the caller's key."""
+        ...
 
 
 class Keys:

@@ -12,16 +12,18 @@ The fast connection, aiohttp, the tunnel and gRPC's Chat all use it, so requests
 
 import os
 import re
+from dataclasses import replace
 
 from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError, Internal, TooLarge, Unavailable
+from appliance.base.inline import in_task
 from appliance.base.logs import get_logger
 from appliance.base.metrics.registry import Metrics
 from appliance.base.watch import Watched
 from appliance.engines.outcome import Finish
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.engines.stream import Stream
-from appliance.front.pipeline.access import Access, Keys, key_name
+from appliance.front.pipeline.access import Access, AccountGate, CallerNotInMemory, Keys, key_name
 from appliance.front.pipeline.access_log import AccessLog
 from appliance.front.pipeline.encoding import decode_body
 from appliance.front.pipeline.errors import error_body, error_headers, status_of
@@ -44,6 +46,7 @@ class RequestPipeline:
     Attributes:
         in_flight: Requests that have begun and are not settled.
         views: Those of them that only look at the appliance (status, metrics, feeds).
+        accounts: Knows the users; None = there are no accounts, and the keys of the settings decide.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class RequestPipeline:
         access_log: AccessLog,
         clock: Clock,
         state: Watched[str],
+        accounts: AccountGate | None = None,
     ) -> None:
         self.receipts = receipts
         self.metrics = metrics
@@ -62,6 +66,7 @@ class RequestPipeline:
         self.now_s = clock.monotonic_s
         self._clock = clock
         self._state = state
+        self.accounts = accounts
         self.in_flight = 0
         self.views = 0
         self._start = os.urandom(8).hex()
@@ -72,6 +77,8 @@ class RequestPipeline:
         """Apply settings that a reload may change: keys, CORS, the access log, limits."""
         self.settings = settings
         self.keys = Keys(settings)
+        if self.accounts is not None:
+            self.accounts.apply(settings)
         self._any_origin = "*" in settings.cors_origins
 
     @property
@@ -139,33 +146,78 @@ class RequestPipeline:
 
     # ---- admit
 
-    def admit(self, access: Access, request: Request, *, is_open_while_draining: bool = False) -> None:
+    def check_access(
+        self, access: Access, headers: dict[str, str], peer: str, *, scope: str = "inference"
+    ) -> None:
+        """Check whether a caller may call an address, without a request.
+
+        Raises:
+            Unauthenticated, Forbidden, Unavailable: As `admit`.
+        """
+        if self.accounts is None:
+            self.keys.check(access, headers, peer)
+        else:
+            self.accounts.admit(access, headers, peer, scope=scope)
+
+    def may_see_details(self, headers: dict[str, str], peer: str) -> bool:
+        """Whether a caller sees a public address's details: with any key; without keys, no foreign page."""
+        if self.accounts is None:
+            return self.keys.may_see_details(headers, peer)
+        return self.accounts.knows(headers)
+
+    async def look_up(
+        self, access: Access, headers: dict[str, str], peer: str, *, scope: str = "inference"
+    ) -> None:
+        """Look up a caller who is not in memory, and check the access.
+
+        Raises:
+            Unauthenticated, Forbidden, Unavailable: As `admit`.
+        """
+        try:
+            self.check_access(access, headers, peer, scope=scope)
+        except CallerNotInMemory:
+            assert self.accounts is not None
+            await in_task()
+            await self.accounts.look_up(headers)
+            self.check_access(access, headers, peer, scope=scope)
+
+    def admit(
+        self,
+        access: Access,
+        request: Request,
+        *,
+        scope: str = "inference",
+        is_open_while_draining: bool = False,
+    ) -> None:
         """Admit a request.
 
         1. actor     who calls
         2. access    whether this caller may call this address
         3. limits    the appliance's state, the size of the body
-        4. hold      what the request may spend
-        5. options   how it is routed; only operators may choose a backend
+        4. options   how it is routed, and who pays; only operators may choose a backend
 
-        Where the connection has sent the same head before, 2 and 5 are known: keys and options are in it.
+        Where the connection has sent the same head before, 2 and 4 are known: keys and options are in it.
+        What a request may spend is held where its model and its size are known: by `options.billing`.
 
         Raises:
             Unauthenticated: No key, or one that is not known.
             Forbidden: The caller's key does not open this address.
+            CallerNotInMemory: The caller has to be looked up first, see `look_up`.
             Unavailable: The appliance takes no new requests.
             TooLarge: The body is larger than MAX_BODY_BYTES.
             Invalid: A header has a value that is not allowed.
         """
+        if self.accounts is not None:
+            return self._admit_account(
+                self.accounts, access, request, scope=scope, is_open_while_draining=is_open_while_draining
+            )
         keys, known_caller = self.keys, request.known_caller
         is_known = known_caller is not None and known_caller.keys is keys
-        self.identify(request)  # 1
-        if not is_known:
+        if not is_known:  # 1, 2
             request.receipt.key = key_name(request.headers)
-            keys.check(access, request.headers, request.peer)  # 2
+            keys.check(access, request.headers, request.peer)
         self.check_limits(request, is_open_while_draining=is_open_while_draining)  # 3
-        self.hold(request)  # 4
-        if is_known and known_caller is not None:  # 5
+        if is_known and known_caller is not None:  # 4
             request.options = known_caller.options
             request.receipt.key = known_caller.key
             return
@@ -177,14 +229,36 @@ class RequestPipeline:
             known_caller.keys, known_caller.options = keys, request.options
             known_caller.key = request.receipt.key
 
-    def admit_guarded(self, request: Request) -> None:
-        """Admit a request whose interface has checked access: actor, limits and hold, as in `admit`."""
-        self.identify(request)
-        self.check_limits(request)
-        self.hold(request)
+    def _admit_account(
+        self,
+        accounts: AccountGate,
+        access: Access,
+        request: Request,
+        *,
+        scope: str,
+        is_open_while_draining: bool,
+    ) -> None:
+        """Admit a request where there are accounts, in the same steps; keys are valid now, or refused."""
+        headers, peer, known_caller = request.headers, request.peer, request.known_caller
+        actor = request.actor = accounts.admit(access, headers, peer, scope=scope)  # 1, 2
+        self.check_limits(request, is_open_while_draining=is_open_while_draining)  # 3
+        if known_caller is not None and known_caller.keys is actor:  # 4
+            request.options = known_caller.options
+            request.receipt.key = known_caller.key
+            return
+        request.receipt.key = accounts.name_of(actor, headers)
+        options = parse_options(headers, peer, must_stay_local=actor.stay_local)
+        billing = accounts.billing_of(actor, peer=peer)
+        request.options = replace(options, flow=actor.flow or options.flow, billing=billing)
+        if options.pin:
+            accounts.admit(Access.OPERATOR, headers, peer)
+        if known_caller is not None:
+            known_caller.keys, known_caller.options = actor, request.options
+            known_caller.key = request.receipt.key
 
-    def identify(self, request: Request) -> None:
-        """Find out who calls. All callers are alike until there are accounts."""
+    def admit_guarded(self, request: Request) -> None:
+        """Admit a request whose interface has checked access: limits, as in `admit`."""
+        self.check_limits(request)
 
     def check_limits(self, request: Request, *, is_open_while_draining: bool = False) -> None:
         """Check the appliance's state and the size of the body.
@@ -200,9 +274,6 @@ class RequestPipeline:
         if len(request.body) > self.settings.max_body_bytes:
             raise too_large(self.settings.max_body_bytes)
 
-    def hold(self, request: Request) -> None:
-        """Reserve what the request may spend. Nothing is spent until there are accounts."""
-
     # ---- respond
 
     async def respond(self, route: Route, request: Request) -> Response:
@@ -214,7 +285,21 @@ class RequestPipeline:
             CancelledError: The client left, or the server stops.
         """
         try:
-            self.admit(route.access, request, is_open_while_draining=route.is_open_while_draining)
+            try:
+                self.admit(
+                    route.access,
+                    request,
+                    scope=route.scope,
+                    is_open_while_draining=route.is_open_while_draining,
+                )
+            except CallerNotInMemory:
+                await self.look_up(route.access, request.headers, request.peer, scope=route.scope)
+                self.admit(
+                    route.access,
+                    request,
+                    scope=route.scope,
+                    is_open_while_draining=route.is_open_while_draining,
+                )
             if "content-encoding" in request.headers:
                 request.body = await decode_body(
                     request.body, request.headers["content-encoding"], self.settings.max_body_bytes
@@ -301,11 +386,12 @@ class RequestPipeline:
     # ---- settle
 
     def settle(self, request: Request) -> None:
-        """Account for a request that has ended: settlement, receipt, metrics, log line.
+        """Account for a request that has ended: receipt, metrics, log line.
 
         Called once, when the request's context exits. It does not await, so it also completes when the
         client has left or the server stops. A step that fails is logged, and the others are done: a fault in
-        the accounts never keeps a connection from its next request.
+        the accounts never keeps a connection from its next request. What a request costs is settled where it
+        is answered (engines/dispatch.py).
         """
         self.in_flight -= 1
         receipt = request.receipt
@@ -313,7 +399,7 @@ class RequestPipeline:
         receipt.finish = request.finish
         if not receipt.status and request.finish is Finish.CLIENT_LEFT:
             receipt.status = CLIENT_LEFT
-        for step in (self.release, self._keep, self._measure, self._log):
+        for step in (self._keep, self._measure, self._log):
             try:
                 step(request)
             except Exception as error:
@@ -334,9 +420,6 @@ class RequestPipeline:
                 peer=request.peer,
                 sent_bytes=request.sent_bytes,
             )
-
-    def release(self, request: Request) -> None:
-        """Settle what was spent and release the rest. Nothing is spent until there are accounts."""
 
     def _measure(self, request: Request) -> None:
         """Count the request; and tokens, events and times of tokens for what answered."""

@@ -1,11 +1,14 @@
 """What a handler receives: one request, whichever server has read it. No aiohttp, no sockets."""
 
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from appliance.engines.outcome import Finish
 from appliance.engines.receipts import Receipt
 from appliance.engines.types import NO_OPTIONS, RequestOptions
+
+if TYPE_CHECKING:  # loaded only with ACCOUNTS=1
+    from appliance.accounts.actor import Actor
 
 
 class RequestLifecycle(Protocol):
@@ -21,7 +24,7 @@ class KnownCaller:
     """What was decided about a caller, for its next requests with the same head on the same connection.
 
     Attributes:
-        keys: The keys in force when it was decided; None = nothing was decided yet.
+        keys: The keys in force when it was decided, with accounts the actor; None = nothing was decided yet.
         options: How its requests are routed.
         key: How receipts name its key.
     """
@@ -59,6 +62,7 @@ class Request:
         finish: How it ended, for the receipt: done, client_left, cut_off or error. Set by the server.
         sent_bytes: Of the response's body. Set by the server.
         events: Events of an engine that were streamed. Set by the server.
+        actor: Who calls; None = there are no accounts, or the address is public. Set by `admit`.
     """
 
     method: str
@@ -80,6 +84,7 @@ class Request:
     finish: Finish = Finish.CLIENT_LEFT
     sent_bytes: int = 0
     events: int = 0
+    actor: "Actor | None" = None
 
     def __enter__(self) -> Self:
         if self.lifecycle is not None:

@@ -25,6 +25,7 @@ class Route:
         handler: Serves the address; its docstring's first line is the address's `summary`.
         dialect: How errors are rendered: openai, anthropic, ollama or detail.
         access: Who may call.
+        scope: Which scope an API key of a user needs; with ACCOUNTS=1 only.
         is_hot: Served by the fast connection where the request allows it (server/fast_connection.py).
         is_open_while_draining: Served also while the appliance takes no new requests.
         takes_ticket: A browser's EventSource may open it by a ticket in the query (access_tickets.py).
@@ -35,6 +36,7 @@ class Route:
     handler: Handler
     dialect: str = "openai"
     access: Access = Access.CLIENT
+    scope: str = "inference"
     is_hot: bool = False
     is_open_while_draining: bool = False
     takes_ticket: bool = False

@@ -235,7 +235,7 @@ class HttpServer:
                 request.query = rest[1:]
                 if ticket:
                     self._tickets.admit(request, ticket, web_request.raw_path.partition("?")[0])
-            pipeline.keys.check(route.access, request.headers, request.peer)
+            await pipeline.look_up(route.access, request.headers, request.peer, scope=route.scope)
             request.body = await self._read_body(web_request)
         except ApplianceError as error:
             return await self._refuse(web_request, request, self._bare_error(error, route.dialect, request))
