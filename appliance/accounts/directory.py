@@ -15,7 +15,7 @@ from appliance.accounts.api_keys import digest_of
 from appliance.accounts.callers import Callers, credentials
 from appliance.accounts.changes import KEEP_S, ChangeFeed
 from appliance.accounts.snapshot import Snapshot
-from appliance.accounts.snapshot_file import SnapshotFile
+from appliance.accounts.snapshot_file import SnapshotContent, SnapshotFile
 from appliance.accounts.snapshot_reader import SnapshotReader
 from appliance.accounts.tokens import AccessTokens
 from appliance.base.clock import Clock
@@ -30,6 +30,7 @@ NameT = TypeVar("NameT", bytes, str)
 TOGETHER: Final = 100  # keys that one statement looks up
 MAX_WAITING: Final = 1000
 KEEP_FILE_S: Final = 30.0
+FILE_PAUSE: Final = 50  # times as long as a write took: at most 2 % of a processor
 USED_S: Final = 60.0
 PRUNE_S: Final = 3600.0
 REFILL_AFTER_S: Final = KEEP_S / 2  # after so long without the database, changes may have been deleted
@@ -64,6 +65,7 @@ class Directory:
         self._file = file
         self._written_version = -1
         self._written_as_of_s = 0.0
+        self._write_after_s = float("-inf")
         self._is_filled = False
         self._is_filling = False
         self._wanted_keys: dict[bytes, asyncio.Future[None]] = {}
@@ -249,22 +251,31 @@ class Directory:
 
     # ---- what is written
 
-    async def write_file(self) -> None:
-        """Write the snapshot to its file, if something has changed or the file becomes old."""
+    async def write_file(self, *, is_forced: bool = False) -> None:
+        """Write the snapshot to its file, if something has changed or the file becomes old.
+
+        Args:
+            is_forced: Do not wait, as after a write that took long.
+        """
         snapshot = self._snapshot
         if self._file is None or not self._is_filled:
             return
         is_old = snapshot.as_of_s - self._written_as_of_s > 10 * KEEP_FILE_S
         if snapshot.version == self._written_version and not is_old:
             return
+        began_s = self._clock.monotonic_s()
+        if began_s < self._write_after_s and not is_forced:
+            return
         version, as_of_s = snapshot.version, snapshot.as_of_s
-        content = self._file.render(snapshot)
+        content = SnapshotContent.of(snapshot)
         try:
             await asyncio.to_thread(self._file.write, content)
         except OSError as error:
             log.warning("snapshot_unwritten", error=repr(error))
             return
         self._written_version, self._written_as_of_s = version, as_of_s
+        ended_s = self._clock.monotonic_s()
+        self._write_after_s = ended_s + FILE_PAUSE * (ended_s - began_s)
 
     async def write_used(self) -> None:
         """Write which keys were used since the last call."""

@@ -93,7 +93,7 @@ class Identity:
     async def close(self) -> None:
         """Write what is only in memory. The tasks are ended by their owner."""
         await self.directory.write_used()
-        await self.directory.write_file()
+        await self.directory.write_file(is_forced=True)
         await self.limits.sync()
         self.passwords.close()
 

@@ -6,11 +6,13 @@ installation wrote, is not read.
 
 import hashlib
 import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from appliance.accounts.actor import KeyFacts, Limits, UserFacts
-from appliance.accounts.snapshot import KeyRow, Snapshot
+from appliance.accounts.snapshot import KeyRow, KnownKey, Snapshot
 from appliance.base import jsons
 from appliance.base.clock import Clock
 from appliance.base.files import write_atomic
@@ -21,6 +23,28 @@ log = get_logger("accounts")
 FILE_NAME: Final = "accounts-snapshot"
 FORMAT: Final = 1
 CLOCK_SKEW_S: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotContent:
+    """What a snapshot holds at one moment; its parts are never changed, so a thread can read them."""
+
+    as_of_s: float
+    users: list[UserFacts]
+    keys: list[KnownKey]
+    ended: dict[str, float]
+    static_user: str
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> "SnapshotContent":
+        """Take what a snapshot holds now."""
+        return cls(
+            snapshot.as_of_s,
+            list(snapshot.users.values()),
+            list(snapshot.keys.values()),
+            dict(snapshot.ended),
+            snapshot.static_user.id if snapshot.static_user is not None else "",
+        )
 
 
 class SnapshotFile:
@@ -38,34 +62,30 @@ class SnapshotFile:
         self._max_age_s = max_age_s
         self._clock = clock
 
-    def render(self, snapshot: Snapshot) -> bytes:
-        """Return the file's content."""
-        users = [_user_out(user) for user in snapshot.users.values()]
-        keys = [
-            _key_out(known.digest, known.actor.user.id, known.actor.key)
-            for known in snapshot.keys.values()
-            if known.actor.user is not None and known.actor.key is not None
-        ]
-        static_user = snapshot.static_user.id if snapshot.static_user is not None else ""
-        body = jsons.dumps(
-            {
-                "format": FORMAT,
-                "as_of": snapshot.as_of_s,
-                "users": users,
-                "keys": keys,
-                "ended": snapshot.ended,
-                "static_user": static_user,
-            }
-        )
-        return body + b"\n" + self._mac(body)
-
-    def write(self, content: bytes) -> None:
-        """Write the file (blocking).
+    def write(self, content: SnapshotContent) -> None:
+        """Write the file (blocking; in a thread, since it takes long with many keys).
 
         Raises:
             OSError: The old file is unchanged.
         """
-        write_atomic(self._path, content, mode=0o600, is_synced=False)
+        body = self._render(content)
+        write_atomic(self._path, body + b"\n" + self._mac(body), mode=0o600, is_synced=False)
+
+    def _render(self, content: SnapshotContent) -> bytes:
+        """Return the file's JSON, made in pieces: while one is made, the process can do nothing else."""
+        head = {
+            "format": FORMAT,
+            "as_of": content.as_of_s,
+            "ended": content.ended,
+            "static_user": content.static_user,
+        }
+        users = _render_rows(_user_out(user) for user in content.users)
+        keys = _render_rows(
+            _key_out(known.digest, known.actor.user.id, known.actor.key)
+            for known in content.keys
+            if known.actor.user is not None and known.actor.key is not None
+        )
+        return b'%s,"users":[%s],"keys":[%s]}' % (jsons.dumps(head)[:-1], users, keys)
 
     def load(self, snapshot: Snapshot) -> bool:
         """Fill a snapshot from the file (blocking); False = none may be used, and the log says why."""
@@ -104,6 +124,10 @@ class SnapshotFile:
 
     def _mac(self, body: bytes) -> bytes:
         return hmac.digest(self._key, body, hashlib.sha256).hex().encode()
+
+
+def _render_rows(rows: Iterable[list[Any]]) -> bytes:
+    return b",".join(jsons.dumps(row) for row in rows)
 
 
 def _limits_out(limits: Limits) -> list[int | None]:

@@ -15,7 +15,7 @@ from appliance.storage.database import Database
 from appliance.storage.schema import api_keys, sessions, users, wallets
 
 log = get_logger("accounts")
-PAGE: Final = 2000  # rows of one statement
+PAGE: Final = 500  # rows of one statement: reading them blocks the process for some milliseconds
 NAMED: Final = 500  # ids in one statement
 
 
@@ -44,6 +44,7 @@ class SnapshotReader:
         self._token_lifetime_s = token_lifetime_s
         self._static_user = static_user.strip().lower()
         self._max_keys = max_keys
+        self._is_by_id = True
 
     async def fill(self) -> None:
         """Read all valid keys with their users, and the sessions that were ended; those used last come first.
@@ -52,26 +53,40 @@ class SnapshotReader:
             StoreUnavailable: What was read so far is in the snapshot.
         """
         began_s = self._clock.now_s()
+        old_users = set(self._snapshot.users)
         seen: set[str] = set()
-        offset = 0
-        order = (func.coalesce(api_keys.c.last_used_at, 0).desc(), api_keys.c.id)
-        while offset < self._max_keys:
-            page = min(PAGE, self._max_keys - offset)
-            query = _keys().where(api_keys.c.is_active).order_by(*order).limit(page).offset(offset)
+        is_last = False
+        query = await self._first_page()
+        while not is_last and len(seen) < self._max_keys:
             rows = await self._rows(query)
             seen.update(row.id for row in rows)
+            old_users.difference_update(row.user_id for row in rows)
             self._put_keys(rows)
-            offset += page
-            if len(rows) < page:
-                break
+            is_last = len(rows) < PAGE
+            query = self._next_page(query, rows, len(seen))
         for known in list(self._snapshot.keys.values()):
             if known.actor.key is not None and known.actor.key.id not in seen:
                 self._snapshot.drop_key(known.actor.key.id)
-        await self.read_users(list(self._snapshot.users))
+        await self.read_users(old_users)
         await self._read_all_ended()
         await self._read_static_user()
         self._snapshot.forget_unknown()
         self._snapshot.confirm(began_s)
+
+    async def _first_page(self) -> Select[Any]:
+        """Return the query of the first keys: by id, or by their last use where not all fit into memory."""
+        count = select(func.count().label("keys")).select_from(api_keys).where(api_keys.c.is_active)
+        total = (await self._rows(count))[0].keys
+        self._is_by_id = total <= self._max_keys
+        last_use = func.coalesce(api_keys.c.last_used_at, 0).desc()
+        order = (api_keys.c.id,) if self._is_by_id else (last_use, api_keys.c.id)
+        return _keys().where(api_keys.c.is_active).order_by(*order).limit(PAGE)
+
+    def _next_page(self, query: Select[Any], rows: Sequence[Any], read: int) -> Select[Any]:
+        if not self._is_by_id or not rows:
+            return query.offset(read).limit(max(1, min(PAGE, self._max_keys - read)))
+        after = rows[-1].id
+        return _keys().where(api_keys.c.is_active, api_keys.c.id > after).order_by(api_keys.c.id).limit(PAGE)
 
     async def read_keys(self, ids: Iterable[str]) -> None:
         """Read keys that were changed; those that are no longer valid are dropped."""

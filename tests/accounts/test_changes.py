@@ -262,7 +262,7 @@ async def test_database_that_stops_and_comes_back(postgres_server: PostgresServe
         here = await stack.enter_async_context(identity_on(database, tmp_path))
         user, key, _ = await made(here)
         assert await code_of(here, key) == ""
-        await here.directory.write_file()
+        await here.directory.write_file(is_forced=True)
         postgres_server.stop()
         try:
             unknown = make_key()

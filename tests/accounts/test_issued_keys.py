@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from appliance.accounts import issued_keys
+from appliance.accounts import issued_keys, snapshot_reader
 from appliance.accounts.actor import Limits, UserFacts
 from appliance.accounts.api_keys import NewKey
 from appliance.accounts.identity import Identity
 from appliance.accounts.issued_keys import KeyRequest
+from appliance.accounts.snapshot import Snapshot
+from appliance.accounts.snapshot_reader import SnapshotReader
 from appliance.accounts.user_forms import UserChange
 from appliance.base.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from appliance.storage.database import Database
@@ -160,6 +162,27 @@ async def test_start_reads_all_valid_keys(identity: Identity, user: UserFacts, t
         assert other.callers.admit("client", {"x-api-key": made[1][0].text}, "10.0.0.1") is not None
     async with identity_on(identity.database, tmp_path, clock=identity.clock, key_snapshot_max=100) as other:
         assert await code_of(other, made[2][0]) == ""
+
+
+async def test_keys_used_last_are_in_memory_where_not_all_fit(
+    identity: Identity, user: UserFacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot_reader, "PAGE", 2)
+    made = [await identity.keys.create(user, KeyRequest(f"k{number}"), author=AUTHOR) for number in range(7)]
+    await eventually(lambda: len(identity.snapshot.keys) == 7)
+    for key, _ in made[3:]:
+        assert await code_of(identity, key) == ""
+    await identity.directory.write_used()
+    for most, wanted in ((7, 7), (3, 3), (4, 4)):
+        snapshot = Snapshot(clock=identity.clock, max_keys=most)
+        reader = SnapshotReader(
+            identity.database, snapshot, clock=identity.clock, token_lifetime_s=60, max_keys=most
+        )
+        await reader.fill()
+        await reader.fill()
+        assert len(snapshot.keys) == wanted
+        if most < 7:
+            assert set(snapshot.keys) <= {key.digest for key, _ in made[3:]}
 
 
 async def test_static_keys_are_billed_to_the_user_of_the_settings(database: Database, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from appliance.accounts.actor import KeyFacts, Limits, UserFacts
 from appliance.accounts.snapshot import MAX_UNKNOWN, KeyRow, Snapshot
-from appliance.accounts.snapshot_file import SnapshotFile
+from appliance.accounts.snapshot_file import SnapshotContent, SnapshotFile
 from appliance.base.clock import FakeClock
 from tests.accounts.parts import SECRET
 
@@ -102,7 +102,7 @@ def test_file_gives_back_the_snapshot(tmp_path: Path) -> None:
     before.static_user = USER
     before.confirm(clock.now_s())
     file = file_in(tmp_path, clock)
-    file.write(file.render(before))
+    file.write(SnapshotContent.of(before))
     assert (tmp_path / "accounts-snapshot").stat().st_mode & 0o777 == 0o600
     clock.advance(3000)
     after = Snapshot(clock=clock)
@@ -123,10 +123,11 @@ def test_file_that_must_not_be_used_is_not(tmp_path: Path, case: str) -> None:
     clock = FakeClock()
     before = filled(clock)
     before.confirm(clock.now_s() + (600 if case == "future" else 0))
-    content = file_in(tmp_path, clock).render(before)
     path = tmp_path / "accounts-snapshot"
-    if case != "absent":
-        path.write_bytes(content)
+    file_in(tmp_path, clock).write(SnapshotContent.of(before))
+    content = path.read_bytes()
+    if case == "absent":
+        path.unlink()
     if case == "changed":
         path.write_bytes(content.replace(b'"u1"', b'"u2"'))
     if case == "short":
