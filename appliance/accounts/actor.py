@@ -124,7 +124,7 @@ def check_access(actor: Actor, level: Level, scope: str, *, has_operator_keys: b
     | operator | no      | without operator keys    | yes          | scope admin + of an admin  | admins  |
 
     Args:
-        scope: Which the address asks of API keys: `inference` at clients' addresses.
+        scope: Which the address asks of API keys: `inference` at clients' addresses; "" = any API key may.
         has_operator_keys: Whether OPERATOR_API_KEYS is set.
 
     Raises:
@@ -148,7 +148,7 @@ def check_access(actor: Actor, level: Level, scope: str, *, has_operator_keys: b
 def _check_user(actor: Actor, level: Level, scope: str) -> None:
     key = actor.key
     wanted = "admin" if level == "operator" else scope
-    if key is not None and wanted not in key.scopes:
+    if key is not None and wanted and wanted not in key.scopes:
         has = ", ".join(one for one in SCOPES if one in key.scopes) or "none"
         raise Forbidden(
             f"This address needs an API key with the scope {wanted}; the key {key.prefix} has: {has}. "

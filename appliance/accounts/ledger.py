@@ -128,7 +128,12 @@ async def balances(database: Database) -> dict[str, int]:
 
 
 async def entries_of(
-    database: Database, wallet_id: str, *, limit: int = 100, before_ms: int | None = None
+    database: Database,
+    wallet_id: str,
+    *,
+    limit: int = 100,
+    before_ms: int | None = None,
+    before_id: str = "",
 ) -> list[dict[str, Any]]:
     """Return a wallet's latest movements for JSON, newest first.
 
@@ -137,21 +142,24 @@ async def entries_of(
         wallet_id: The wallet.
         limit: At most so many, up to MAX_ENTRIES.
         before_ms: Only those before, epoch milliseconds.
+        before_id: And those of this very time with a lower id.
     """
 
     async def read(transaction: Transaction) -> list[dict[str, Any]]:
         rows = await transaction.execute(
-            "SELECT t.kind, t.ref, t.at, t.note, p.amount_musd FROM ledger_postings p "
-            "JOIN ledger_tx t ON t.id = p.tx_id WHERE p.account = :account AND t.at < :before "
-            "ORDER BY t.at DESC, t.id DESC LIMIT :limit",
+            "SELECT t.id, t.kind, t.ref, t.at, t.note, p.amount_musd FROM ledger_postings p "
+            "JOIN ledger_tx t ON t.id = p.tx_id WHERE p.account = :account AND t.at <= :before "
+            "AND (t.at < :before OR t.id < :id) ORDER BY t.at DESC, t.id DESC LIMIT :limit",
             {
                 "account": wallet_account(wallet_id),
                 "before": 1 << 62 if before_ms is None else before_ms,
+                "id": before_id,
                 "limit": max(1, min(limit, MAX_ENTRIES)),
             },
         )
         return [
             {
+                "id": row.id,
                 "kind": row.kind,
                 "ref": row.ref,
                 "at": format_rfc3339(row.at / 1000, fraction_digits=3),

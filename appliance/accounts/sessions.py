@@ -122,9 +122,7 @@ class Sessions:
         """
         token = self._refresh.read(text)
         if token is None:  # 1
-            raise Unauthenticated(
-                "The refresh token is not one of this appliance. Log in again.", code="refresh_invalid"
-            )
+            raise _invalid_refresh_token()
         row = await self._store.read(token.session_id)
         for _ in range(4):
             now_ms = self._now_ms()
@@ -184,6 +182,35 @@ class Sessions:
 
     # ---- lists and ends
 
+    async def find_by_refresh_token(self, text: object) -> SessionRow:
+        """Return the session that a refresh token comes from, of any generation; it may have ended.
+
+        Args:
+            text: As the caller sent it.
+
+        Raises:
+            Unauthenticated: It is none of ours, or its session is not known any more.
+            SessionsUnavailable: Sessions cannot be read.
+        """
+        token = self._refresh.read(text)
+        if token is None:
+            raise _invalid_refresh_token()
+        row = await self._store.read_truth(token.session_id)
+        if row is None:
+            raise Unauthenticated("The session has ended. Log in again.", code="session_ended")
+        return row
+
+    async def is_live(self, user_id: str, session_id: str) -> bool:
+        """Whether a user has this session, and it has not ended.
+
+        Raises:
+            SessionsUnavailable: Sessions cannot be read.
+        """
+        row = await self._store.read_truth(session_id)
+        if row is None or row.user_id != user_id or row.revoked_at_ms is not None:
+            return False
+        return row.expires_at_ms > self._now_ms()
+
     async def of_user(self, user_id: str) -> list[SessionRow]:
         """Return the sessions of a user, the newest first."""
         return await self._store.of_user(user_id, self._now_ms())
@@ -233,6 +260,12 @@ class Sessions:
 
     def _end_ms(self, now_ms: int) -> int:
         return now_ms + round(self._lifetime_s * 1000)
+
+
+def _invalid_refresh_token() -> Unauthenticated:
+    return Unauthenticated(
+        "The refresh token is not one of this appliance. Log in again.", code="refresh_invalid"
+    )
 
 
 def session_to_json(row: SessionRow, *, current: str = "") -> dict[str, Any]:

@@ -266,7 +266,7 @@ class UsageStore:
     # ---- what users and operators see
 
     async def rows(
-        self, wallet_id: str, *, limit: int = 100, before_ms: int | None = None
+        self, wallet_id: str, *, limit: int = 100, before_ms: int | None = None, before_id: str = ""
     ) -> list[dict[str, Any]]:
         """Return a wallet's latest attempts for JSON, newest first.
 
@@ -274,15 +274,17 @@ class UsageStore:
             wallet_id: The wallet.
             limit: At most so many, up to MAX_ROWS.
             before_ms: Only those before, epoch milliseconds.
+            before_id: And those of this very time with a lower id.
         """
 
         async def read(transaction: Transaction) -> list[dict[str, Any]]:
             rows = await transaction.execute(
-                "SELECT * FROM usage WHERE wallet_id = :wallet AND at < :before "
-                "ORDER BY at DESC, attempt_id DESC LIMIT :limit",
+                "SELECT * FROM usage WHERE wallet_id = :wallet AND at <= :before "
+                "AND (at < :before OR attempt_id < :id) ORDER BY at DESC, attempt_id DESC LIMIT :limit",
                 {
                     "wallet": wallet_id,
                     "before": 1 << 62 if before_ms is None else before_ms,
+                    "id": before_id,
                     "limit": max(1, min(limit, MAX_ROWS)),
                 },
             )

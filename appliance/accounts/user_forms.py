@@ -39,7 +39,7 @@ def read_email(value: object) -> str:
     if len(text) <= MAX_EMAIL_CHARACTERS and text.isprintable() and _EMAIL.fullmatch(text):
         return text
     raise Invalid(
-        f"email: {repr(value)[:80]} is no e-mail address, such as name@example.org.",
+        "email: what was sent is no e-mail address, such as name@example.org.",  # it may be a password
         param="email",
         code="invalid_email",
     )

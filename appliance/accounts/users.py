@@ -13,9 +13,9 @@ from appliance.accounts.changes import ChangeFeed
 from appliance.accounts.directory import Directory
 from appliance.accounts.issued_keys import limits_text, render_ms
 from appliance.accounts.passwords import Passwords
-from appliance.accounts.sessions import IssuedTokens, Sessions
+from appliance.accounts.sessions import IssuedTokens, Sessions, printable
 from appliance.accounts.snapshot_reader import stored_limits
-from appliance.accounts.user_forms import UserChange, read_email, read_name
+from appliance.accounts.user_forms import MAX_EMAIL_CHARACTERS, UserChange, read_email, read_name
 from appliance.accounts.windows import AttemptLimit, subject_of_address
 from appliance.base.clock import Clock
 from appliance.base.errors import Conflict, Exhausted, Forbidden, Invalid, NotFound, Unauthenticated
@@ -204,7 +204,7 @@ class Users:
         address = email.strip().lower()[:254]
         self._limit(self._logins_of_address, subject_of_address(peer), "logins from this address")  # 1
         self._limit(self._logins_of_email, address, "logins of this e-mail address")
-        row = await self._row(users.c.email == address) if "\0" not in address else None
+        row = await self._row(users.c.email == address) if address.isprintable() else None
         checked = await self._passwords.check(password, row.password_hash if row is not None else None)
         if row is None or not checked.is_right:  # 2
             raise Unauthenticated("invalid credentials", code="invalid_credentials")
@@ -273,7 +273,7 @@ class Users:
             StoreUnavailable: The database is down.
         """
         address = email.strip().lower()
-        row = await self._row(users.c.email == address) if "\0" not in address else None
+        row = await self._row(users.c.email == address) if address.isprintable() else None
         if row is None:
             raise NotFound(f"There is no user {address[:100]!r}.", code="user_unknown")
         return _from_row(row)
@@ -291,7 +291,7 @@ class Users:
         """
         after = after if is_id(after) else ""
         query = _select().where(users.c.id > after).order_by(users.c.id).limit(max(1, min(limit, MAX_LISTED)))
-        wanted = part.strip().lower().replace("\0", "")
+        wanted = printable(part.strip().lower(), MAX_EMAIL_CHARACTERS)
         if wanted:
             matches = [
                 column.contains(wanted, autoescape=True)
@@ -333,17 +333,27 @@ class Users:
             for name in ("name", "is_active", "is_admin", "plan")
             if getattr(wanted, name) is not None
         }
-        details = {name: value for name, value in values.items() if name != "name"}
+        after = {name: value for name, value in values.items() if name != "name"}
         if wanted.limits is not None:
             values["limits"] = limits_text(wanted.limits)
-            details["limits"] = render_limits(wanted.limits)
-        await self._update(user_id, values, author, "user.change", details)
+            after["limits"] = render_limits(wanted.limits)
+
+        async def work(transaction: Transaction) -> None:
+            rows = await transaction.execute(_select().where(users.c.id == user_id))
+            before = _from_row(rows[0]).to_json() if rows else {}
+            details = {"before": {name: before.get(name) for name in after}, "after": after}
+            await self._update_in(transaction, user_id, values, author, "user.change", details)
+
+        await self._database.run(work)
+        await self._directory.apply("user", [user_id])
         if wanted.is_active is False:
             await self._sessions.end_all(user_id)
         return await self.get(user_id)
 
     async def delete(self, user_id: str, *, author: Author) -> None:
         """Delete a user: what tells who it was is removed, keys and sessions end; the ledger keeps the id.
+
+        The wallet is closed: it gets no plan any more, and nothing can be spent of it.
 
         Raises:
             NotFound: There is no such user.
@@ -381,6 +391,11 @@ class Users:
             raise NotFound(f"There is no user {user_id[:64]!r}.", code="user_unknown")
         await transaction.execute(
             update(api_keys).where(api_keys.c.user_id == user_id).values(is_active=False, name="")
+        )
+        await transaction.execute(
+            update(wallets)
+            .where(wallets.c.user_id == user_id)
+            .values(state="closed", auto_renew=False, updated_at=now_ms)
         )
         await transaction.execute(
             update(sessions)
@@ -429,18 +444,27 @@ class Users:
         self, user_id: str, values: dict[str, Any], author: Author, action: str, details: dict[str, Any]
     ) -> None:
         async def work(transaction: Transaction) -> None:
-            if not is_id(user_id):
-                raise NotFound(f"There is no user {user_id[:64]!r}.", code="user_unknown")
-            done = await transaction.execute(
-                update(users).where(users.c.id == user_id).values(**values, updated_at=self._now_ms())
-            )
-            if not done.changed:
-                raise NotFound(f"There is no user {user_id[:64]!r}.", code="user_unknown")
-            await self._audit(transaction, author, action, user_id, details)
-            await self._changes.note(transaction, "user", [user_id])
+            await self._update_in(transaction, user_id, values, author, action, details)
 
         await self._database.run(work)
         await self._directory.apply("user", [user_id])
+
+    async def _update_in(
+        self,
+        transaction: Transaction,
+        user_id: str,
+        values: dict[str, Any],
+        author: Author,
+        action: str,
+        details: dict[str, Any],
+    ) -> None:
+        done = await transaction.execute(
+            update(users).where(users.c.id == user_id).values(**values, updated_at=self._now_ms())
+        )
+        if not done.changed:
+            raise NotFound(f"There is no user {user_id[:64]!r}.", code="user_unknown")
+        await self._audit(transaction, author, action, user_id, details)
+        await self._changes.note(transaction, "user", [user_id])
 
     async def _audit(
         self, transaction: Transaction, author: Author, action: str, user_id: str, details: dict[str, Any]

@@ -441,3 +441,25 @@ async def test_user_that_is_gone_gets_no_tokens(database: Database, tmp_path: Pa
         tokens = await one.open()
         identity.snapshot.put_user(replace(one.user, is_active=False))
         assert await one.code(tokens.refresh_token) == "user_inactive"
+
+
+async def test_whose_session_it_is_is_found_by_any_of_its_refresh_tokens() -> None:
+    clock, store = FakeClock(), InMemory()
+    one = sessions_on(store, clock)
+    first = await one.open(USER, ip_address="10.0.0.1", user_agent="")
+    _, second = await one.refresh(first.refresh_token)
+    for text in (first.refresh_token, second.refresh_token):
+        assert (await one.find_by_refresh_token(text)).id == first.session_id
+    for text in ("rt_nothing", 5, None, "", "rt_\ud800"):
+        with pytest.raises(Unauthenticated) as refused:
+            await one.find_by_refresh_token(text)
+        assert refused.value.code == "refresh_invalid"
+    assert await one.is_live(USER.id, first.session_id)
+    assert not await one.is_live("u2", first.session_id)
+    assert not await one.is_live(USER.id, "none")
+    clock.advance(604_801)
+    assert not await one.is_live(USER.id, first.session_id)
+    store.rows.clear()
+    with pytest.raises(Unauthenticated) as refused:
+        await one.find_by_refresh_token(first.refresh_token)
+    assert refused.value.code == "session_ended"

@@ -115,7 +115,12 @@ async def test_first_credits_are_part_of_the_registration(database: Database, tm
 
 async def test_wrong_password_and_unknown_user_look_alike(identity: Identity) -> None:
     await identity.users.register("a@example.org", PASSWORD, "Ada", peer="10.0.0.1")
-    for email, password in (("a@example.org", "wrong"), ("b@example.org", PASSWORD), ("b\0@x", "x")):
+    for email, password in (
+        ("a@example.org", "wrong"),
+        ("b@example.org", PASSWORD),
+        ("b\0@x", "x"),
+        ("\ud800@x", "\ud800"),
+    ):
         with pytest.raises(Unauthenticated, match=r"^invalid credentials$"):
             await login(identity, password, email)
 
@@ -195,18 +200,11 @@ async def test_changes_of_an_administrator_hold_at_once(identity: Identity) -> N
         for row in await rows_of(identity, select(audit))
         if row.action == "user.change"
     ]
+    unlimited = dict.fromkeys(("rpm", "rpd", "tpm", "tpd", "concurrency", "monthly_cap"))
     assert details == [
         {
-            "is_admin": True,
-            "plan": "pro",
-            "limits": {
-                "rpm": 3,
-                "rpd": None,
-                "tpm": None,
-                "tpd": None,
-                "concurrency": None,
-                "monthly_cap": None,
-            },
+            "before": {"is_admin": False, "plan": "", "limits": unlimited},
+            "after": {"is_admin": True, "plan": "pro", "limits": unlimited | {"rpm": 3}},
         }
     ]
     with pytest.raises(NotFound):

@@ -214,6 +214,9 @@ async def test_what_settlements_count(database: Database) -> None:
     }
     assert len(await money.usage.rows("w1", limit=1)) == 1
     assert len(await money.usage.rows("w1", before_ms=later)) == 2
+    first, *others = await money.usage.rows("w1")
+    after_first = {"before_ms": later, "before_id": first["attempt_id"]}
+    assert await money.usage.rows("w1", **after_first) == others
     await money.check()
 
 

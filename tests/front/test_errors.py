@@ -59,6 +59,7 @@ def test_an_upstreams_own_status_is_kept(details: dict[str, Any], status: int) -
             },
         ),
         ("detail", {"detail": "no"}),
+        ("market", {"error": "no", "code": "c", "request_id": "", "details": {"field": "n"}}),
     ],
 )
 def test_a_body_has_its_dialects_shape(dialect: str, body: Any) -> None:
@@ -78,7 +79,26 @@ def test_failed_attempts_and_own_fields_are_added() -> None:
     }
     assert json.loads(error_body(error, "ollama")) == {"error": "no", "attempts": [{"endpoint": "e"}]}
     assert json.loads(error_body(error, "detail")) == {"detail": "no"}
+    assert json.loads(error_body(error, "market", "req_1")) == {
+        "error": "no",
+        "code": error.code,
+        "request_id": "req_1",
+        "needed": 1,
+        "details": {"attempts": [{"endpoint": "e"}]},
+    }
     assert json.loads(error_body(error, "anthropic"))["error"]["attempts"] == [{"endpoint": "e"}]
+
+
+def test_errors_of_accounts_have_a_code_and_the_short_text() -> None:
+    assert json.loads(error_body(NotFound("none"), "market", "r")) == {
+        "error": "none",
+        "code": "not_found",
+        "request_id": "r",
+    }
+    assert json.loads(error_body(Invalid("no"), "market", "r"))["code"] == "invalid"
+    limited = Exhausted("At most 3 a minute.", details={"short": "Rate limit exceeded"})
+    shown = json.loads(error_body(limited, "market", "r"))
+    assert (shown["error"], shown["details"]) == ("Rate limit exceeded", {"text": "At most 3 a minute."})
 
 
 @pytest.mark.parametrize(

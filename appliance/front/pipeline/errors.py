@@ -106,14 +106,42 @@ def anthropic_error(error: ApplianceError, request_id: str) -> dict[str, Any]:
     return {"type": "error", "error": body, "request_id": request_id or None}
 
 
+# Details that other dialects use, or that change what is shown.
+NOT_SHOWN = {"status", "error_type", "error_fields", "short"}
+
+
+def market_error(error: ApplianceError, request_id: str) -> dict[str, Any]:
+    """Render the error object of accounts and money, `{error: text, code, request_id, details?}`.
+
+    Of the error's details, `short` replaces the text, `error_fields` are added to these fields, and the
+    others are `details`, with the field at fault as `field`.
+    """
+    details = {name: value for name, value in error.details.items() if name not in NOT_SHOWN}
+    if error.param is not None:
+        details["field"] = error.param
+    short = error.details.get("short")
+    if short:
+        details["text"] = error.message
+    body: dict[str, Any] = {
+        "error": short or error.message,
+        "code": error.code or error.kind.value,
+        "request_id": request_id,
+        **error.details.get("error_fields", {}),
+    }
+    return {**body, "details": details} if details else body
+
+
 def error_body(error: ApplianceError, dialect: str, request_id: str = "") -> bytes:
-    """Render an error as a JSON body of a dialect: openai, ollama, anthropic, detail (`{detail: text}`).
+    """Render an error as a JSON body of a dialect: openai, ollama, anthropic, market, detail.
 
     Args:
-        request_id: For the dialect that shows it (anthropic); "" = unknown.
+        dialect: `detail` is `{detail: text}`.
+        request_id: For dialects that show it (anthropic, market); "" = unknown.
     """
     if dialect == "anthropic":
         return jsons.dumps(anthropic_error(error, request_id))
+    if dialect == "market":
+        return jsons.dumps(market_error(error, request_id))
     if dialect == "ollama":
         return jsons.dumps(ollama_error(error))
     if dialect == "detail":
