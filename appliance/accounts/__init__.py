@@ -1,6 +1,7 @@
 """Who calls and what it costs: users, keys, wallets, prices. Built where ACCOUNTS is on.
 
 Modules:
+    accounting: builds, starts and stops what knows what things cost.
     actor: who calls, and what a caller may do.
     allowance: what this process may spend of each wallet without asking the database.
     api_keys: keys as texts: made, recognised, stored as digests.

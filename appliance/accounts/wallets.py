@@ -35,6 +35,7 @@ ADD_TO_LEASE = (
 )
 WALLET = "SELECT * FROM wallets WHERE id = :wallet FOR UPDATE"
 UNBOUNDED = MAX_MUSD
+RETURN_CHANNEL = "appliance_returns"
 TAKE_BACK_AFTER_S = 600.0
 STATES = ("active", "frozen", "closed")
 
@@ -292,10 +293,16 @@ class Wallets:
 
         async def change(transaction: Transaction) -> None:
             await transaction.execute(
-                "SELECT pg_notify('appliance', :text)", {"text": f"return:{wallet_id}:{self.replica_id}"}
+                "SELECT pg_notify(:channel, :text)",
+                {"channel": RETURN_CHANNEL, "text": f"{self.replica_id} {wallet_id}"},
             )
 
         await self.database.run(change)
+
+    def asked_wallet(self, text: str | None) -> str:
+        """Return the wallet that a message on RETURN_CHANNEL asks us about; "" = none."""
+        replica_id, _, wallet_id = (text or "").partition(" ")
+        return "" if replica_id == self.replica_id else wallet_id
 
     async def give_all_leases_back(self) -> int:
         """End all leases of this replica, after its journal is settled; return how much they were."""

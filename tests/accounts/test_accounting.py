@@ -1,0 +1,92 @@
+"""The parts about money as one process has them: opened, used by requests, closed; several of them share wallets."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from appliance.accounts.accounting import Accounting
+from appliance.accounts.meter import Payer
+from appliance.accounts.prices import TokenUsage
+from appliance.accounts.settings import AccountSettings
+from appliance.accounts.settlement import Ending
+from appliance.base.clock import SystemClock
+from appliance.base.errors import PaymentRequired
+from appliance.base.tasks import Tasks
+from appliance.storage.database import Database, StoreRefused
+from tests.accounts.metering import order
+from tests.accounts.money import Money
+
+SETTINGS = AccountSettings.from_env({"WALLET_LEASE_MAX_USD": "0.002", "JOURNAL_MAX_MB": "16"})
+
+
+def build(database: Database, folder: Path, tasks: Tasks) -> Accounting:
+    return Accounting(database, SETTINGS, folder, tasks=tasks, clock=SystemClock(), host="h", version="1")
+
+
+async def use(one: Accounting, tokens: int) -> None:
+    meter = await one.metering.begin(order(payer=Payer("w1", client_id="c")))
+    try:
+        meter.attempt("s", "b")
+        meter.took(1, 200)
+        meter.end(Ending.COMPLETE, TokenUsage(10, 0, tokens))
+    finally:
+        meter.close()
+
+
+async def test_requests_are_billed_from_open_to_close(database: Database, tmp_path: Path) -> None:
+    money = Money(database)
+    await money.open("w1", extra=100_000)
+    async with Tasks() as tasks:
+        one = build(database, tmp_path, tasks)
+        recovered = await one.open()
+        assert (recovered.attempts, recovered.is_offline) == (0, False)
+        for _ in range(5):
+            await use(one, 20)
+        async with asyncio.timeout(10):
+            while one.settler.waiting_count:
+                await asyncio.sleep(0.005)
+        view = await one.view()
+        assert (view["ledger_sum"], view["accounts"]["income.inference"]) == (0.0, 0.00025)
+        assert (view["held"], view["unsettled_attempts"], view["settled"]) == (0.0, 0, {"engine": 5})
+        assert view["leased"] > 0
+        with pytest.raises(StoreRefused, match="give each its own STATE_DIR"):
+            build(database, tmp_path, tasks)
+        await one.close()
+        assert (await money.sql("SELECT host FROM replicas"))[0].host == "h"
+    wallet = await money.wallets.find("w1")
+    assert (wallet.used_musd, wallet.leased_musd) == (250, 0)
+    async with Tasks() as tasks:  # again, with the same journal
+        again = build(database, tmp_path, tasks)
+        assert again.wallets.replica_id == one.wallets.replica_id
+        await again.close()
+    await money.check()
+
+
+async def test_replicas_give_each_other_what_they_do_not_use(
+    postgres_database: Database, tmp_path: Path
+) -> None:
+    money = Money(postgres_database)
+    await money.open("w1", extra=4000)
+    async with Tasks() as tasks:
+        one, two = (build(postgres_database, tmp_path / name, tasks) for name in ("a", "b"))
+        await one.open()
+        await two.open()
+        await asyncio.sleep(0.2)  # until both listen; a message that is sent earlier is only lost
+        assert await one.allowances.of("w1").hold_or_wait(3500)
+        one.allowances.of("w1").charge(3500, 100)
+        await one.settler.drain()
+        await use(two, 1500)  # more than what is not leased
+        assert one.allowances.of("w1").free_musd < 3400
+        with pytest.raises(PaymentRequired):
+            await two.metering.begin(order(5000, payer=Payer("w1")))
+        one.allowances.of("w1").settled(100)
+        await two.close()
+        await one.close()
+
+
+async def test_a_folder_that_cannot_be_used_is_told(database: Database, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    async with Tasks() as tasks:
+        with pytest.raises(StoreRefused, match="Charges cannot be noted"):
+            build(database, tmp_path / "file", tasks)
