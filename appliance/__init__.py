@@ -8,6 +8,7 @@ Modules:
     app: the appliance from start to end.
     base: settings, errors, logs, tasks, connections, metrics.
     build: builds the parts that appliance and sidecar have in common.
+    build_accounts: builds and opens the accounts.
     build_models: builds the model manager.
     cli: the command line of a running appliance.
     command_lines: the verbs of the command, and the arguments of most of them.

@@ -43,6 +43,7 @@ async def running(
 ) -> AsyncIterator[Appliance]:
     """Open every part in order; close them in reverse order, also when one of them cannot be opened.
 
+    0. accounts, where they are on: they close when everything that is paid for has ended
     1. models, since they are one of the backends
     2. backends, adapters, downloads
     3. the HTTP server, and the sidecar's port
@@ -62,6 +63,8 @@ async def running(
     configure_logs(settings, appliance)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(appliance.tasks)
+        if settings.accounts.accounts:
+            await open_users(appliance, stack)
         await open_models(appliance, stack)  # 1
         await appliance.services.open(stack)  # 2
         await appliance.fleet.wait_first_probes()
@@ -104,6 +107,20 @@ async def running(
             reloads.cancel()
             lifecycle.set_state("stopping")
             await close_feeds(appliance)
+
+
+async def open_users(appliance: Appliance, stack: AsyncExitStack) -> None:
+    """Open the accounts, and let the pipeline ask them.
+
+    Raises:
+        OSError: The database cannot be used as it is.
+    """
+    from appliance.build_accounts import open_accounts  # loads the database's libraries
+
+    appliance.accounts = accounts = await open_accounts(
+        appliance.settings, stack, clock=appliance.clock, tasks=appliance.tasks
+    )
+    appliance.pipeline.use_accounts(accounts.gate)
 
 
 async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import platform
 import socket
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from appliance import __version__
 from appliance.base.clock import SystemClock, format_rfc3339
@@ -29,6 +29,9 @@ from appliance.models.table.file_walk import WalkedFolder
 from appliance.models.table.library import ModelLibrary
 from appliance.settings import Settings, download_dir
 
+if TYPE_CHECKING:  # its libraries are loaded only with ACCOUNTS=1
+    from appliance.build_accounts import Accounts
+
 log = get_logger("appliance")
 FOLDER = "MODEL_DIR"  # the variable, at the start of each problem of its files
 
@@ -39,6 +42,7 @@ class Appliance:
     Attributes:
         settings: As they are in force; a reload replaces them.
         lines: The latest lines of the log, for the control API.
+        accounts: Who calls, and what it costs; None = there are no accounts (ACCOUNTS=0).
         manager: Runs the models of this machine; None = none can be run here, or it is not open yet.
         library: The details of the files of those models; None as for `manager`.
         no_models: Reports that no models are run here; None = `manager` runs them, or nothing is open yet.
@@ -78,6 +82,7 @@ class Appliance:
             services.lora_orders,
         )
         self.pulls = Pulls(self.jobs, pulled, lister=self.downloader.list_files, eject=self.eject)
+        self.accounts: Accounts | None = None
         self.manager: ModelManager | None = None
         self.no_models: NoModels | None = None
         self.library: ModelLibrary | None = None

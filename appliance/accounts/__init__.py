@@ -19,6 +19,7 @@ Modules:
     limits: rate limits of users and keys, shared by all replicas.
     live_replicas: how many replicas live.
     meter: holds money for one request, and charges it once.
+    money: builds and joins the parts that hold, charge and settle money.
     passwords: argon2id, and bcrypt of users that were taken over.
     price_file: the file of PRICES_FILE, and what is wrong with it.
     price_store: prices in the database, by versions.

@@ -108,8 +108,8 @@ class AccountSettings(PackageSettings):
     )
     unpriced: Literal["refuse", "free", "flat"] = Field(
         "refuse",
-        description="What a model without a price costs: refuse = users get 402; free = nothing; flat = the "
-        "price of `*`",
+        description="What a model costs for which neither it nor `*` has a price: refuse = users get 402; "
+        "free = nothing; flat = as refuse, `*` is to have the price",
     )
     hold_slice_tokens: int = Field(
         256, ge=1, le=100_000, description="A running response is paid for in pieces of so many tokens"

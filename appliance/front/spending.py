@@ -10,6 +10,7 @@ from appliance.accounts.actor import Actor, check_model
 from appliance.accounts.limits import RateAdmission, RateLimits
 from appliance.accounts.meter import Meter, Metering, MeterOrder, Payer, estimate_prompt
 from appliance.accounts.prices import Price, PriceBook, TokenUsage
+from appliance.accounts.quotas import RequestQuotas
 from appliance.accounts.settlement import ENDING_OF_OUTCOME, Settlement
 from appliance.base.clock import Clock
 from appliance.base.errors import PaymentRequired
@@ -33,6 +34,7 @@ class Spending:
         metering: Makes the meters.
         prices: Returns the price book that is valid now.
         limits: The rate limits of users and keys.
+        quotas: The requests that a user has in a month; None = there are no quotas.
         clock: The time.
     """
 
@@ -43,10 +45,12 @@ class Spending:
         limits: RateLimits,
         *,
         clock: Clock,
+        quotas: RequestQuotas | None = None,
     ) -> None:
         self.metering = metering
         self.prices = prices
         self.limits = limits
+        self.quotas = quotas
         self.clock = clock
         self._supplies: dict[str, Price] = {}
 
@@ -85,7 +89,7 @@ class CallerBilling:
         """Admit a request, and hold what it needs.
 
         1. the key does not allow the model      → 403
-        2. a rate limit is reached               → 429
+        2. a rate limit or quota is reached      → 429
         3. the model has no price                → 402
         4. the wallet does not have enough       → 402
 
@@ -120,6 +124,9 @@ class CallerBilling:
             admission = await spending.limits.begin_later(actor, tokens=tokens)
         receipt.headers = tuple(admission.headers())
         try:
+            if (quotas := spending.quotas) is not None and not quotas.try_take(self._payer.user_id):
+                await in_task()
+                await quotas.take(self._payer.user_id)
             meter = spending.metering.try_begin(order)  # 4
             if meter is None:
                 await in_task()

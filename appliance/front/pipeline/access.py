@@ -123,7 +123,7 @@ class Keys:
             self.origins.check(headers, peer)
             return
         if access is Access.OPERATOR and not self._operator and not self._client:  # 5
-            self._check_loopback(headers, peer)
+            self.check_loopback(headers, peer)
             return
         key = read_key(headers)
         if not key:
@@ -147,8 +147,12 @@ class Keys:
             return False
         return True
 
-    def _check_loopback(self, headers: dict[str, str], peer: str) -> None:
-        """Admit callers on this machine, except pages of other sites and clients of a proxy."""
+    def check_loopback(self, headers: dict[str, str], peer: str) -> None:
+        """Admit callers on this machine, except pages of other sites and clients of a proxy.
+
+        Raises:
+            Forbidden: It is another one.
+        """
         if not is_loopback(peer):
             raise Forbidden(
                 "Without OPERATOR_API_KEYS this address is open to callers on this machine only. "

@@ -58,7 +58,6 @@ class RequestPipeline:
         access_log: AccessLog,
         clock: Clock,
         state: Watched[str],
-        accounts: AccountGate | None = None,
     ) -> None:
         self.receipts = receipts
         self.metrics = metrics
@@ -66,7 +65,7 @@ class RequestPipeline:
         self.now_s = clock.monotonic_s
         self._clock = clock
         self._state = state
-        self.accounts = accounts
+        self.accounts: AccountGate | None = None
         self.in_flight = 0
         self.views = 0
         self._start = os.urandom(8).hex()
@@ -80,6 +79,11 @@ class RequestPipeline:
         if self.accounts is not None:
             self.accounts.apply(settings)
         self._any_origin = "*" in settings.cors_origins
+
+    def use_accounts(self, accounts: AccountGate) -> None:
+        """Let users be admitted, too; before the first request."""
+        self.accounts = accounts
+        accounts.apply(self.settings)
 
     @property
     def answering(self) -> int:
