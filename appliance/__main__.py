@@ -139,13 +139,14 @@ def models_check(arguments: list[str]) -> int:
 
     from appliance.base import jsons
     from appliance.models.check import check_models, render_report
-    from appliance.settings import load
+    from appliance.settings import learn_secrets, load
 
     options = parser_of("models check").parse_args(arguments)
     settings, problems = load()
     print_problems(problems)
     if settings is None:
         return os.EX_CONFIG
+    learn_secrets(settings)
     report = check_models(settings.catalogue)
     print(
         jsons.dumps_pretty(asdict(report)) if options.json else render_report(report),

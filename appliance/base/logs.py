@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any, TextIO
 
 from appliance.base import jsons
-from appliance.base.plain_text import plain_text
+from appliance.base.plain_text import plain_text, without_userinfo
 
 
 @contextmanager
@@ -94,8 +94,8 @@ def is_secret_name(name: str) -> bool:
 
 def is_secret_variable(name: str) -> bool:
     """Whether the value of a variable of any program is a secret: MY_TOKEN, API_KEY_2, DB_PASSWORD_MAIN."""
-    *_, last = words = [word.rstrip("0123456789") for word in name.lower().split("_") if not word.isdigit()]
-    return last not in _NO_SECRETS and not _SECRET_WORDS.isdisjoint(words)
+    words = [word.rstrip("0123456789") for word in name.lower().split("_") if not word.isdigit()]
+    return bool(words) and words[-1] not in _NO_SECRETS and not _SECRET_WORDS.isdisjoint(words)
 
 
 def secrets_of_words(words: Sequence[str]) -> Iterator[str]:
@@ -111,6 +111,35 @@ def secrets_of_words(words: Sequence[str]) -> Iterator[str]:
         if has_value and is_secret_variable(flag.lstrip("-").replace("-", "_")):  # 1
             yield (value if equals else after).strip("\"'")
         yield from secrets_of_address(name)  # 2
+
+
+def hide_words(words: Sequence[str]) -> list[str]:
+    """Return a command line for people: with `[secret]` for each secret in it, whatever its length.
+
+    1. `--api-key VALUE`, `--api-key=VALUE`, `NAME_TOKEN=VALUE`: the value, unless a variable stands for it
+       (`$NAME`), or it is a number of tokens
+    2. the same inside of one word, as in the command of a shell, and in addresses
+    3. secrets that are known, or look like some
+    """
+    shown = list(words)
+    for at, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        after = words[at + 1] if at + 1 < len(words) else ""
+        if " " not in flag and is_secret_variable(flag.lstrip("-").replace("-", "_")):  # 1
+            if equals and _is_hidden(flag, value):
+                shown[at] = f"{flag}={REDACTED}"
+            elif not equals and flag.startswith("-") and _is_hidden(flag, after) and after[:1] != "-":
+                shown[at + 1] = REDACTED
+        if " " in word or "://" in word:  # 2
+            for secret in secrets_of_words([word]):
+                if _is_hidden("", secret):
+                    shown[at] = shown[at].replace(secret, REDACTED)
+    return [SECRETS.redact(without_userinfo(word, REDACTED)) for word in shown]  # 3
+
+
+def _is_hidden(flag: str, value: str) -> bool:
+    """Whether the value of a flag that may name a secret is one."""
+    return bool(value) and not value.startswith("$") and not (value.isdigit() and "token" in flag.lower())
 
 
 def secrets_of_address(text: str) -> Iterator[str]:

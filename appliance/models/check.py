@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.base.config_file import ConfigFile
+from appliance.base.logs import SECRETS, hide_words
 from appliance.base.settings import Problem
 from appliance.models.runner.process import environment
 from appliance.models.runner.program import find_program
@@ -44,6 +45,7 @@ class ModelCheck:
     Attributes:
         problem: Why it could not be run; "" = it could.
         facts: Sizes in bytes.
+        command: Its words, without secrets.
         never_with: The models that are never loaded together with it.
     """
 
@@ -75,7 +77,8 @@ class CheckReport:
 
 
 def check_models(catalogue: Catalogue) -> CheckReport:
-    """Check the llama-server and every model's files."""
+    """Check the llama-server and every model's files. The report has no secrets: it is shown."""
+    SECRETS.learn(catalogue.secrets())
     program = find_program(catalogue.llama_server)
     flags = None if program.problem else program.flags
     needs_server = not catalogue.models or any(one.engine is None for one in catalogue.models.values())
@@ -117,6 +120,13 @@ def check_extra_args(catalogue: Catalogue, config: ConfigFile) -> list[Problem]:
 
 def _check_model(model: Model, catalogue: Catalogue, server: str, flags: Flags | None) -> ModelCheck:
     """Check one model's files. `flags` None: the server cannot be used, so there is no command line."""
+    found = _find_out(model, catalogue, server, flags)
+    found.command = hide_words(found.command)
+    found.problem = SECRETS.redact(found.problem)
+    return found
+
+
+def _find_out(model: Model, catalogue: Catalogue, server: str, flags: Flags | None) -> ModelCheck:
     found = ModelCheck(model.alias, str(model.path or ""))
     found.never_with = sorted(catalogue.conflicts.get(model.alias, ()))
     if model.engine is not None:

@@ -9,7 +9,7 @@ import pytest
 
 from appliance.base import logs
 from appliance.base.clock import FakeClock
-from appliance.base.logs import SECRETS, get_logger
+from appliance.base.logs import SECRETS, get_logger, hide_words
 from appliance.engines.receipts import Receipt
 from appliance.front.pipeline.access_log import AccessLog
 
@@ -142,3 +142,36 @@ def test_client_cannot_write_a_secret_into_the_access_log() -> None:
     assert SECRET not in stream.getvalue()
     line = json.loads(stream.getvalue())
     assert (line["status"], line["ts"]) == (200, "2027-01-15T08:00:00.000Z")
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["llama-server", "--api-key", "abc"], ["llama-server", "--api-key", "[secret]"]),
+        (["x", "--api-key=abc", "--port", "80"], ["x", "--api-key=[secret]", "--port", "80"]),
+        (["docker", "run", "-e", "HF_TOKEN=hf_1"], ["docker", "run", "-e", "HF_TOKEN=[secret]"]),
+        (
+            ["x", "--api-key", "${env.KEY}", "--hf-token=$T"],
+            ["x", "--api-key", "${env.KEY}", "--hf-token=$T"],
+        ),
+        (
+            ["x", "--max-tokens", "512", "--password", "512"],
+            ["x", "--max-tokens", "512", "--password", "[secret]"],
+        ),
+        (["x", "--api-key", "--verbose"], ["x", "--api-key", "--verbose"]),
+        (["x", "--api-key"], ["x", "--api-key"]),
+        (["sh", "-c", "serve --api-key abc --port 80"], ["sh", "-c", "serve --api-key [secret] --port 80"]),
+        (["x", "--proxy", "http://me:word@p:1"], ["x", "--proxy", "http://[secret]@p:1"]),
+        (
+            ["x", "--header", "Authorization: Bearer abcdef123"],
+            ["x", "--header", "Authorization: Bearer [secret]"],
+        ),
+        (["x", "--note", "a sk-abcdef123 b"], ["x", "--note", "a [secret] b"]),
+        (
+            ["x", "--api-key-file", "/run/key", "--ctx-size", "4"],
+            ["x", "--api-key-file", "/run/key", "--ctx-size", "4"],
+        ),
+    ],
+)
+def test_a_command_line_is_shown_without_its_secrets(words: list[str], shown: list[str]) -> None:
+    assert hide_words(words) == shown

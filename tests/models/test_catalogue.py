@@ -729,6 +729,19 @@ def test_a_server_or_a_table_that_cannot_be_used_is_named(
     assert said in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_a_command_is_printed_without_its_secrets(tmp_path: Path, arguments: list[str]) -> None:
+    own = {"command": "/bin/echo -1 --port ${PORT} --hf-token geheim-2 http://me:geheim-3@p/x"}
+    shell = {"command": ["/bin/sh", "-c", "serve --api-key a1"], "engine_kind": "openai"}
+    config = written(tmp_path, {"models": {"own": own, "shell": shell}})
+    done = run_check(*arguments, CONFIG_PATH=str(config))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "geheim" not in done.stdout + done.stderr
+    assert done.stdout.count("[secret]") == 3
+    assert "serve --api-key [secret]" in done.stdout
+    assert "--hf-token" in done.stdout
+
+
 def test_wrong_usage_is_reported() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "appliance", "models", "check", "--loud"],
