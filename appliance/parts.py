@@ -11,6 +11,7 @@ from appliance.base.clock import SystemClock, format_rfc3339
 from appliance.base.log_buffer import LogBuffer
 from appliance.base.logs import get_logger
 from appliance.base.metrics.registry import Metrics
+from appliance.base.plain_text import public_address
 from appliance.base.settings import Problem
 from appliance.base.tasks import Tasks
 from appliance.build import build_services, download_folders
@@ -115,7 +116,9 @@ class Appliance:
             "public_model": engines.public_model if is_relayed else cards[0].id if cards else "",
             "upstream_base": engines.upstream_base_model if is_relayed else "",
             "aliases": list(cards[0].aliases) if cards else [],
-            "novita_endpoints": list(engines.novita_openai_endpoints) if is_relayed else [],
+            "novita_endpoints": list(map(public_address, engines.novita_openai_endpoints))
+            if is_relayed
+            else [],
             "backends": [asdict(backend) for backend in self.router.states()],
             "gpu": self.gpu(),
             "nat": prepared.nat if prepared else {},

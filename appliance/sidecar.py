@@ -18,6 +18,7 @@ from appliance.base import logs
 from appliance.base.clock import SystemClock
 from appliance.base.logs import get_logger
 from appliance.base.metrics.registry import Metrics
+from appliance.base.plain_text import public_address
 from appliance.base.settings import InvalidSettings, Problem
 from appliance.base.tasks import Tasks
 from appliance.build import Services, build_services, download_folders
@@ -281,7 +282,7 @@ async def serve(options: SidecarOptions, environ: Mapping[str, str], *, ends_wit
                 "sidecar",
                 http=[f"{host}:{port}" for host, port in addresses],
                 engine=options.engine,
-                url=options.base_url,
+                url=public_address(options.base_url),
                 version=__version__,
             )
             for problem in problems:

@@ -10,7 +10,7 @@ from typing import Any
 
 from appliance.base import jsons
 from appliance.base.logs import REDACTED, Secrets, is_secret_name
-from appliance.base.plain_text import plain_text, without_userinfo
+from appliance.base.plain_text import hide_in_addresses, plain_text
 
 MAX_MEMBER_BYTES = 8 << 20  # of one file in the bundle; the beginning of a longer one is left out
 MIN_SECRET_CHARS = 6  # shorter texts are too common to be replaced
@@ -35,7 +35,7 @@ class Redactor:
     def text(self, text: str) -> str:
         """Blank the secrets of a text."""
         text = self._secrets.redact(plain_text(text))
-        return _ARGUMENT.sub(rf"\1{REDACTED}", without_userinfo(text, REDACTED))
+        return _ARGUMENT.sub(rf"\1{REDACTED}", hide_in_addresses(text, REDACTED))
 
     def value(self, value: Any, name: str = "") -> Any:
         """Blank the secrets of a JSON value; `name` is that of the field that it is in."""

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any, TextIO
 
 from appliance.base import jsons
-from appliance.base.plain_text import plain_text, without_userinfo
+from appliance.base.plain_text import hide_in_addresses, plain_text
 
 
 @contextmanager
@@ -134,7 +134,7 @@ def hide_words(words: Sequence[str]) -> list[str]:
             for secret in secrets_of_words([word]):
                 if _is_hidden("", secret):
                     shown[at] = shown[at].replace(secret, REDACTED)
-    return [SECRETS.redact(without_userinfo(word, REDACTED)) for word in shown]  # 3
+    return [SECRETS.redact(hide_in_addresses(word, REDACTED)) for word in shown]  # 3
 
 
 def _is_hidden(flag: str, value: str) -> bool:

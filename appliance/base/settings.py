@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from appliance.base.files import read_text_file
-from appliance.base.plain_text import one_line, without_userinfo
+from appliance.base.plain_text import hide_in_addresses, one_line
 
 HIDDEN = "(hidden)"
 
@@ -78,7 +78,7 @@ class Problem:
 
     def __post_init__(self) -> None:
         for name in ("variable", "value", "remedy"):
-            object.__setattr__(self, name, one_line(without_userinfo(getattr(self, name))))
+            object.__setattr__(self, name, one_line(hide_in_addresses(getattr(self, name))))
 
     def __str__(self) -> str:
         shown = f"{self.variable}={self.value}" if self.value else self.variable
@@ -185,7 +185,7 @@ def _show(field: FieldInfo, value: Any) -> str:
         return "1" if value else "0"
     if isinstance(value, list):
         value = (";" if _extra(field).get("separator") == ";" else ",").join(str(v) for v in value)
-    return without_userinfo(str(value))
+    return hide_in_addresses(str(value))
 
 
 def _raw_values(
@@ -266,7 +266,7 @@ def _problem_of(model: type[PackageSettings], raw: Mapping[str, str], error: Any
         variable, _, remedy = reason.partition(": ")
         return Problem(variable, "", "see the remedy", remedy or reason)
     given = raw.get(name, "")
-    shown = HIDDEN if given and is_secret(field) else without_userinfo(given)
+    shown = HIDDEN if given and is_secret(field) else hide_in_addresses(given)
     if error["type"] == "value_error":
         reason = f"{reason[:1].upper()}{reason[1:]}."
     else:

@@ -111,7 +111,7 @@ class DirectAccess:
             slot = await self._prepared_slot(request, may_wait=may_wait)
         if not exclude:
             self._dispatcher.retry_budget.deposit()
-        receipt.backend, receipt.endpoint = slot.backend.name, slot.url
+        receipt.backend, receipt.endpoint = slot.backend.name, slot.attempt.endpoint
         receipt.attempts.append(slot.attempt)
         return slot
 

@@ -262,7 +262,7 @@ class Fleet:
         if persist:
             self._changes.add(spec.name, value)
             self._persist()
-        log.info("backend_added", backend=spec.name, url=spec.url, persist=persist)
+        log.info("backend_added", backend=spec.name, url=server.shown_url, persist=persist)
         return server
 
     def remove(self, name: str, *, persist: bool = False) -> None:

@@ -307,6 +307,8 @@ class EngineSettings(PackageSettings):
             _ = parts.port  # raises ValueError where it is no port
             if parts.username or parts.password:
                 raise ValueError("an address must not hold credentials; set NOVITA_API_KEY")
+            if parts.query or parts.fragment:
+                raise ValueError("an address must not hold '?' or '#'; set NOVITA_API_KEY")
         if not value:
             raise ValueError("must hold at least one address")
         return value

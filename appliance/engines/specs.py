@@ -28,7 +28,7 @@ from appliance.base.balancing import STRATEGIES, compute_vram_weight
 from appliance.base.config_file import ConfigFile, read_config_file
 from appliance.base.errors import Invalid
 from appliance.base.files import read_text_file
-from appliance.base.plain_text import without_userinfo
+from appliance.base.plain_text import hide_in_addresses
 from appliance.base.setting_types import is_remote_host
 from appliance.base.settings import Problem
 from appliance.engines.settings import EngineSettings, check_key
@@ -109,7 +109,7 @@ class BackendSpec(BaseModel):
     def _url(cls, value: str) -> str:
         parts = urlsplit(value if "://" in value else f"http://{value}")
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError(f"{without_userinfo(value)!r} is not an http(s) address")
+            raise ValueError(f"{hide_in_addresses(value)!r} is not an http(s) address")
         if not is_remote_host(parts.hostname):
             raise ValueError(f"{parts.hostname!r} is no host: it must be a name or an IP address")
         if parts.username or parts.password:
@@ -257,7 +257,7 @@ def _read_addresses(settings: EngineSettings) -> tuple[list[BackendSpec], list[P
             backends.append(BackendSpec(url=address, name=name) if is_named else BackendSpec(url=entry))
         except ValidationError as exc:
             allowed = "addresses separated by commas, each `http://host:port` or `name=http://host:port`"
-            problems.append(Problem("BACKENDS", without_userinfo(entry), allowed, _describe(exc)))
+            problems.append(Problem("BACKENDS", hide_in_addresses(entry), allowed, _describe(exc)))
     return backends, problems
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from appliance.base.plain_text import one_line, plain_text, without_userinfo
+from appliance.base.plain_text import hide_in_addresses, one_line, plain_text, public_address
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,40 @@ def test_one_line_escapes_what_does_not_print() -> None:
         ("a=HTTPS://u@x, redis://:p@y", "a=HTTPS://***@x, redis://***@y"),
         ("http://x/a@b", "http://x/a@b"),
         ("someone@example.org", "someone@example.org"),
+        ("http://x/y?key=abc&z=1#a, why?a=b", "http://x/y?key=***&z=***#a, why?a=b"),
+        ("http://x/?a=1,http://y/?b=2;http://z", "http://x/?a=***,http://y/?b=***;http://z"),
     ],
 )
-def test_addresses_are_shown_without_a_password(text: str, shown: str) -> None:
-    assert without_userinfo(text) == shown
+def test_addresses_are_shown_without_password_and_query(text: str, shown: str) -> None:
+    assert hide_in_addresses(text) == shown
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "7f9c24e8a1b34d5c9e0f11223344aabb",
+        "123e4567-e89b-12d3-a456-426614174000",
+        "k3Jx9vQ2mZ8pL4tW",
+        "sk-a1b2c3d4e5f6g7h8",
+        "QxZvBnMkLpOiUyTrEw" + "qAzWsXeDcRfVtGb",
+    ],
+)
+def test_parts_of_a_path_that_look_like_keys_are_hidden(part: str) -> None:
+    assert public_address(f"https://h:80/v1/{part}/x?k=v") == "https://h:80/v1/***/x?k=***"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://127.0.0.1:14000",
+        "https://api.example/v3/openai/chat/completions",
+        "http://k3Jx9vQ2mZ8pL4tW.example/v1",
+        "http://h/deployments/meta-llama-3.1-70B-Instruct-AWQ-INT4",
+        "http://h/qwen2.5-coder-32b-instruct-q4_k_m",
+        "http://h/deployment20261130/MyVeryLongDeploymentName",
+        "http://[fd00::1]:80/openai",
+        "demo",
+    ],
+)
+def test_other_addresses_are_shown_as_they_are(address: str) -> None:
+    assert public_address(address) == address

@@ -13,6 +13,8 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from tests.fakes.engine_server import EngineServer
 from tests.fakes.hosted_api import KEY
@@ -491,3 +493,54 @@ async def test_a_reload_adds_and_removes_backends_and_says_so(start, engines) ->
     assert before == 0
     assert running.appliance.router.direct.server_names() == ["e1"]
     assert backend((await ask(running))[1]) == "e1"
+
+
+PATH_KEY = "k3Jx9vQ2mZ8pL4tWb7Ny"
+
+
+async def answer_below_a_key(request: web.Request) -> web.Response:
+    """Answer as an engine whose addresses have a key in their path."""
+    if not request.path.startswith(f"/{PATH_KEY}/"):
+        return web.json_response({"error": "no key"}, status=404)
+    if request.path.endswith("/models"):
+        return web.json_response({"object": "list", "data": [{"id": "tiny", "object": "model"}]})
+    if request.path.endswith("/chat/completions"):
+        message = {"role": "assistant", "content": "ok"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        return web.json_response(
+            {"id": "1", "object": "chat.completion", "model": "tiny", "choices": [choice]}
+        )
+    return web.json_response({"path": "other"}, status=404)
+
+
+async def test_a_key_in_the_path_of_an_address_is_not_shown(start) -> None:
+    server = TestServer(web.Application())
+    server.app.router.add_route("*", "/{tail:.*}", answer_below_a_key)
+    async with server:
+        url = f"http://127.0.0.1:{server.port}/{PATH_KEY}"
+        spec = {
+            "BACKENDS": f"own={url}",
+            "NOVITA_API_KEY": KEY,
+            "NOVITA_OPENAI_ENDPOINTS": f"{url}/hosted/v1",
+        }
+        running = await start(**spec, **QUICK, PUBLIC_MODEL="far")
+        for body in ({"model": "tiny", "messages": HELLO}, {"model": "far", "messages": HELLO}):
+            status, headers, _ = await ask(running, body)
+            assert status == 200
+            assert f"endpoint=http://127.0.0.1:{server.port}/***" in headers["x-appliance-receipt"]
+        await ask(running, {"x": 1}, path="/unknown/address")  # handed to the server as it is
+        await ask(running, method="GET", path="/unknown/address")
+        for path in (
+            "/health",
+            "/receipts",
+            "/metrics",
+            "/healthz",
+            "/loadbalance/status",
+            "/v1/models",
+            "/api/tags",
+            "/api/backends",
+        ):
+            _, headers, value = await ask(running, method="GET", path=path)
+            assert PATH_KEY not in str(value) + str(headers), path
+        _, _, health = await ask(running, method="GET", path="/health")
+        assert f"http://127.0.0.1:{server.port}/***" in health["available_backends"]

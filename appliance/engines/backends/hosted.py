@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError, Exhausted, Kind, TimedOut, Unavailable, UpstreamFailed
 from appliance.base.metrics.registry import Metrics
+from appliance.base.plain_text import public_address
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import Target, Timeouts
 from appliance.engines.aliases import ModelNames
@@ -57,7 +58,7 @@ FAILURES = {
 
 @dataclass(slots=True)
 class Endpoint:
-    """One base address with its circuit breaker and its last error."""
+    """One base address with its circuit breaker and its last error; `address`: as people may see it."""
 
     address: str
     peer: Peer
@@ -392,7 +393,7 @@ def _endpoints(settings: EngineSettings, wire: ConnectionPool) -> list[Endpoint]
     }
     return [
         Endpoint(
-            address,
+            public_address(address),
             Peer(
                 wire,
                 Target.parse(base_address(address), headers=headers),

@@ -13,6 +13,7 @@ from appliance.base.errors import ApplianceError
 from appliance.base.inline import in_task
 from appliance.base.logs import SECRETS, get_logger
 from appliance.base.metrics.registry import Metrics
+from appliance.base.plain_text import public_address
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import Target, Timeouts, WireError
 from appliance.engines.backends.adapters import adapter_missing, is_adapter_missing
@@ -98,6 +99,7 @@ class EngineServer:
     """A server of an engine.
 
     Attributes:
+        shown_url: Its address for people, without what may be a key in it.
         state: Its health, load and limits.
         models: What it serves.
         stats: What the appliance counts of it.
@@ -126,6 +128,7 @@ class EngineServer:
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self.spec, self.name, self.pool, self.origin = spec, spec.name, spec.pool, origin
+        self.shown_url = public_address(spec.url)
         self.is_managed = runner is not None
         self.stats = BackendStats(spec.name, clock=clock, metrics=metrics, weight=spec.effective_weight)
         self.member = self.stats.member
@@ -219,7 +222,7 @@ class EngineServer:
 
     def _with_address(self, slot: Slot[Self]) -> Slot[Self]:
         slot.url, slot.headers, slot.ssl = self.spec.url, self.headers, self.ssl
-        slot.attempt.endpoint = self.spec.url
+        slot.attempt.endpoint = self.shown_url
         return slot
 
     async def prepare_passthrough(self, slot: AnySlot, model: str | None, options: RequestOptions) -> None:
@@ -313,7 +316,7 @@ class EngineServer:
         """Record server and attempt in the receipt; return the model's name at the server."""
         receipt = request.receipt
         upstream = served.upstream if served else request.model
-        receipt.backend, receipt.served_model, receipt.endpoint = self.name, upstream, self.spec.url
+        receipt.backend, receipt.served_model, receipt.endpoint = self.name, upstream, self.shown_url
         receipt.attempts.append(slot.attempt)
         slot.flow = request.options.flow
         if self.measures_latencies and request.operation is not Operation.EMBEDDING:
@@ -432,7 +435,7 @@ class EngineServer:
         state, member, breaker, load = self.state, self.member, self.state.breaker, self.state.load
         status, limit = state.status(now_s), state.limit(now_s)
         endpoint = {
-            "url": self.spec.url,
+            "url": self.shown_url,
             "rested_s": round(breaker.retry_in_s(now_s), 1),
             "failed_in_a_row": breaker.failures_in_a_row,
             "last_error": "",
@@ -445,7 +448,7 @@ class EngineServer:
             (endpoint,),
             self.models.names(),
             self.in_flight,
-            url=self.spec.url,
+            url=self.shown_url,
             pool=self.pool,
             standing=status.value,
             running=load.running,
@@ -479,7 +482,9 @@ class EngineServer:
         """Bring its gauges up to date; called when metrics are read."""
         state = self.describe()
         self._metrics.update_backend(state)
-        self._metrics.breaker_open.labels(self.name, self.spec.url).set(0 if state.breaker == "closed" else 1)
+        self._metrics.breaker_open.labels(self.name, self.shown_url).set(
+            0 if state.breaker == "closed" else 1
+        )
 
     async def close(self) -> None:
         """Do nothing: its connections belong to the fleet's pool."""

@@ -24,6 +24,7 @@ from appliance.base.metrics.exposition_read import (
     MetricsPage,
     read_page,
 )
+from appliance.base.plain_text import public_address
 from appliance.base.single_flight import SingleFlight
 from appliance.base.tasks import Tasks
 from appliance.base.wire.pool import ConnectionPool
@@ -204,7 +205,7 @@ class Scraper:
         return await self._flight.get()
 
     async def _scrape(self) -> ScrapeResult:
-        address = self._target.origin_url + self._target.prefix.decode() + self._path
+        address = public_address(self._target.origin_url + self._target.prefix.decode() + self._path)
         try:
             async with asyncio.timeout(self._timeout_s):
                 response = await self._open()

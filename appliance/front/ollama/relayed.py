@@ -4,6 +4,7 @@ import hashlib
 from typing import Any
 
 from appliance.base.clock import Clock, format_rfc3339
+from appliance.base.plain_text import public_address
 from appliance.engines.router import Router
 from appliance.engines.types import ModelCard
 
@@ -68,7 +69,7 @@ class RelayedModels:
         if card.owned_by != "novita":
             return {}
         host = self._router.settings.novita_openai_endpoints[0]
-        return {"remote_model": card.upstream, "remote_host": host}
+        return {"remote_model": card.upstream, "remote_host": public_address(host)}
 
     def _capabilities(self, card: ModelCard) -> list[str]:
         """Say what a model can do in Ollama's words, as far as it is known."""
