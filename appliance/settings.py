@@ -113,6 +113,31 @@ class Settings:
         raise KeyError(variable)
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What a part of the appliance does not read, wherever it stands.
+
+    Attributes:
+        variables: In the environment, and in both files.
+        sections: Of the configuration file.
+    """
+
+    variables: frozenset[str] = frozenset()
+    sections: frozenset[str] = frozenset()
+
+    def of(self, config: ConfigFile) -> ConfigFile:
+        """Return the configuration file without them."""
+        sections = {name: value for name, value in config.sections.items() if name not in self.sections}
+        if isinstance(settings := sections.get("settings"), dict):
+            sections["settings"] = self.of_variables(settings)
+        return replace(config, sections=sections)
+
+    def of_variables(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return variables without them."""
+        return {name: value for name, value in values.items() if name not in self.variables}
+
+
+NOTHING = LeftOut()
 PACKAGES: dict[str, type[PackageSettings]] = {
     "general": GeneralSettings,
     "host": HostSettings,
@@ -139,10 +164,12 @@ def effective_environ(environ: Mapping[str, str]) -> tuple[dict[str, str], list[
     return merged, problems + found
 
 
-def _with_config_file(environ: Mapping[str, str]) -> tuple[dict[str, str], ConfigFile, list[Problem]]:
+def _with_config_file(
+    environ: Mapping[str, str], left_out: LeftOut = NOTHING
+) -> tuple[dict[str, str], ConfigFile, list[Problem]]:
     """Merge the environment with the settings in the file of CONFIG_PATH; the environment wins."""
     path = environ.get("CONFIG_PATH", "").strip()
-    config = read_config_file(Path(path) if path else None)
+    config = left_out.of(read_config_file(Path(path) if path else None))
     values, problems = read_section(config, setting_fields())
     problems += [config.problem_at("", warning, is_fatal=False) for warning in config.warnings]
     return below(values, environ), config, problems
@@ -192,11 +219,14 @@ def _with_env_file(environ: Mapping[str, str]) -> tuple[dict[str, str], list[Pro
     return {**values, **{k: v for k, v in environ.items() if v or k not in values}}, problems
 
 
-def load(environ: Mapping[str, str] | None = None) -> tuple[Settings | None, list[Problem]]:
+def load(
+    environ: Mapping[str, str] | None = None, *, left_out: LeftOut = NOTHING
+) -> tuple[Settings | None, list[Problem]]:
     """Read the settings of every package.
 
     Args:
         environ: None = os.environ.
+        left_out: What is not read.
 
     Returns:
         (settings, or None where they cannot be used; problems: those that are not fatal are warnings)
@@ -204,7 +234,8 @@ def load(environ: Mapping[str, str] | None = None) -> tuple[Settings | None, lis
     given = dict(os.environ if environ is None else environ)
     env_signature = find_signature(Path(given.get("APPLIANCE_ENV_FILE", "")))
     lines, problems = _with_env_file(given)
-    merged, config, of_file = _with_config_file(lines)
+    lines = left_out.of_variables(lines)
+    merged, config, of_file = _with_config_file(lines, left_out)
     problems += of_file
     settings, found = _load(given, merged, config)
     if any(problem.is_fatal for problem in problems):
@@ -312,8 +343,10 @@ def download_dir(downloads: DownloadSettings, host: HostSettings) -> Path:
     return (downloads.download_dir or host.state_dir / "models").absolute()
 
 
-def load_or_raise(environ: Mapping[str, str] | None = None) -> tuple[Settings, list[Problem]]:
-    """Read the settings of every package.
+def load_or_raise(
+    environ: Mapping[str, str] | None = None, *, left_out: LeftOut = NOTHING
+) -> tuple[Settings, list[Problem]]:
+    """Read the settings of every package; arguments as those of `load`.
 
     Returns:
         (settings, warnings)
@@ -321,7 +354,7 @@ def load_or_raise(environ: Mapping[str, str] | None = None) -> tuple[Settings, l
     Raises:
         InvalidSettings: They cannot be used; it lists every problem.
     """
-    settings, problems = load(environ)
+    settings, problems = load(environ, left_out=left_out)
     if settings is None:
         raise InvalidSettings([p for p in problems if p.is_fatal])
     return settings, problems

@@ -39,7 +39,7 @@ from appliance.models.manager.manager import ModelManager
 from appliance.models.table.catalogue import Catalogue
 from appliance.reload import Reloader, reload_on_request
 from appliance.service_manager import ServiceManager, from_environ
-from appliance.settings import Settings, learn_secrets, load_or_raise
+from appliance.settings import LeftOut, Settings, learn_secrets, load_or_raise
 from appliance.settings_addresses import is_own_address
 from appliance.settings_checks import is_open_host
 from appliance.signals import handle_signals, hold_hangups, ignore_hangups
@@ -58,7 +58,11 @@ OPEN_PORT = (
     "Port {port} is open without a key: every client that reaches it can read the metrics. Changes are for "
     "callers on this machine. Set APPLIANCE_API_KEYS, or use -H 127.0.0.1."
 )
-OF_THE_APPLIANCE = {"BACKENDS", "CONFIG_PATH", "MODEL_DIR", "NOVITA_API_KEY", "NOVITA_API_KEY_FILE"}
+# It serves beside one engine: other backends, models and their pools are the appliance's.
+OF_THE_APPLIANCE = LeftOut(
+    frozenset({"BACKENDS", "LB_OVERFLOW", "MODEL_DIR", "NOVITA_API_KEY", "NOVITA_API_KEY_FILE"}),
+    frozenset({"backends", "groups", "models", "pools", "system"}),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +134,7 @@ def parse(arguments: list[str]) -> SidecarOptions:
 
 
 def sidecar_settings(options: SidecarOptions, environ: Mapping[str, str]) -> tuple[Settings, list[Problem]]:
-    """Read the settings of a sidecar: the environment's, with this one engine and no other backend.
+    """Read the settings of a sidecar: as those of `serve`, with this one engine and no other backend.
 
     Returns:
         (settings, warnings)
@@ -138,8 +142,7 @@ def sidecar_settings(options: SidecarOptions, environ: Mapping[str, str]) -> tup
     Raises:
         InvalidSettings: They are invalid, or the engine's address is.
     """
-    own = {name: value for name, value in environ.items() if name not in OF_THE_APPLIANCE}
-    settings, problems = load_or_raise(own)
+    settings, problems = load_or_raise(environ, left_out=OF_THE_APPLIANCE)
     try:
         spec = BackendSpec(
             url=options.base_url,

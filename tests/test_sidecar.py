@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import urllib.error
@@ -100,6 +101,102 @@ def test_settings_name_one_engine_and_no_other_backend(tmp_path: Path) -> None:
     )
     assert [(one.kind, one.url) for one in settings.fleet.backends] == [("vllm", "http://localhost:8000")]
     assert not settings.engines.novita_api_key.get_secret_value()
+
+
+SHARED = {
+    "settings": {
+        "HEARTBEAT_S": 3,
+        "NOVITA_API_KEY": "sk-of-the-appliance",
+        "LB_OVERFLOW": "hosted",
+        "BACKENDS": "http://other:1",
+        "APPLIANCE_API_KEYS": ["long-enough-key"],
+    },
+    "backends": [{"url": "http://llm-1:8080", "api_key_env": "NOT_SET_HERE"}],
+    "pools": [{"name": "default", "overflow": "nowhere"}],
+    "models": {"chat": {"model_path": "/not/here.gguf"}},
+    "system": {"llama_server_path": "/not/here"},
+    "adapters": [{"name": "style", "path": "/adapters/style.gguf", "base_model": "chat"}],
+}
+
+
+def test_the_configuration_file_is_read_but_for_other_backends(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(SHARED))
+    file.chmod(0o600)
+    environ = {"STATE_DIR": str(tmp_path), "CONFIG_PATH": str(file)}
+    settings, problems = sidecar_settings(SidecarOptions("vllm"), environ)
+    assert problems == []
+    assert settings.front.heartbeat_s == 3
+    assert settings.front.appliance_api_keys.get_secret_value() == "long-enough-key"
+    assert not settings.engines.novita_api_key.get_secret_value()
+    assert [one.url for one in settings.fleet.backends] == ["http://localhost:8000"]
+    assert [one.name for one in settings.adapters] == ["style"]
+    assert settings.files == [file]
+    own, _ = sidecar_settings(SidecarOptions("vllm"), {**environ, "HEARTBEAT_S": "4"})
+    assert own.front.heartbeat_s == 4
+
+
+def test_variables_of_an_environment_file_name_no_other_backend(tmp_path: Path) -> None:
+    lines = tmp_path / "env"
+    file = tmp_path / "config.yaml"
+    file.write_text("settings: {HEARTBEAT_S: 5}\n")
+    lines.write_text(f"NOVITA_API_KEY=sk-1\nLB_OVERFLOW=hosted\nCONFIG_PATH={file}\n")
+    environ = {"STATE_DIR": str(tmp_path), "APPLIANCE_ENV_FILE": str(lines)}
+    settings, _ = sidecar_settings(SidecarOptions("vllm"), environ)
+    assert not settings.engines.novita_api_key.get_secret_value()
+    assert settings.front.heartbeat_s == 5
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"settings": {"HEARTBEAT": 3}}, "settings.HEARTBEAT: "),
+        ({"settings": {"HEARTBEAT_S": "soon"}}, "HEARTBEAT_S=soon"),
+        ({"setings": {}}, "The key 'setings' is unknown"),
+        ({"adapters": [{"name": "x"}]}, "adapters"),
+        ([], "The file must hold one JSON object"),
+    ],
+)
+def test_a_wrong_configuration_file_is_refused(tmp_path: Path, value: Any, words: str) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(value))
+    with pytest.raises(InvalidSettings, match=re.escape(words)):
+        sidecar_settings(SidecarOptions("vllm"), {"STATE_DIR": str(tmp_path), "CONFIG_PATH": str(file)})
+
+
+async def test_a_changed_configuration_file_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("settings: {APPLIANCE_API_KEYS: first-long-key}\n")
+    environ = {"STATE_DIR": str(tmp_path / "state"), "CONFIG_PATH": str(file), "CONFIG_WATCH": "1"}
+    options = SidecarOptions("llamacpp", "127.0.0.1", 0, f"http://127.0.0.1:{free_port()}")
+    settings, _ = sidecar_settings(options, environ)
+    async with running(options, settings) as addresses:
+        url = f"http://{addresses[0][0]}:{addresses[0][1]}/v1/lora_adapters"
+
+        async def statuses() -> list[int]:
+            return [
+                await asyncio.to_thread(status_with, url, key)
+                for key in ("first-long-key", "second-long-key")
+            ]
+
+        assert await statuses() == [200, 401]
+        other = tmp_path / "new"
+        other.write_text("settings: {APPLIANCE_API_KEYS: second-long-key}\n")
+        other.replace(file)
+        for _ in range(200):
+            if await statuses() == [401, 200]:
+                break
+            await asyncio.sleep(0.05)
+        assert await statuses() == [401, 200]
+
+
+def status_with(url: str, key: str) -> int:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 async def test_health_does_not_depend_on_the_engine(tmp_path: Path) -> None:
