@@ -1,7 +1,6 @@
 """Who calls and what it costs: users, keys, wallets, prices. Built where ACCOUNTS is on.
 
 Modules:
-    accounting: builds, starts and stops what knows what things cost.
     actor: who calls, and what a caller may do.
     allowance: what this process may spend of each wallet without asking the database.
     api_keys: keys as texts: made, recognised, stored as digests.
@@ -15,6 +14,7 @@ Modules:
     identity: builds and joins the parts that know who calls.
     issued_keys: API keys of users: made, listed, rotated, revoked.
     journal: what was held and charged, on the disk before the database knows it.
+    key_caps: what an API key may spend in a month.
     ledger: every movement of money, never changed.
     limits: rate limits of users and keys, shared by all replicas.
     live_replicas: how many replicas live.

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from appliance.accounts.allowance import Allowance, Allowances
 from appliance.accounts.journal import Journal, JournalFull
+from appliance.accounts.key_caps import KeyCap, KeyCaps
 from appliance.accounts.prices import Price, TokenUsage
 from appliance.accounts.settlement import (
     AttemptEnd,
@@ -49,6 +50,7 @@ class Payer:
         key_id: The API key of the request; "" = it came without.
         client_id: Whose sessions it is counted in (`GET /billing/credits/sessions`).
         ip: The client's address.
+        key_cap_musd: The most that the key may spend in a calendar month; None = there is no cap.
     """
 
     wallet_id: str
@@ -56,6 +58,7 @@ class Payer:
     key_id: str = ""
     client_id: str = ""
     ip: str = ""
+    key_cap_musd: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,18 @@ def estimate_prompt(text_bytes: int, pictures: int = 0) -> int:
     return -(-text_bytes // BYTES_PER_PROMPT_TOKEN) + TOKENS_PER_PICTURE * pictures
 
 
+def hold_both(allowance: Allowance, cap: KeyCap | None, musd: int) -> bool:
+    """Take `musd` from an allowance, within the cap of a key; False = nothing was taken."""
+    if cap is None:
+        return allowance.hold(musd)
+    if not cap.hold(musd):
+        return False
+    if not allowance.hold(musd):
+        cap.release(musd)
+        return False
+    return True
+
+
 class Meter:
     """The meter of one request; see the module. Its methods do not wait.
 
@@ -101,6 +116,7 @@ class Meter:
 
     __slots__ = (
         "_allowance",
+        "_cap",
         "_content_bytes",
         "_events",
         "_first_hold_musd",
@@ -117,10 +133,13 @@ class Meter:
         "is_stopped",
     )
 
-    def __init__(self, parts: "Metering", order: MeterOrder, allowance: Allowance, held_musd: int) -> None:
+    def __init__(
+        self, parts: "Metering", order: MeterOrder, allowance: Allowance, cap: KeyCap | None, held_musd: int
+    ) -> None:
         self._parts = parts
         self._order = order
         self._allowance = allowance
+        self._cap = cap
         self._held_musd = self._first_hold_musd = held_musd
         self._paid_tokens = parts.first_tokens(order)
         self._note: AttemptNote | None = None
@@ -187,9 +206,9 @@ class Meter:
     def _hold_again(self) -> None:
         """Hold for another attempt what the last one used up, or less where less is free."""
         order, price = self._order, self._order.price
-        missing = min(self._first_hold_musd - self._held_musd, max(0, self._allowance.free_musd))
+        missing = min(self._first_hold_musd - self._held_musd, self._free_musd())
         base = self._cost(0)
-        if self._held_musd + missing <= base or not self._allowance.hold(missing):
+        if self._held_musd + missing <= base or not self._hold(missing):
             raise self._parts.refusal(self._allowance, self._first_hold_musd - self._held_musd)
         self._held_musd += missing
         if price.out_per_mtok:
@@ -239,12 +258,12 @@ class Meter:
             self._set_next(MARGIN_TOKENS)
             return True
         self._hold_what_is_free()  # 3
-        self._allowance.ask_for_more()
+        is_asking = not self._is_capped() and self._ask_for_more()
         self._set_next(NEVER)
         if counted <= self._paid_tokens:  # 4
             return True
         slice_tokens = self._parts.slice_tokens
-        return self._allowance.is_asking and counted - self._paid_tokens <= slice_tokens  # 5, 6
+        return is_asking and counted - self._paid_tokens <= slice_tokens  # 5, 6
 
     def _goal(self, counted: int) -> int:
         """Return how many tokens should be paid for by now."""
@@ -265,12 +284,31 @@ class Meter:
         self._next_events = tokens if self._frame_bytes else 1  # the first event gives the frame's size
         self._next_bytes = tokens * BYTES_PER_TOKEN
 
+    def _hold(self, musd: int) -> bool:
+        return hold_both(self._allowance, self._cap, musd)
+
+    def _free_musd(self) -> int:
+        """Return how much can be held now."""
+        free = max(0, self._allowance.free_musd)
+        return free if self._cap is None else max(0, min(free, self._cap.left_musd))
+
+    def _is_capped(self) -> bool:
+        """Return whether the key's cap does not allow another token: no question to the database helps."""
+        return (
+            self._cap is not None
+            and self._cap.left_musd < self._cost(self._paid_tokens + 1) - self._held_musd
+        )
+
+    def _ask_for_more(self) -> bool:
+        self._allowance.ask_for_more()
+        return self._allowance.is_asking
+
     def _hold_up_to(self, tokens: int) -> bool:
         """Hold what `tokens` of the response cost; False = it is not free."""
         order = self._order
         missing = order.price.cost_musd(TokenUsage(order.prompt_tokens, 0, tokens)) - self._held_musd
         if missing > 0:
-            if not self._allowance.hold(missing):
+            if not self._hold(missing):
                 return False
             self._held_musd += missing
         self._paid_tokens = tokens
@@ -283,7 +321,7 @@ class Meter:
         """Pay for as many tokens as the allowance has, down to one."""
         order = self._order
         base = order.price.cost_musd(TokenUsage(order.prompt_tokens))
-        money = self._held_musd + max(0, self._allowance.free_musd) - base
+        money = self._held_musd + self._free_musd() - base
         tokens = money * TOKENS_PER_PRICE // order.price.out_per_mtok
         if tokens > self._paid_tokens:
             self._hold_up_to(min(tokens, self._slice_end()))
@@ -319,8 +357,8 @@ class Meter:
         is_embedding = order.kind == "embedding"
         cost = 0 if bill.source == "none" else order.price.cost_musd(bill.tokens, is_embedding=is_embedding)
         supply = self._supply.cost_musd(bill.supply, is_embedding=is_embedding) if self._supply else 0
-        missing = min(cost - self._held_musd, self._allowance.free_musd)
-        if missing > 0 and self._allowance.hold(missing):
+        missing = min(cost - self._held_musd, self._free_musd())
+        if missing > 0 and self._hold(missing):
             self._held_musd += missing
         charged = min(cost, self._held_musd)
         end = AttemptEnd(
@@ -330,6 +368,8 @@ class Meter:
             parts.journal.end(self._number, end, self._held_musd)
         kept = self._held_musd - charged if ending is Ending.FAILED else 0
         self._allowance.charge(self._held_musd - kept, charged)
+        if self._cap is not None:
+            self._cap.charge(self._held_musd - kept, charged)
         self._held_musd = kept
         settlement = Settlement(self._number, note, end)
         parts.settle(settlement)
@@ -341,6 +381,8 @@ class Meter:
         held, self._held_musd = self._held_musd, 0
         if held:
             self._allowance.release(held)
+            if self._cap is not None:
+                self._cap.release(held)
 
 
 class Metering:
@@ -353,6 +395,7 @@ class Metering:
         clock: The time.
         rules: What the operator decides about responses that did not end well.
         slice_tokens: A response is paid for in pieces of so many tokens (HOLD_SLICE_TOKENS).
+        caps: Of API keys; None = no key has one.
     """
 
     def __init__(
@@ -364,6 +407,7 @@ class Metering:
         *,
         rules: BillingRules | None = None,
         slice_tokens: int = 256,
+        caps: KeyCaps | None = None,
     ) -> None:
         self.allowances = allowances
         self.journal = journal
@@ -371,6 +415,7 @@ class Metering:
         self.clock = clock
         self.rules = rules or BillingRules()
         self.slice_tokens = slice_tokens
+        self.caps = caps
         self.ids = AttemptIds()
 
     def first_tokens(self, order: MeterOrder) -> int:
@@ -384,26 +429,41 @@ class Metering:
     def try_begin(self, order: MeterOrder) -> Meter | None:
         """Hold money for a request without waiting; None = too little is free now, `begin` may get more."""
         needed = self._needed_musd(order)
-        allowance = self.allowances.of(order.payer.wallet_id)
-        if needed and not allowance.hold(needed):
+        payer, cap = order.payer, None
+        if payer.key_cap_musd is not None and self.caps is not None and needed:
+            cap = self.caps.find(payer.key_id, payer.key_cap_musd)
+            if cap is None:
+                return None
+        allowance = self.allowances.of(payer.wallet_id)
+        if needed and not hold_both(allowance, cap, needed):
             return None
-        return Meter(self, order, allowance, needed)
+        return Meter(self, order, allowance, cap, needed)
 
     async def begin(self, order: MeterOrder) -> Meter:
         """Hold money for a request, asking the database where too little is free.
 
         Raises:
-            PaymentRequired: The wallet, or a limit on spending, does not allow it.
+            PaymentRequired: The wallet, a limit on spending or the key's cap does not allow it.
             ApplianceError: The database cannot be asked (503 `store_unavailable`).
         """
         meter = self.try_begin(order)
         if meter is not None:
             return meter
-        needed = self._needed_musd(order)
-        allowance = self.allowances.of(order.payer.wallet_id)
-        if not await allowance.hold_or_wait(needed):
+        needed, payer, cap = self._needed_musd(order), order.payer, None
+        if payer.key_cap_musd is not None and self.caps is not None and needed:
+            cap = await self.caps.read(payer.key_id, payer.key_cap_musd)
+            if not cap.hold(needed):
+                raise _cap_refusal(cap, needed)
+        allowance = self.allowances.of(payer.wallet_id)
+        is_held = False
+        try:
+            is_held = await allowance.hold_or_wait(needed)
+        finally:
+            if cap is not None and not is_held:
+                cap.release(needed)
+        if not is_held:
             raise self.refusal(allowance, needed)
-        return Meter(self, order, allowance, needed)
+        return Meter(self, order, allowance, cap, needed)
 
     def _needed_musd(self, order: MeterOrder) -> int:
         tokens = TokenUsage(order.prompt_tokens, 0, self.first_tokens(order))
@@ -429,3 +489,13 @@ class Metering:
                 },
             },
         )
+
+
+def _cap_refusal(cap: KeyCap, needed_musd: int) -> PaymentRequired:
+    return PaymentRequired(
+        f"This API key may spend {format_dollars(cap.cap_musd)} dollars a month; "
+        f"{format_dollars(max(0, cap.left_musd))} are left, and {format_dollars(needed_musd)} are needed. "
+        "Raise the cap of the key, or use another one.",
+        code="key_cap_exceeded",
+        details={"error_type": "insufficient_quota"},
+    )

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Final
 
 from appliance.accounts.allowance import SWEEP_EVERY_S, Allowances
-from appliance.accounts.changes import CHANNEL, ChangeFeed
+from appliance.accounts.changes import ChangeFeed
 from appliance.accounts.guardrails import Guardrails, limits_of_settings
 from appliance.accounts.journal import Journal
+from appliance.accounts.key_caps import KeyCaps
 from appliance.accounts.meter import Metering
 from appliance.accounts.price_store import KIND as PRICE_CHANGED
 from appliance.accounts.price_store import PriceStore
@@ -20,7 +21,7 @@ from appliance.accounts.settings import AccountSettings
 from appliance.accounts.settlement import BillingRules
 from appliance.accounts.settler import Settler
 from appliance.accounts.usage import UsageStore
-from appliance.accounts.wallets import Wallets
+from appliance.accounts.wallets import RETURN_CHANNEL, Wallets
 from appliance.base.clock import Clock
 from appliance.base.errors import Unavailable
 from appliance.base.logs import get_logger
@@ -31,7 +32,6 @@ from appliance.storage.database import Database, StoreUnavailable
 log = get_logger("accounts")
 HEARTBEAT_S: Final = 15.0
 MINUTE_S: Final = 60.0
-RETURN: Final = "return"  # a notification `return:<wallet>:<replica>`: another process asks for money
 JOURNAL_FOLDER: Final = "journal"
 
 
@@ -113,7 +113,7 @@ class Money:
         tasks.every(SWEEP_EVERY_S, self.allowances.sweep, name="accounts_sweep")
         tasks.every(HEARTBEAT_S, self._beat, name="accounts_heartbeat")
         tasks.every(MINUTE_S, self._each_minute, name="accounts_renew")
-        await self.store.database.listen(CHANNEL, self._told)
+        await self.store.database.listen(RETURN_CHANNEL, self._told)
 
     async def close(self) -> None:
         """Settle what waits, and give all leases back; what cannot be settled stays in the journal."""
@@ -157,6 +157,8 @@ class Money:
 
     async def _each_minute(self) -> None:
         """Renew wallets, take dead replicas' leases back, forget old spending; any process may do it."""
+        if self.metering.caps is not None:
+            self.metering.caps.remove_idle()
         try:
             await renew_due(self.store.wallets)
             taken_musd = await self.store.wallets.take_back(self.store.settings.snapshot_max_age_s)
@@ -168,9 +170,8 @@ class Money:
 
     def _told(self, text: str | None) -> None:
         """Handle a notification: another process asks for what is free of a wallet's lease."""
-        kind, _, rest = (text or "").partition(":")
-        wallet_id, _, replica_id = rest.partition(":")
-        if kind == RETURN and wallet_id and replica_id != self.store.wallets.replica_id:
+        wallet_id = self.store.wallets.asked_wallet(text)
+        if wallet_id:
             self.tasks.start(self.allowances.return_asked(wallet_id), name="accounts_return")
 
 
@@ -208,6 +209,7 @@ def build_money(
         fence_after_s=settings.snapshot_max_age_s,
     )
     settler = Settler(store.usage, allowances, journal, clock)
+    caps = KeyCaps(database, clock, settler.unsettled_musd)
     metering = Metering(
         allowances,
         journal,
@@ -218,6 +220,7 @@ def build_money(
             is_broken_billed=settings.bill_broken == "counted",
         ),
         slice_tokens=settings.hold_slice_tokens,
+        caps=caps,
     )
     return Money(
         store, changes, journal, allowances, settler, metering, clock, tasks, host=host, version=version

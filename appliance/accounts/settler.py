@@ -64,6 +64,10 @@ class Settler:
         """How old the oldest of those is that wait, seconds since its attempt began; 0 = none waits."""
         return self._clock.now_s() - self._waiting[0].note.at_ms / 1000 if self._waiting else 0.0
 
+    def unsettled_musd(self, key_id: str) -> int:
+        """Return what an API key was charged and is not in the database yet."""
+        return sum(one.end.charged_musd for one in self._waiting if one.note.key_id == key_id)
+
     def add(self, settlement: Settlement) -> None:
         """Take one to settle; does not wait."""
         self._waiting.append(settlement)

@@ -82,7 +82,12 @@ class CallerBilling:
         self._spending = spending
         self._actor = actor
         self._payer = Payer(
-            user.wallet_id, user.id, key.id if key is not None else "", key.id if key else user.id, peer
+            user.wallet_id,
+            user.id,
+            key.id if key is not None else "",
+            key.id if key else user.id,
+            peer,
+            key.limits.monthly_cap_musd if key is not None else None,
         )
 
     async def begin(self, request: EngineRequest) -> "RequestSpending":
