@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from appliance.accounts.actor import ANYBODY, Actor, KeyFacts, Limits, UserFacts
+from appliance.accounts.key_caps import KeyCap
 from appliance.accounts.limits import RateLimited, RateLimits
 from appliance.accounts.prices import Price, PriceBook
 from appliance.base import jsons
@@ -248,3 +249,24 @@ def test_the_most_tokens_are_those_of_all_choices(body: dict[str, Any], tokens: 
 def test_a_large_prompt_is_estimated_by_its_texts(body: dict[str, Any], least: int, most: int) -> None:
     request = EngineRequest(Operation.CHAT, body, jsons.dumps(body), "m", True, Receipt("r"))
     assert least <= estimate_request(request) <= most
+
+
+class KnownCaps:
+    """Caps of keys that have spent nothing yet."""
+
+    def find(self, key_id: str, cap_musd: int) -> KeyCap:
+        assert key_id == "k"
+        return KeyCap(cap_musd)
+
+    async def read(self, key_id: str, cap_musd: int) -> KeyCap:
+        return self.find(key_id, cap_musd)
+
+
+async def test_a_key_is_held_to_its_cap_of_a_month(scene: Callable[..., Scene]) -> None:
+    it = scene()
+    it.bench.metering.caps = KnownCaps()  # type: ignore[assignment]
+    with pytest.raises(PaymentRequired, match=r"This API key may spend 0\.000005 dollars a month") as refusal:
+        await it.ask(chat(max_tokens=4), caller=actor(limits=Limits(monthly_cap_musd=5)))
+    assert refusal.value.code == "key_cap_exceeded"
+    assert await it.ask(chat(max_tokens=4), caller=actor(limits=Limits(monthly_cap_musd=5000)))
+    it.check()
