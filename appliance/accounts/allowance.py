@@ -323,7 +323,11 @@ class Allowances:
         self._fence_if_late()
 
     def reached(self) -> None:
-        """Note that the database was reached just now."""
+        """Note that the database was reached just now.
+
+        After a long time without it (a machine that was asleep) the leases are read first: they may be gone.
+        """
+        self._fence_if_late()
         self._reached_at_s = self._clock.monotonic_s()
 
     def money_came(self, wallet_id: str) -> None:

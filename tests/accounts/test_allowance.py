@@ -245,3 +245,19 @@ async def test_a_journals_leases_are_used_while_the_database_is_down(tasks: Task
     old = Replica(bank, tasks, "r2")
     old.allowances.restore({W: 300}, {}, age_s=4000)
     assert not old.of().hold(1)
+
+
+async def test_a_process_that_slept_reads_its_leases_before_it_spends(tasks: Tasks) -> None:
+    bank = FakeBank({W: FakeWallet(1000)})
+    one = Replica(bank, tasks)
+    await one.of().hold_or_wait(5)
+    one.of().release(5)
+    one.clock.advance(7200)
+    bank.wallets[W].leased_musd -= bank.leases.pop(("r1", W))  # another process took it back meanwhile
+    one.allowances.reached()  # the first thing that happens is that it says that it lives
+    assert not one.of().hold(1)
+    await one.allowances.sweep()
+    assert one.of().free_musd == 0
+    assert await one.of().hold_or_wait(7)
+    one.check()
+    bank.check()
