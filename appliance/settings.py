@@ -36,7 +36,7 @@ from appliance.models.settings import ModelSettings
 from appliance.models.table.catalogue import Catalogue
 from appliance.models.table.catalogue_reader import read_catalogue
 from appliance.settings_addresses import check_own_addresses, check_proxies
-from appliance.settings_checks import check_adapter_names, check_default_model, check_together
+from appliance.settings_checks import check_adapter_names, check_aliases, check_default_model, check_together
 from appliance.settings_file import below, check_api, read_section, tell_place
 from appliance.settings_folders import check_folders
 from appliance.storage.settings import StorageSettings
@@ -281,6 +281,7 @@ def _load(
         settings.host, settings.models, settings.engines, settings.front, settings.control
     )
     problems += check_default_model(settings.engines, fleet, catalogue)
+    problems += check_aliases(settings.engines, fleet, catalogue)
     problems += check_api(config, catalogue.api, settings.front)
     problems += _check_places(settings)
     return (None if any(p.is_fatal for p in problems) else settings), problems

@@ -18,7 +18,7 @@ from appliance.front.pipeline.origins import is_loopback
 from appliance.front.settings import FrontSettings, split_keys
 from appliance.host.settings import HostSettings
 from appliance.models.settings import ModelSettings
-from appliance.models.table.catalogue import Catalogue
+from appliance.models.table.catalogue import LATEST, Catalogue, is_other_latest, latest_text
 
 SHOWN_MODELS = 20
 
@@ -69,6 +69,26 @@ def check_default_model(engines: EngineSettings, fleet: FleetSpec, catalogue: Ca
         f"Configured: {shown}."
     )
     return [Problem("DEFAULT_MODEL", wanted, "the name or an alias of a model", remedy, is_fatal=False)]
+
+
+def check_aliases(engines: EngineSettings, fleet: FleetSpec, catalogue: Catalogue) -> list[Problem]:
+    """Warn of names in MODEL_ALIASES that differ from another model's name by `:latest` alone."""
+    pairs = [
+        (name, model)
+        for name, equals, model in (one.partition("=") for one in engines.model_aliases)
+        if equals
+    ]
+    owners = dict(pairs)
+    owners |= {alias: name for name, model in catalogue.models.items() for alias in model.aliases}
+    owners |= {name: name for spec in fleet.backends for name in spec.models}
+    owners |= {name: name for name in catalogue.models}
+    names = dict.fromkeys(one for name, _ in pairs for one in (name, f"{name}{LATEST}") if one in owners)
+    allowed = "a name that no other model has"
+    return [
+        Problem("MODEL_ALIASES", one, allowed, latest_text(one, owners), is_fatal=False)
+        for one in names
+        if is_other_latest(one, owners)
+    ]
 
 
 def check_adapter_names(

@@ -124,3 +124,32 @@ def test_a_default_model_that_no_configured_one_is_called_is_named(
     assert load(environ)[0] is not None
     text = found(environ).get("DEFAULT_MODEL", "")
     assert ("requests that name no model get 404 until one has it. Configured: " in text) == is_named
+
+
+@pytest.mark.parametrize(
+    ("aliases", "named"),
+    [
+        ("tiny:latest=large", "tiny:latest"),
+        ("short=tiny,short:latest=large", "short:latest"),
+        ("chat:latest=tiny", "chat:latest"),
+        ("nick:latest=tiny", "nick:latest"),
+        ("tiny:latest=tiny,chat:latest=chat,nick:latest=chat", ""),
+        ("other:latest=tiny", ""),
+    ],
+)
+def test_an_alias_that_ollama_takes_for_another_model_is_named(
+    tmp_path: Path, aliases: str, named: str
+) -> None:
+    file = tmp_path / "config.json"
+    models = {"chat": {"command": "/bin/true ${PORT}", "aliases": ["nick"]}}
+    file.write_text(json.dumps({**CONFIG, "models": models}))
+    environ = {"STATE_DIR": str(tmp_path), "CONFIG_PATH": str(file), "MODEL_ALIASES": aliases}
+    assert load(environ)[0] is not None
+    text = found(environ).get("MODEL_ALIASES", "")
+    assert text.startswith(f"MODEL_ALIASES={named}: Ollama's clients take ") if named else text == ""
+
+
+def test_all_wrong_entries_of_model_aliases_are_told_at_once(tmp_path: Path) -> None:
+    environ = {"STATE_DIR": str(tmp_path), "MODEL_ALIASES": "=a,b=,c=d,e"}
+    assert load(environ)[0] is None
+    assert "A name or a model is missing in '=a', 'b=': write" in found(environ)["MODEL_ALIASES"]

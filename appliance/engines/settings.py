@@ -60,7 +60,7 @@ class EngineSettings(PackageSettings):
         ["llama3.2-3b-instruct", "llama-3.2-3b-instruct", "meta-llama-llama-3.2-3b-instruct"],
         description="Further names of the same model (comma list); `name=model` is a name of a backend's "
         "model",
-        json_schema_extra=RELOAD | {"allowed": "names separated by commas"},
+        json_schema_extra=RELOAD | {"allowed": "names, or name=model, separated by commas"},
     )
     model_strict: Switch = Field(
         False,
@@ -287,6 +287,15 @@ class EngineSettings(PackageSettings):
         for folder in value:
             if not folder.startswith("/") or ".." in folder.split("/") or folder.rstrip("/") == "":
                 raise ValueError(f"{folder!r} is not an absolute path of a folder below / without '..'")
+        return value
+
+    @field_validator("model_aliases")
+    @classmethod
+    def _aliases(cls, value: list[str]) -> list[str]:
+        wrong = [entry for entry in value if "=" in entry and not all(map(str.strip, entry.split("=", 1)))]
+        if wrong:
+            shown = ", ".join(map(repr, wrong))
+            raise ValueError(f"a name or a model is missing in {shown}: write `name` or `name=model`")
         return value
 
     @field_validator("novita_api_key")

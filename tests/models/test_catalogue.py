@@ -829,3 +829,47 @@ def test_secrets_of_command_lines_and_addresses_are_known(tmp_path: Path) -> Non
     }
     found = read(tmp_path, {"models": {"a": row}})[0].secrets()
     assert sorted(found) == [f"secret-{number}" for number in range(1, 9)]
+
+
+def aliases_found(folder: Path, models: dict[str, Any]) -> list[tuple[str, str, bool]]:
+    """The problems of names, as (place, first words, whether it is fatal)."""
+    rows = {name: {"model_path": "a.gguf", "aliases": aliases} for name, aliases in models.items()}
+    return [
+        (one.value.partition(": ")[2], one.remedy.partition(";")[0], one.is_fatal)
+        for one in read(folder, {"models": rows})[1]
+        if "is a name of" in one.remedy or "Ollama" in one.remedy or "A name must" in one.remedy
+    ]
+
+
+ONE_MODEL = "Ollama's clients take 'c' and 'c:latest' for one model"
+
+
+@pytest.mark.parametrize(
+    ("models", "place"),
+    [
+        ({"a": ["c:latest"], "c": []}, "models.a.aliases.0"),
+        ({"a": ["x", "c:latest"], "b": ["c"]}, "models.a.aliases.1"),
+        ({"c": [], "c:latest": []}, "models.c:latest"),
+        ({"a": ["c"], "c:latest": []}, "models.c:latest"),
+        ({"c": ["c:latest"]}, ""),
+        ({"c:latest": ["c"]}, ""),
+        ({"a": ["c:latest"]}, ""),
+        ({"a": ["c:newest"], "c": []}, ""),
+    ],
+)
+def test_names_that_ollama_takes_for_one_are_a_warning(
+    tmp_path: Path, models: dict[str, Any], place: str
+) -> None:
+    assert aliases_found(tmp_path, models) == ([(place, ONE_MODEL, False)] if place else [])
+
+
+@pytest.mark.parametrize("more", [[], ["y,z"], [7]], ids=["as names", "with no name", "with a number"])
+def test_all_wrong_aliases_are_told_at_once(tmp_path: Path, more: list[Any]) -> None:
+    found = aliases_found(tmp_path, {"a": ["b", "x", "x", "c:latest"], "b": ["a", "x", *more], "c": []})
+    assert [one for one in found if "A name must" not in one[1]] == [
+        ("models.a.aliases.0", "'b' is a name of 'b' already. Take another one.", True),
+        ("models.a.aliases.2", "'x' is a name of 'a' already. Take another one.", True),
+        ("models.b.aliases.0", "'a' is a name of 'a' already. Take another one.", True),
+        ("models.b.aliases.1", "'x' is a name of 'a' already. Take another one.", True),
+        ("models.a.aliases.3", ONE_MODEL, False),
+    ]

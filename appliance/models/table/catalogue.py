@@ -12,6 +12,8 @@ from appliance.models.table.groups import Group
 from appliance.models.table.hooks import NO_HOOKS, Hooks
 from appliance.models.table.sampling import NO_REQUEST_SETTINGS, RequestSettings
 
+LATEST = ":latest"  # the tag of a name without one, for Ollama
+
 
 @dataclass(frozen=True, slots=True)
 class LoraAdapter:
@@ -143,3 +145,23 @@ class Catalogue:
         named = [self.name_of(name) or name for name in self.system.preload_models]
         own = [model.alias for model in self.models.values() if model.preload]
         return list(dict.fromkeys([*named, *own]))
+
+
+def is_other_latest(name: str, owners: Mapping[str, str]) -> bool:
+    """Whether a name ends with `:latest`, and is of another model than the same name without it.
+
+    Args:
+        name: Of a model, or an alias.
+        owners: The model of each name.
+    """
+    plain = name.removesuffix(LATEST)
+    return plain != name and plain in owners and owners[plain] != owners[name]
+
+
+def latest_text(name: str, owners: Mapping[str, str]) -> str:
+    """Say in sentences what is wrong with such a name."""
+    plain = name.removesuffix(LATEST)
+    return (
+        f"Ollama's clients take {plain!r} and {name!r} for one model; here {plain!r} is {owners[plain]!r}, "
+        f"and {name!r} is {owners[name]!r}. Take another name for one of them."
+    )

@@ -7,7 +7,7 @@ still serve.
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from appliance.base.config_file import ConfigFile, read_config_file
 from appliance.base.settings import Problem
 from appliance.models.settings import ModelSettings
-from appliance.models.table.catalogue import Catalogue, LoraAdapter, Model
+from appliance.models.table.catalogue import Catalogue, LoraAdapter, Model, is_other_latest, latest_text
 from appliance.models.table.engine import EngineCommand, engine_of, program_of
 from appliance.models.table.entries import ModelEntry, Params, Table
 from appliance.models.table.file_walk import WalkedFolder
@@ -72,7 +72,7 @@ def read_catalogue(
     for alias, entry in table.models.items():
         models[alias] = _resolve(alias, entry, base or (config_path.parent if config_path else Path()))
         problems += _find_warnings(models[alias])
-    problems += _find_alias_problems(models, config_path)
+    problems += _find_alias_problems({name: one.aliases for name, one in models.items()}, config_path)
     problems += _find_preload_problems(table, models, config_path)
     if any(model.engine is None for model in models.values()) and not has_server:
         problems.append(_no_server(settings, server))
@@ -237,19 +237,52 @@ def _resolve(alias: str, entry: ModelEntry, base: Path) -> Model:
     )
 
 
-def _find_alias_problems(models: Mapping[str, Model], path: Path | None) -> list[Problem]:
-    """Find aliases that are the name of a model, or are given twice."""
+def _find_alias_problems(names: Mapping[str, Sequence[str]], path: Path | None) -> list[Problem]:
+    """Find aliases that are the name of a model, or are given twice; warn of those that Ollama confuses.
+
+    Args:
+        names: The aliases of each model, by its name.
+        path: The file.
+    """
     owners: dict[str, str] = {}
     problems = []
-    for model in models.values():
-        for number, alias in enumerate(model.aliases):
-            other = alias if alias in models else owners.setdefault(alias, model.alias)
-            is_twice = other != model.alias or model.aliases.index(alias) != number
-            if alias in models or is_twice:
-                where = f"models.{model.alias}.aliases.{number}"
+    for name, aliases in names.items():
+        for number, alias in enumerate(aliases):
+            other = alias if alias in names else owners.setdefault(alias, name)
+            is_twice = other != name or aliases.index(alias) != number
+            if alias in names or is_twice:
                 remedy = f"{alias!r} is a name of {other!r} already. Take another one."
-                problems.append(_file_problem(path, where, remedy))
-    return problems
+                problems.append(_file_problem(path, f"models.{name}.aliases.{number}", remedy))
+    return problems + _find_latest(names, {**owners, **{name: name for name in names}}, path)
+
+
+def _find_latest(
+    names: Mapping[str, Sequence[str]], owners: Mapping[str, str], path: Path | None
+) -> list[Problem]:
+    """Warn of names that differ from another model's by `:latest` alone."""
+    places = {name: f"models.{name}" for name in names}
+    places |= {
+        alias: f"models.{name}.aliases.{number}"
+        for name, aliases in names.items()
+        for number, alias in enumerate(aliases)
+        if owners[alias] == name
+    }
+    return [
+        _file_problem(path, places[one], latest_text(one, owners), is_fatal=False)
+        for one in places
+        if is_other_latest(one, owners)
+    ]
+
+
+def _raw_names(models: object) -> dict[str, list[str]]:
+    """Return the aliases of each model of a table that has mistakes, as far as they are names."""
+    found = {}
+    for name, entry in models.items() if isinstance(models, Mapping) else ():
+        aliases = entry.get("aliases") if isinstance(entry, Mapping) else None
+        if isinstance(name, str):
+            listed = aliases if isinstance(aliases, list) else []
+            found[name] = [one for one in listed if isinstance(one, str)]
+    return found
 
 
 def _read_file(config: ConfigFile) -> tuple[Table, list[Problem]]:
@@ -264,10 +297,11 @@ def _read_file(config: ConfigFile) -> tuple[Table, list[Problem]]:
     try:
         return Table.model_validate(own), []
     except ValidationError as exc:
-        return Table(), [
+        problems = [
             config.problem_at(".".join(map(str, error["loc"])), explain(error, Table))
             for error in exc.errors()
         ]
+        return Table(), problems + _find_alias_problems(_raw_names(own.get("models")), config.path)
 
 
 def _file_problem(path: Path | None, where: str, remedy: str, *, is_fatal: bool = True) -> Problem:
