@@ -5,6 +5,7 @@ The layers are described in docs/architecture.md; `lint-imports` checks them.
 Modules:
     __main__: the verbs of the command `appliance`.
     accounts: who calls and what it costs: users, keys, wallets, prices.
+    admin: programs for administrators of accounts.
     app: the appliance from start to end.
     base: settings, errors, logs, tasks, connections, metrics.
     build: builds the parts that appliance and sidecar have in common.
@@ -21,6 +22,7 @@ Modules:
     downloads: model files: sources, resume, verification, jobs.
     engines: backends and routing: which server answers a request.
     front: the HTTP interface.
+    gpuproxy_environ: the environment of aiserve-gpuproxyd's programs: `.env`, that project's names.
     healthcheck: the verb `healthcheck`.
     host: the machine: its identity, GPU, port redirection, the worker.
     interfaces: builds the interfaces from the parts.

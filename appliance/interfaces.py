@@ -237,6 +237,7 @@ def control_parts(appliance: Appliance, reloader: Reloader) -> ControlParts:
     """Return the parts that the control API uses."""
     lifecycle = appliance.lifecycle
     return ControlParts(
+        accounts=_account_service(appliance),
         router=appliance.router,
         fleet=appliance.fleet,
         receipts=appliance.receipts,
@@ -260,3 +261,14 @@ def control_parts(appliance: Appliance, reloader: Reloader) -> ControlParts:
         jobs=appliance.jobs,
         folders=appliance.folders,
     )
+
+
+def _account_service(appliance: Appliance) -> object | None:
+    """Build what carries out the calls about accounts; None = there are no accounts."""
+    accounts = appliance.accounts
+    if accounts is None:
+        return None
+    from appliance.accounts.audit_log import Author  # loads the database's libraries
+    from appliance.control.account_service import AccountService
+
+    return AccountService(accounts.identity, accounts.money.store, author=Author("operator"))

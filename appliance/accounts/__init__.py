@@ -38,6 +38,7 @@ Modules:
     snapshot_reader: reads the snapshot from the database.
     statements: SQL for both databases.
     tokens: access tokens and refresh tokens: made, verified, derived.
+    totals: how much there is of everything.
     usage: settlements in the database.
     user_export: all that is stored of a user.
     user_forms: e-mail addresses, names and changes as callers send them.

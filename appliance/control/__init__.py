@@ -1,6 +1,7 @@
 """The control API over gRPC, for orchestrators and the command line; it shows the same objects as HTTP.
 
 Modules:
+    account_service: the calls about accounts, also without a server; loaded with ACCOUNTS=1.
     calls: the calls of the service, by subject.
     convert: between objects of the appliance and messages.
     errors: errors as gRPC statuses.

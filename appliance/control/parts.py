@@ -123,6 +123,7 @@ class ControlParts:
         jobs: Downloads; None where they are not available.
         folders: Returns the folders that downloads may go to.
         lora: LoRA adapters; None where they are not available.
+        accounts: The AccountService of account_service.py; None = ACCOUNTS is off.
         grace_s: Returns the seconds that running calls get when the control API closes.
         hurry: Set to end the grace period early; None = never.
     """
@@ -148,4 +149,5 @@ class ControlParts:
     jobs: DownloadJobs | None = None
     folders: Callable[[], DownloadFolders] | None = None
     lora: AdapterOrders | None = None
+    accounts: object | None = None
     clock: Clock = field(default_factory=SystemClock)

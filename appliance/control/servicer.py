@@ -4,6 +4,7 @@ A call reads its request, calls the part that HTTP uses too, and renders the res
 an ApplianceError into a status code.
 """
 
+from appliance.control.calls.accounts import AccountCalls
 from appliance.control.calls.backends import BackendCalls
 from appliance.control.calls.chat import ChatCalls
 from appliance.control.calls.jobs import JobCalls
@@ -27,5 +28,6 @@ class Servicer(
     ModelCalls,
     JobCalls,
     LoraCalls,
+    AccountCalls,
 ):
     """All groups of calls."""

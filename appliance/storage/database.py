@@ -57,6 +57,10 @@ class StoreRefused(Exception):
     """The database can be reached, and cannot be used: a wrong password, version or revision."""
 
 
+class StoreHeld(StoreRefused):
+    """Another process uses SQLite's file."""
+
+
 class ConstraintViolated(Exception):
     """A row would break a rule of its table. Nothing was changed.
 

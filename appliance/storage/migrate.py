@@ -134,7 +134,9 @@ async def _migrate_postgres(address: PostgresAddress, to: int, is_dry: bool, out
             await connection.run_sync(
                 lambda one: _apply(one, _find_revision(one), to, is_dry, output, str(address))
             )
-    except (SQLAlchemyError, OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
+    except (OSError, TimeoutError) as exc:
+        raise StoreUnavailable(f"{address}: {describe_failure(exc)}") from exc
+    except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
         raise StoreRefused(f"{address}: {describe_failure(exc)}") from exc
     finally:
         await engine.dispose()

@@ -39,7 +39,7 @@ from appliance.storage.database import (
     Parameters,
     Rows,
     Statement,
-    StoreRefused,
+    StoreHeld,
     StoreUnavailable,
     Transaction,
     TransactionConflict,
@@ -435,7 +435,7 @@ def lock_store(path: Path) -> int:
         path: The file.
 
     Raises:
-        StoreRefused: Another process holds it.
+        StoreHeld: Another process holds it.
         StoreUnavailable: The lock cannot be written.
     """
     try:
@@ -450,7 +450,7 @@ def lock_store(path: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise StoreRefused(
+        raise StoreHeld(
             f"Another process uses the database {path}. SQLite is for one process: stop the other one, or "
             "use PostgreSQL (DB_TYPE=postgres) for several"
         ) from None

@@ -209,6 +209,7 @@ class FakeAppliance:
         self.worker: ScriptedWorker | None = ScriptedWorker()
         self.manager: ScriptedManager | None = None
         self.jobs: DownloadJobs | None = None
+        self.accounts: Any = None
         self.folders: Callable[[], DownloadFolders] | None = None
         self.receipts = Receipts()
         self.lines = LogBuffer()
@@ -367,6 +368,7 @@ class FakeAppliance:
             jobs=self.jobs,
             folders=self.folders,
             clock=self.clock,
+            accounts=self.accounts,
         )
 
 

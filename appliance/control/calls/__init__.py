@@ -1,6 +1,7 @@
 """The calls of the service, by subject.
 
 Modules:
+    accounts: users, API keys, sessions, credits, spending, prices.
     backends: list, watch, add, remove, drain; how one is chosen.
     chat: chat requests.
     group: the base of all groups, and checks of fields.

@@ -1,6 +1,7 @@
 """Between objects of the appliance and the messages of control.proto. Pure.
 
 Modules:
+    accounts: users, keys, sessions, credits, prices; loaded with ACCOUNTS=1.
     backends: backends and receipts.
     chat: chat requests and replies.
     jobs: download jobs.
