@@ -1,7 +1,9 @@
 """Groups of the model table: which models they keep apart, and what is refused."""
 
 import json
+import random
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,53 @@ def pairs(**groups: dict[str, Any]) -> set[str]:
 )
 def test_which_models_are_kept_apart(groups: dict[str, dict[str, Any]], apart: str) -> None:
     assert pairs(**groups) == set(apart.split())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_groups_keep_apart_what_the_rules_say(seed: int) -> None:
+    rng = random.Random(seed)
+    names = [f"m{number}" for number in range(30)]
+    groups: dict[str, Group] = {}
+    free = rng.sample(names, 25)
+    while free:
+        size = rng.randint(1, 8)
+        members, free = tuple(free[:size]), free[size:]
+        swap, exclusive, persistent = (rng.random() < 0.5 for _ in range(3))
+        groups[members[0]] = Group(members=members, swap=swap, exclusive=exclusive, persistent=persistent)
+    group_of = {name: group for group in groups.values() for name in group.members}
+    found = conflicts_of(groups, names)
+    for one in names:
+        wanted = {
+            other for other in names if other != one and by_the_rules(group_of.get(one), group_of.get(other))
+        }
+        apart = found.get(one, frozenset())
+        assert (set(apart), len(apart), bool(apart)) == (wanted, len(wanted), bool(wanted))
+        assert {other for other in names if other in apart} == wanted
+        assert frozenset(names) & apart == wanted
+        assert (one in found) == bool(wanted)
+
+
+def by_the_rules(one: Group | None, other: Group | None) -> bool:
+    """Whether models of two groups are never loaded together, by the rules in docs/models.md."""
+    if one is not None and one is other:
+        return one.swap
+    return any(
+        group is not None and group.exclusive and not (beside is not None and beside.persistent)
+        for group, beside in ((one, other), (other, one))
+    )
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_thousands_of_models_in_groups_take_a_moment(size: int) -> None:
+    names = [f"m{number}" for number in range(8000)]
+    groups = {
+        f"g{at}": Group(members=tuple(names[at : at + size]), swap=True) for at in range(0, len(names), size)
+    }
+    began_s = time.process_time()
+    found = conflicts_of(groups, names)
+    assert time.process_time() - began_s < 1  # for each pair it would be 64 million steps
+    assert len(found) == 8000
+    assert len(found["m17"]) == 7999
 
 
 def read(

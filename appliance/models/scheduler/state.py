@@ -5,7 +5,7 @@ them.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -126,7 +126,7 @@ class SchedulerState:
     free: Mapping[int, int] = field(default_factory=dict)
     total: Mapping[int, int] = field(default_factory=dict)
     rules: SchedulerRules = SchedulerRules()
-    conflicts: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    conflicts: Mapping[str, Set[str]] = field(default_factory=dict)
 
 
 # ---- steps

@@ -1,6 +1,6 @@
 """The models of this machine as they are to be run: of the table, of a folder, and those that were pulled."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -115,7 +115,9 @@ class Catalogue:
     api: Api = field(default_factory=Api)
     llama_server: str = ""  # "" = the one in PATH
     groups: Mapping[str, Group] = field(default_factory=dict)
-    conflicts: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    conflicts: Mapping[str, Set[str]] = field(
+        default_factory=dict, compare=False
+    )  # they follow from the rest
 
     def name_of(self, name: str) -> str | None:
         """Return the name of the model that has this name or alias; None = there is none."""

@@ -7,7 +7,7 @@ still serve.
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,10 +140,10 @@ def _find_empty_folder(folder: Path | None, models: Mapping[str, Model]) -> list
 
 
 def _find_pinned_conflicts(
-    config_path: Path | None, models: Mapping[str, Model], conflicts: Mapping[str, frozenset[str]]
+    config_path: Path | None, models: Mapping[str, Model], conflicts: Mapping[str, Set[str]]
 ) -> list[Problem]:
     """Warn of pinned models that are never loaded together: the second is never loaded."""
-    pinned = [alias for alias, model in models.items() if model.pinned]
+    pinned = [alias for alias, model in models.items() if model.pinned and alias in conflicts]
     return [
         _file_problem(
             config_path,
