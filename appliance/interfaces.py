@@ -30,6 +30,7 @@ from appliance.front.passthrough.passthrough import Passthrough
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.access_tickets import AccessTickets
 from appliance.front.pipeline.pipeline import RequestPipeline
+from appliance.front.pipeline.route import RouteGroup
 from appliance.front.receipts import ReceiptHandlers
 from appliance.front.routes import join_routes
 from appliance.front.routes_text import served_sections
@@ -73,6 +74,7 @@ def build_front(appliance: Appliance) -> HttpServer:
             manager=manager,
             may_see_details=pipeline.may_see_details,
         ),
+        *_account_groups(appliance),
         appliance.manager_handlers,
         DownloadHandlers(appliance.jobs, folders=appliance.folders),
         LoraHandlers(appliance.lora_orders),
@@ -93,6 +95,16 @@ def build_front(appliance: Appliance) -> HttpServer:
     passthrough = Passthrough(router, pipeline, tickets=tickets)
     server = HttpServer(routes, pipeline, clock=clock, passthrough=passthrough, tickets=tickets)
     return server
+
+
+def _account_groups(appliance: Appliance) -> list[RouteGroup]:
+    """Return the groups of accounts; [] = there are no accounts, and nothing of them is imported."""
+    accounts = appliance.accounts
+    if accounts is None:
+        return []
+    from appliance.front.accounts.groups import build_groups
+
+    return build_groups(accounts.identity, accounts.money.store)
 
 
 def _is_operator(pipeline: RequestPipeline, headers: dict[str, str], peer: str) -> bool:

@@ -63,6 +63,15 @@ async def post(transaction: Transaction, entry: LedgerEntry) -> bool:
     return True
 
 
+async def is_posted(transaction: Transaction, entry: LedgerEntry) -> bool:
+    """Return whether the entry of this kind and ref has moved what this one would."""
+    rows = await transaction.execute(
+        "SELECT account, amount_musd FROM ledger_postings WHERE tx_id = :tx_id", {"tx_id": entry.id}
+    )
+    wanted = {(account, amount) for account, amount in entry.postings if amount}
+    return {(row.account, row.amount_musd) for row in rows} == wanted
+
+
 async def post_all(transaction: Transaction, entries: Iterable[LedgerEntry]) -> None:
     """Add entries that are known to be new.
 

@@ -172,6 +172,9 @@ class AccountSettings(PackageSettings):
     guardrails_enabled: Switch = Field(
         False, description="1 = the limits below hold for what each user spends in a span of time"
     )
+    guardrails_user_reset: Switch = Field(
+        False, description="1 = users can let their own spans of spending begin anew; 0 = operators alone can"
+    )
     guardrails_max_5min_rate: Usd = _limit("5 minutes")
     guardrails_max_15min_rate: Usd = _limit("15 minutes")
     guardrails_max_30min_rate: Usd = _limit("30 minutes")

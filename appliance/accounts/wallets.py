@@ -5,13 +5,13 @@ connections that draw on one wallet none goes beyond its credit. Wallets are loc
 the order of their ids.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from appliance.accounts.allowance import LeaseAnswer
 from appliance.accounts.guardrails import Guardrails
-from appliance.accounts.ledger import LedgerEntry, post, receivable_account, wallet_account
+from appliance.accounts.ledger import LedgerEntry, is_posted, post, receivable_account, wallet_account
 from appliance.accounts.statements import list_for, statement_for
 from appliance.base.clock import Clock, format_rfc3339
 from appliance.base.errors import Conflict, Invalid, NotFound
@@ -38,6 +38,16 @@ UNBOUNDED = MAX_MUSD
 RETURN_CHANNEL = "appliance_returns"
 TAKE_BACK_AFTER_S = 600.0
 STATES = ("active", "frozen", "closed")
+_TOTAL = "plan_musd + extra_musd"
+TOTALS = {
+    "total": _TOTAL,
+    "used": "used_musd",
+    "held": "leased_musd",
+    "owed": "owed_musd",
+    "remaining": f"CASE WHEN {_TOTAL} > used_musd THEN {_TOTAL} - used_musd ELSE 0 END",
+    "overage": f"CASE WHEN used_musd > {_TOTAL} THEN used_musd - ({_TOTAL}) ELSE 0 END",
+}
+Alongside = Callable[[Transaction], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,7 +433,15 @@ class Wallets:
             raise NotFound(f"There is no wallet {wallet_id[:60]!r}.")
         return read_wallet(rows[0])
 
-    async def grant(self, wallet_id: str, amount_musd: int, *, ref: str, note: str = "") -> Wallet:
+    async def grant(
+        self,
+        wallet_id: str,
+        amount_musd: int,
+        *,
+        ref: str,
+        note: str = "",
+        alongside: Alongside | None = None,
+    ) -> Wallet:
         """Add credits that stay, or take some of them away; once for each `ref`.
 
         Args:
@@ -431,11 +449,12 @@ class Wallets:
             amount_musd: Below 0 = taken away; no more than is there and is not set aside.
             ref: The request's own id: repeated, nothing is added.
             note: For people.
+            alongside: What is to be written in the same transaction, where the grant is new.
 
         Raises:
             NotFound: There is no such wallet.
             Invalid: The amount is 0 or too large.
-            Conflict: So much cannot be taken away.
+            Conflict: So much cannot be taken away, or `ref` was used for another amount.
         """
         if not amount_musd or abs(amount_musd) > MAX_MUSD:
             raise Invalid(
@@ -445,7 +464,7 @@ class Wallets:
             )
         postings = [(wallet_account(wallet_id), amount_musd), ("grants", -amount_musd)]
         entry = LedgerEntry("grant", ref, self.now_ms(), postings, note)
-        return await self._change(wallet_id, entry, {"extra_musd": amount_musd})
+        return await self._change(wallet_id, entry, {"extra_musd": amount_musd}, alongside)
 
     async def pay_in(self, wallet_id: str, amount_musd: int, *, ref: str, note: str = "") -> Wallet:
         """Add credits that were paid for; what is owed is paid off first. Once for each `ref`.
@@ -535,6 +554,18 @@ class Wallets:
 
         return await self.database.run(change)
 
+    async def totals(self) -> dict[str, Any]:
+        """Return the sums over all wallets for JSON, in dollars."""
+
+        async def read(transaction: Transaction) -> Rows:
+            sums = ", ".join(
+                f"CAST(COALESCE(SUM({column}), 0) AS BIGINT) AS {name}" for name, column in TOTALS.items()
+            )
+            return await transaction.execute(f"SELECT COUNT(*) AS wallets, {sums} FROM wallets")  # noqa: S608 - constants of this module
+
+        [row] = await self.database.run(read, is_read_only=True)
+        return {"count": row.wallets} | {name: to_dollars(getattr(row, name)) for name in TOTALS}
+
     async def sessions(self, client_ids: Collection[str], *, limit: int = 100) -> list[dict[str, Any]]:
         """Return the latest sessions of clients, and what credits were left in each, for JSON."""
 
@@ -581,11 +612,21 @@ class Wallets:
             {**amounts, "now": self.now_ms(), "wallet": wallet_id},
         )
 
-    async def _change(self, wallet_id: str, entry: LedgerEntry, amounts: Mapping[str, int]) -> Wallet:
+    async def _change(
+        self, wallet_id: str, entry: LedgerEntry, amounts: Mapping[str, int], alongside: Alongside | None
+    ) -> Wallet:
         async def change(transaction: Transaction) -> Wallet:
             await self._locked(transaction, wallet_id)
             if await post(transaction, entry):
                 await self._add(transaction, wallet_id, amounts)
+                if alongside is not None:
+                    await alongside(transaction)
+            elif not await is_posted(transaction, entry):
+                raise Conflict(
+                    "Credits were granted before under the same reference (Idempotency-Key), with another "
+                    "amount. Use another one.",
+                    code="idempotency_key_reused",
+                )
             return await self._locked(transaction, wallet_id)
 
         return await self._refused_if_used(change, wallet_id)

@@ -2,6 +2,7 @@
 
 Modules:
     account_gate: who is admitted where there are accounts.
+    accounts: users, keys, sessions, credits, prices; only with ACCOUNTS=1.
     anthropic: Anthropic's dialect.
     balance: addresses about backends and load balancing.
     downloads: addresses of downloads and their jobs.

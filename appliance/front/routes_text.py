@@ -13,6 +13,7 @@ from appliance.front.openai.handlers import OpenAIHandlers
 from appliance.front.openai.responses import ResponsesHandlers
 from appliance.front.openapi.handlers import OpenApiHandlers
 from appliance.front.passthrough.rules import QUESTIONS, WORK
+from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.route import Route, RouteGroup
 from appliance.front.receipts import ReceiptHandlers
 from appliance.front.routes import join_routes
@@ -30,10 +31,12 @@ programs at `/openapi.json` (OpenAPI 3.1, with the shapes of requests and answer
 
 - *Access*: `public` is open to all; `client` needs a key of `APPLIANCE_API_KEYS`, where keys are set;
   `operator` needs a key of `OPERATOR_API_KEYS`, or a caller on this machine where no keys are set;
+  `account` needs a user's access token, or an API key with the scope that is named. With `ACCOUNTS=1` these
+  open `client` (scope `inference`) and, of administrators, `operator` (scope `admin`), too;
   `or ticket`: a browser's EventSource may send a ticket of `/v1/tickets` instead.
 - *Errors*: `openai` is `{"error": {"message", "type", "param", "code"}}`, `ollama` is `{"error": text}`,
   `anthropic` is `{"type": "error", "error": {"type", "message"}, "request_id"}`, `detail` is
-  `{"detail": text}`.
+  `{"detail": text}`, `market` is `{"error": text, "code", "request_id", "details"}`.
 - `{name}` is one piece of a path, `{name:.+}` one or more.
 - *Method*: HEAD is answered wherever GET is, without a body. OPTIONS says in `Allow` which methods an address
   has, and answers a browser's preflight. Any other method gets 405 with `Allow`, an unknown address 404.
@@ -58,17 +61,27 @@ SIDECAR: tuple[type[RouteGroup], ...] = (
 )
 
 
-def main_sections() -> list[tuple[str, list[Route]]]:
-    """Return the addresses of the HTTP port as (title, routes)."""
-    return [(title, join_routes(*without_parts(groups))) for title, groups in SECTIONS]
+def main_sections(*, has_accounts: bool = True) -> list[tuple[str, list[Route]]]:
+    """Return the addresses of the HTTP port as (title, routes).
+
+    Args:
+        has_accounts: With those that are served with ACCOUNTS=1 only.
+    """
+    sections = SECTIONS
+    if has_accounts:
+        from appliance.front.accounts.groups import SECTIONS as ACCOUNTS  # loads the database's libraries
+
+        sections = (*sections[:1], *ACCOUNTS, *sections[1:])
+    return [(title, join_routes(*without_parts(groups))) for title, groups in sections]
 
 
 def served_sections(routes: Sequence[Route]) -> list[tuple[str, list[Route]]]:
     """Return those addresses of the HTTP port that a server has, as (title, routes)."""
     served = {(route.methods, route.path) for route in routes}
+    has_accounts = any(route.access is Access.ACCOUNT for route in routes)
     return [
         (title, [route for route in group if (route.methods, route.path) in served])
-        for title, group in main_sections()
+        for title, group in main_sections(has_accounts=has_accounts)
     ]
 
 
@@ -104,6 +117,8 @@ def _table(routes: list[Route]) -> str:
 
 def _cells(route: Route) -> tuple[str, str, str, str, str]:
     access = f"{route.access.value} or ticket" if route.takes_ticket else route.access.value
+    if route.access is Access.ACCOUNT and route.scope:
+        access = f"{access} ({route.scope})"
     return ", ".join(route.methods), route.path, access, route.dialect, route.summary
 
 

@@ -68,6 +68,7 @@ def test_every_address_has_a_summary() -> None:
 
 def test_only_health_the_root_and_the_description_are_public() -> None:
     public = {"/healthz", "/health", "/", "/openapi.json", "/docs", "/docs/{file}"}
+    public |= {f"/api/v1/auth/{name}" for name in ("register", "login", "refresh", "logout")}
     assert {route.path for route in MAIN if route.access is Access.PUBLIC} == public
     sidecar = sidecar_routes(*without_parts(SIDECAR))
     assert {route.path for route in sidecar if route.access is Access.PUBLIC} == {"/health", "/ready"}

@@ -17,7 +17,7 @@ from appliance.front.openapi.shapes import SSE
 from appliance.front.routes_text import main_sections
 from tests.journeys.running import spawning
 
-DOCUMENT = build_document(main_sections(), version="1")
+DOCUMENT = build_document(main_sections(has_accounts=False), version="1")
 EXAMPLES = 4  # for each operation
 
 

@@ -12,7 +12,7 @@ from appliance.front.pipeline.route import Route
 
 OPENAPI_VERSION = "3.1.0"
 JSON = "application/json"
-METHODS = ("GET", "PUT", "POST", "DELETE")  # HEAD and OPTIONS follow from them
+METHODS = ("GET", "PUT", "POST", "PATCH", "DELETE")  # HEAD and OPTIONS follow from them
 ERRORS = {
     400: "The request is not valid; the error says what, and what is allowed",
     401: "No key, or one that is not known",
@@ -38,10 +38,12 @@ ERROR_NAMES = {
     "ollama": "ErrorOllama",
     "anthropic": "ErrorAnthropic",
     "detail": "ErrorDetail",
+    "market": "ErrorMarket",
 }
 ACCESS = {
     Access.PUBLIC: "Open to all.",
     Access.CLIENT: "For clients: a key of APPLIANCE_API_KEYS, where keys are set.",
+    Access.ACCOUNT: "For users: an API key of one, or the access token of a session.",
     Access.OPERATOR: "For operators: a key of OPERATOR_API_KEYS, or, without keys, a caller on this machine.",
 }
 ABOUT = cleandoc(
@@ -101,12 +103,13 @@ def _operation(route: Route, method: str, path: str, title: str) -> dict[str, An
         "operationId": re.sub(r"\W+", "_", f"{method.lower()}{path}").strip("_"),
         "tags": [title],
         "summary": route.summary,
-        "description": f"{ACCESS[route.access]}\n\n{details}".strip(),
+        "description": f"{_access_text(route)}\n\n{details}".strip(),
         "parameters": [*_path_parameters(route.path), *_query_parameters(known)],
         "responses": _responses(route, known),
     }
     if route.access is not Access.PUBLIC:
-        made["security"] = [{}, {"bearer": []}, {"key": []}]
+        keys: list[dict[str, list[str]]] = [{"bearer": []}, {"key": []}]
+        made["security"] = keys if route.access is Access.ACCOUNT else [{}, *keys]
     if known.body is not None:
         media = JSON if known.body else "application/octet-stream"
         made["requestBody"] = {
@@ -114,6 +117,14 @@ def _operation(route: Route, method: str, path: str, title: str) -> dict[str, An
             "content": {media: {"schema": known.body}},
         }
     return made
+
+
+def _access_text(route: Route) -> str:
+    """Say who may call."""
+    text = ACCESS[route.access]
+    if route.access is Access.ACCOUNT and route.scope:
+        return f"{text} An API key needs the scope `{route.scope}`."
+    return text
 
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:

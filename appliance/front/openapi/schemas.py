@@ -64,6 +64,8 @@ _OLLAMA_ANSWER: dict[str, Schema] = {
     "eval_count": WHOLE,
     "done_reason": TEXT,
 }
+_LIMITS = ("rpm", "rpd", "tpm", "tpd", "concurrency", "monthly_cap")
+_CREDITS = ("remaining", "total", "overage", "cap", "held", "owed")
 
 SCHEMAS: dict[str, Schema] = {
     # ---- errors, one for each dialect
@@ -74,6 +76,7 @@ SCHEMAS: dict[str, Schema] = {
         {"request_id": or_null(TEXT)},
     ),
     "ErrorDetail": shape({"detail": TEXT}),
+    "ErrorMarket": shape({"error": TEXT, "code": TEXT, "request_id": TEXT}, {"details": ANY_OBJECT}),
     # ---- OpenAI
     "Message": shape({"role": TEXT}, {"content": _CONTENT, "name": TEXT, "tool_calls": listed(ANY_OBJECT)}),
     "Usage": shape({"prompt_tokens": WHOLE, "total_tokens": WHOLE}, {"completion_tokens": WHOLE}),
@@ -233,5 +236,131 @@ SCHEMAS: dict[str, Schema] = {
         {"config": ANY_OBJECT, "max_workers": WHOLE, "async_download": YES_NO},
     ),
     "Folder": shape({"output_dir": TEXT}, {"config": ANY_OBJECT, "async_download": YES_NO}),
+    # ---- accounts and money; amounts are dollars with up to 6 decimals, times RFC 3339
+    "Limits": shape(None, {name: or_null(NUMBER) for name in _LIMITS}),
+    "User": shape(
+        {
+            "id": TEXT,
+            "email": TEXT,
+            "name": TEXT,
+            "is_admin": YES_NO,
+            "is_active": YES_NO,
+            "plan": TEXT,
+            "limits": ref("Limits"),
+            "created_at": TEXT,
+            "updated_at": TEXT,
+        }
+    ),
+    "UserAnswer": shape({"user": ref("User")}),
+    "Tokens": shape({"access_token": TEXT, "refresh_token": TEXT, "expires_at": TEXT}),
+    "ApiKey": shape(
+        {
+            "id": TEXT,
+            "prefix": TEXT,
+            "name": TEXT,
+            "scopes": listed(TEXT),
+            "models": listed(TEXT),
+            "limits": ref("Limits"),
+            "stay_local": YES_NO,
+            "last_used_at": or_null(TEXT),
+            "expires_at": or_null(TEXT),
+            "is_active": YES_NO,
+            "created_at": TEXT,
+        }
+    ),
+    "NewApiKey": shape(
+        {
+            "api_key": TEXT,
+            "message": TEXT,
+            "id": TEXT,
+            "prefix": TEXT,
+            "expires_at": or_null(TEXT),
+            "key": ref("ApiKey"),
+        },
+        {"replaces": TEXT},
+    ),
+    "Session": shape(
+        {
+            "id": TEXT,
+            "ip_address": TEXT,
+            "user_agent": TEXT,
+            "created_at": TEXT,
+            "last_used_at": TEXT,
+            "expires_at": TEXT,
+            "is_current": YES_NO,
+        }
+    ),
+    "Done": shape({"message": TEXT}, {"id": TEXT, "prefix": TEXT, "ended": WHOLE}),
+    "Credits": shape(
+        {
+            "client_id": TEXT,
+            **{f"credits_{name}": NUMBER for name in _CREDITS},
+            "credits_auto_renew": YES_NO,
+            "period_end": or_null(TEXT),
+        }
+    ),
+    "UsageSession": shape(
+        {
+            "client_id": TEXT,
+            "ip": TEXT,
+            "date": TEXT,
+            "time": TEXT,
+            "duration": WHOLE,
+            **{f"credits_{name}": NUMBER for name in _CREDITS[:4]},
+            "credits_auto_renew": YES_NO,
+        },
+        {"id": TEXT, "created_at": TEXT},
+    ),
+    "UsageRow": shape(
+        {"cost": NUMBER, "tokens_in": WHOLE, "tokens_cached": WHOLE, "tokens_out": WHOLE},
+        {
+            "attempt_id": TEXT,
+            "at": TEXT,
+            "model": TEXT,
+            "served_model": TEXT,
+            "backend": TEXT,
+            "source": TEXT,
+            "price_version": or_null(WHOLE),
+            "attempts": WHOLE,
+            "day": TEXT,
+            "key": or_null(TEXT),
+        },
+    ),
+    "LedgerEntry": shape({"id": TEXT, "kind": TEXT, "ref": TEXT, "at": TEXT, "amount": NUMBER, "note": TEXT}),
+    "Spending": shape(
+        {
+            "user_id": TEXT,
+            "total_spent": NUMBER,
+            "window_spent": ANY_OBJECT,
+            "violations": listed(shape({"window": TEXT, "limit": NUMBER, "spent": NUMBER})),
+            "timestamp": TEXT,
+        }
+    ),
+    "SpendingCheck": shape(
+        {"allowed": YES_NO, "violations": listed(ANY_OBJECT), "spent": ANY_OBJECT},
+        {"error": TEXT, "code": TEXT},
+    ),
+    "PriceRow": shape(
+        {"model": TEXT},
+        {
+            **dict.fromkeys(("in", "cached_in", "out", "embedding", "per_request"), either(NUMBER, TEXT)),
+            "version": WHOLE,
+            "valid_from": TEXT,
+            "gpu_hour_markup_percent": WHOLE,
+        },
+    ),
+    "AuditRow": shape(
+        {
+            "id": TEXT,
+            "at": TEXT,
+            "actor_kind": TEXT,
+            "actor_id": or_null(TEXT),
+            "action": TEXT,
+            "subject_kind": or_null(TEXT),
+            "subject_id": or_null(TEXT),
+            "ip_address": TEXT,
+            "details": ANY_OBJECT,
+        }
+    ),
     "Object": ANY_OBJECT,
 }

@@ -2,7 +2,19 @@
 
 from dataclasses import dataclass, field
 
-from appliance.front.openapi.schemas import NUMBER, TEXT, WHOLE, YES_NO, Schema, either, ref, shape
+from appliance.front.openapi.schemas import (
+    ANY_OBJECT,
+    NUMBER,
+    TEXT,
+    WHOLE,
+    YES_NO,
+    Schema,
+    either,
+    listed,
+    or_null,
+    ref,
+    shape,
+)
 
 SSE, NDJSON, PLAIN, HTML = "text/event-stream", "application/x-ndjson", "text/plain", "text/html"
 METRICS = "application/openmetrics-text"
@@ -46,6 +58,18 @@ _KEEP_ALIVE = either(TEXT, NUMBER)
 def _whole(low: int, high: int) -> Schema:
     return {"type": "integer", "minimum": low, "maximum": high}
 
+
+def _list(name: str, of: str, *, is_paged: bool = False) -> Schema:
+    return shape({name: listed(ref(of)), "count": WHOLE, **({"next": or_null(TEXT)} if is_paged else {})})
+
+
+_V1 = "/api/v1"
+_MONEY = either(NUMBER, TEXT)
+_PASSWORD: Schema = {"type": "string", "minLength": 1, "maxLength": 1024}
+_NEW_USER = {"email": TEXT, "password": _PASSWORD, "name": TEXT}
+_LIMIT = {"limit": _whole(1, 1000)}
+_BEFORE = {"before": {"type": "string", "description": "`next` of the page before"}}
+_PRICES = shape({"prices": listed(ref("PriceRow"))})
 
 SHAPES: dict[tuple[str, str], Shape] = {
     # ---- health, metrics, receipts
@@ -120,4 +144,120 @@ SHAPES: dict[tuple[str, str], Shape] = {
     ("POST", "/api/copy"): Shape(shape({"source": TEXT, "destination": TEXT})),
     ("DELETE", "/api/delete"): _NAMED,
     ("POST", "/api/blobs/{digest}"): Shape(body={}, is_body_optional=True),
+    # ---- accounts
+    ("POST", f"{_V1}/auth/register"): Shape(shape(_NEW_USER), answer=ref("UserAnswer"), statuses=(201,)),
+    ("POST", f"{_V1}/auth/login"): Shape(
+        shape({"email": TEXT, "password": _PASSWORD}),
+        answer=shape({"user": ref("User"), "tokens": ref("Tokens")}),
+    ),
+    ("POST", f"{_V1}/auth/refresh"): Shape(
+        shape({"refresh_token": TEXT}), answer=shape({"tokens": ref("Tokens")})
+    ),
+    ("POST", f"{_V1}/auth/logout"): Shape(
+        shape(None, {"refresh_token": TEXT, "all": YES_NO}), is_body_optional=True, answer=ref("Done")
+    ),
+    ("POST", f"{_V1}/auth/password"): Shape(
+        shape({"old_password": _PASSWORD, "new_password": _PASSWORD}), answer=ref("Done")
+    ),
+    ("GET", f"{_V1}/auth/sessions"): Shape(answer=_list("sessions", "Session")),
+    ("DELETE", f"{_V1}/auth/sessions"): Shape(answer=ref("Done")),
+    ("DELETE", f"{_V1}/auth/sessions/{{id}}"): Shape(answer=ref("Done")),
+    ("POST", f"{_V1}/auth/apikey"): Shape(
+        shape(
+            {"name": TEXT},
+            {
+                "expires_at": or_null(either(TEXT, NUMBER)),
+                "scopes": or_null(listed(TEXT)),
+                "models": or_null(listed(TEXT)),
+                "limits": or_null(ref("Limits")),
+                "stay_local": or_null(YES_NO),
+            },
+        ),
+        answer=ref("NewApiKey"),
+        statuses=(201,),
+    ),
+    ("GET", f"{_V1}/auth/apikey"): Shape(answer=_list("api_keys", "ApiKey")),
+    ("GET", f"{_V1}/auth/apikey/{{id}}"): Shape(answer=ref("ApiKey")),
+    ("DELETE", f"{_V1}/auth/apikey/{{id}}"): Shape(answer=ref("Done")),
+    ("POST", f"{_V1}/auth/apikey/{{id}}/rotate"): Shape(
+        shape(None, {"grace_s": or_null(NUMBER)}),
+        is_body_optional=True,
+        answer=ref("NewApiKey"),
+        statuses=(201,),
+    ),
+    ("GET", f"{_V1}/user"): Shape(answer=ref("UserAnswer")),
+    ("DELETE", f"{_V1}/user"): Shape(answer=ref("Done")),
+    # ---- credits and limits on spending
+    ("GET", f"{_V1}/billing/credits"): Shape(answer=ref("Credits")),
+    ("GET", f"{_V1}/billing/credits/sessions"): Shape(query=_LIMIT, answer=_list("sessions", "UsageSession")),
+    ("GET", f"{_V1}/billing/usage"): Shape(
+        query={"group": TEXT, "since": TEXT, "until": TEXT, **_LIMIT, **_BEFORE},
+        answer=_list("usage", "UsageRow"),
+    ),
+    ("GET", f"{_V1}/billing/ledger"): Shape(
+        query={**_LIMIT, **_BEFORE}, answer=_list("entries", "LedgerEntry", is_paged=True)
+    ),
+    ("GET", f"{_V1}/guardrails/spending"): Shape(answer=ref("Spending")),
+    ("POST", f"{_V1}/guardrails/record"): Shape(shape({"amount": _MONEY}), answer=ref("Spending")),
+    ("POST", f"{_V1}/guardrails/check"): Shape(
+        shape({"estimated_cost": _MONEY}), answer=ref("SpendingCheck"), statuses=(200, 402)
+    ),
+    ("POST", f"{_V1}/guardrails/reset"): Shape(
+        shape(None, {"window_name": TEXT}), is_body_optional=True, answer=ref("Spending")
+    ),
+    # ---- for operators
+    ("GET", f"{_V1}/admin/users"): Shape(
+        query={"q": TEXT, "after": TEXT, "limit": _whole(1, 500)},
+        answer=_list("users", "User", is_paged=True),
+    ),
+    ("POST", f"{_V1}/admin/users"): Shape(
+        shape(_NEW_USER, {"is_admin": YES_NO}), answer=ref("UserAnswer"), statuses=(201,)
+    ),
+    ("GET", f"{_V1}/admin/users/{{id}}"): Shape(
+        answer=shape(
+            {
+                "user": ref("User"),
+                "credits": ref("Credits"),
+                "usage_quota": ANY_OBJECT,
+                "api_keys": listed(ref("ApiKey")),
+            }
+        )
+    ),
+    ("PATCH", f"{_V1}/admin/users/{{id}}"): Shape(
+        shape(
+            None,
+            {
+                "name": TEXT,
+                "is_active": YES_NO,
+                "is_admin": YES_NO,
+                "plan": or_null(TEXT),
+                "limits": or_null(ref("Limits")),
+            },
+        ),
+        answer=ref("UserAnswer"),
+    ),
+    ("POST", f"{_V1}/admin/users/{{id}}/grant"): Shape(
+        shape({"amount": _MONEY}, {"note": TEXT}),
+        answer=shape({"credits": ref("Credits"), "amount": NUMBER}),
+    ),
+    ("POST", f"{_V1}/admin/users/{{id}}/guardrails/reset"): Shape(
+        shape(None, {"window_name": TEXT}), is_body_optional=True, answer=ref("Spending")
+    ),
+    ("GET", f"{_V1}/admin/prices"): Shape(
+        query={"all": {"enum": ["0", "1"]}}, answer=_list("prices", "PriceRow")
+    ),
+    ("PUT", f"{_V1}/admin/prices"): Shape(
+        _PRICES, answer=shape({"prices": listed(ref("PriceRow")), "added": WHOLE, "unchanged": WHOLE})
+    ),
+    ("GET", f"{_V1}/admin/money"): Shape(
+        query={"since": TEXT, "check": {"enum": ["0", "1"]}},
+        answer=shape(
+            {"accounts": ANY_OBJECT, "wallets": ANY_OBJECT, "usage": ref("UsageRow")},
+            {"differences": listed(ANY_OBJECT)},
+        ),
+    ),
+    ("GET", f"{_V1}/admin/audit"): Shape(
+        query={"subject": TEXT, "actor": TEXT, "action": TEXT, **_LIMIT, **_BEFORE},
+        answer=_list("audit", "AuditRow", is_paged=True),
+    ),
 }
