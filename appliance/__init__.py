@@ -4,6 +4,7 @@ The layers are described in docs/architecture.md; `lint-imports` checks them.
 
 Modules:
     __main__: the verbs of the command `appliance`.
+    account_status: what is shown of the accounts in status and metrics.
     accounts: who calls and what it costs: users, keys, wallets, prices.
     admin: programs for administrators of accounts.
     app: the appliance from start to end.

@@ -115,12 +115,17 @@ async def open_users(appliance: Appliance, stack: AsyncExitStack) -> None:
     Raises:
         OSError: The database cannot be used as it is.
     """
+    from appliance.account_status import AccountStatus
     from appliance.build_accounts import open_accounts  # loads the database's libraries
 
     appliance.accounts = accounts = await open_accounts(
         appliance.settings, stack, clock=appliance.clock, tasks=appliance.tasks
     )
     appliance.pipeline.use_accounts(accounts.gate)
+    appliance.account_status = view = AccountStatus(
+        accounts, appliance.pipeline, clock=appliance.clock, started_s=appliance.started_s
+    )
+    appliance.metrics.use_accounts(view.figures)
 
 
 async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance import __version__
+from appliance.accounts.guardrails import LatestSpending, limits_of_settings
 from appliance.accounts.identity import Identity, build_identity
 from appliance.accounts.money import Money, build_money
 from appliance.accounts.price_file import read_price_file
@@ -100,10 +101,16 @@ async def open_accounts(settings: Settings, stack: AsyncExitStack, *, clock: Clo
     await money.start()
     stack.push_async_callback(identity.close)
     await identity.start()
+    limits = limits_of_settings(own)
     spending = Spending(
-        money.metering, lambda: money.book, identity.limits, quotas=money.store.quotas, clock=clock
+        money.metering,
+        lambda: money.book,
+        identity.limits,
+        quotas=money.store.quotas,
+        clock=clock,
+        latest=LatestSpending(money.store.guardrails, tasks, clock) if limits else None,
     )
-    gate = UserGate(identity.callers, identity.directory, spending)
+    gate = UserGate(identity.callers, identity.directory, spending, limited_windows=limits)
     return Accounts(database, redis, identity, money, spending, gate)
 
 

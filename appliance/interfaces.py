@@ -73,6 +73,7 @@ def build_front(appliance: Appliance) -> HttpServer:
             set_strategy=appliance.fleet.set_strategy,
             manager=manager,
             may_see_details=pipeline.may_see_details,
+            account_checks=shown.checks if (shown := appliance.account_status) is not None else dict,
         ),
         *_account_groups(appliance),
         appliance.manager_handlers,

@@ -18,6 +18,7 @@ from appliance.build import build_services, download_folders
 from appliance.downloads.request import DownloadFolders
 from appliance.front.manager.handlers import ManagerHandlers
 from appliance.front.server.server import HttpServer
+from appliance.front.system import failing
 from appliance.host.prepare import Prepared
 from appliance.host.worker.worker import Worker
 from appliance.lifecycle import Lifecycle
@@ -31,6 +32,7 @@ from appliance.models.table.library import ModelLibrary
 from appliance.settings import Settings, download_dir
 
 if TYPE_CHECKING:  # its libraries are loaded only with ACCOUNTS=1
+    from appliance.account_status import AccountStatus
     from appliance.build_accounts import Accounts
 
 log = get_logger("appliance")
@@ -44,6 +46,7 @@ class Appliance:
         settings: As they are in force; a reload replaces them.
         lines: The latest lines of the log, for the control API.
         accounts: Who calls, and what it costs; None = there are no accounts (ACCOUNTS=0).
+        account_status: What is shown of them; None as for `accounts`.
         manager: Runs the models of this machine; None = none can be run here, or it is not open yet.
         library: The details of the files of those models; None as for `manager`.
         no_models: Reports that no models are run here; None = `manager` runs them, or nothing is open yet.
@@ -84,6 +87,7 @@ class Appliance:
         )
         self.pulls = Pulls(self.jobs, pulled, lister=self.downloader.list_files, eject=self.eject)
         self.accounts: Accounts | None = None
+        self.account_status: AccountStatus | None = None
         self.manager: ModelManager | None = None
         self.no_models: NoModels | None = None
         self.library: ModelLibrary | None = None
@@ -127,7 +131,15 @@ class Appliance:
             "machine_id": prepared.machine_id if prepared else "",
             "in_flight": self.pipeline.answering,
             "warnings": list(self.lifecycle.warnings),
+            **self._of_accounts(),
         }
+
+    def _of_accounts(self) -> dict[str, Any]:
+        """Return what the status shows of accounts; {} = there are none."""
+        if self.account_status is None:
+            return {}
+        checks = self.account_status.checks()
+        return {"degraded": failing(checks), "checks": checks}
 
     def identity(self) -> dict[str, Any]:
         """Return the object that GetIdentity shows: `{machine_id, hostname, gpu}`."""

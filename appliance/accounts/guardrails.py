@@ -11,11 +11,15 @@ from typing import Any
 
 from appliance.accounts.settings import WINDOW_MINUTES, AccountSettings
 from appliance.base.clock import Clock, format_rfc3339
-from appliance.base.errors import Invalid, PaymentRequired
+from appliance.base.errors import Invalid, PaymentRequired, Unavailable
 from appliance.base.money import format_dollars, parse_musd, to_dollars
+from appliance.base.tasks import Tasks
 from appliance.storage.database import Database, Transaction
 
 BUCKET_MS = 300_000
+REREAD_S = 5.0
+MAX_LATEST = 20_000  # wallets
+Headers = list[tuple[str, str]]
 WINDOWS = {**{f"{minutes}min": minutes for minutes in WINDOW_MINUTES}, "48h": 2880, "72h": 4320}
 LONGEST_MINUTES = max(WINDOWS.values())
 ADD_TO_BUCKET = (
@@ -97,12 +101,33 @@ class WalletSpending:
             "timestamp": format_rfc3339(self.at_ms / 1000),
         }
 
+    def refusal(self, needed_musd: int) -> PaymentRequired:
+        """Return what a caller is told whose request does not fit below the limits.
+
+        Where only what other requests hold is in its way, the window is named that has the least left.
+        """
+        violations = self.violations(needed_musd)
+        if not violations and self.limits:
+            name = min(self.limits, key=lambda one: self.limits[one] - self.windows[one])
+            limit, spent = to_dollars(self.limits[name]), to_dollars(self.windows[name])
+            violations = [{"window": name, "limit": limit, "spent": spent}]
+        return _exceeded(violations)
+
     def headers(self) -> list[tuple[str, str]]:
         """Return the header fields that show it, one of each window with a limit."""
         if not self.limits:
             return []
         shown = [(f"X-GuardRails-{name}", format_dollars(self.windows[name])) for name in self.limits]
         return [("X-GuardRails-Enabled", "true"), *shown]
+
+
+def _exceeded(violations: list[dict[str, Any]]) -> PaymentRequired:
+    spent = {one["window"]: one["spent"] for one in violations}
+    return PaymentRequired(
+        "Spending limit exceeded",
+        code="spending_limit",
+        details={"error_fields": {"violations": violations, "spent": spent}},
+    )
 
 
 class Guardrails:
@@ -162,16 +187,7 @@ class Guardrails:
         spending = await self.spending(wallet_id)
         violations = spending.violations(estimated_musd)
         if violations:
-            raise PaymentRequired(
-                "Spending limit exceeded",
-                code="spending_limit",
-                details={
-                    "error_fields": {
-                        "violations": violations,
-                        "spent": {one["window"]: one["spent"] for one in violations},
-                    }
-                },
-            )
+            raise _exceeded(violations)
         return spending
 
     async def record(self, wallet_id: str, amount_musd: int) -> WalletSpending:
@@ -240,3 +256,64 @@ class Guardrails:
             await transaction.execute(ADD_TO_BUCKET, rows)
 
         await self._database.run(change)
+
+
+class LatestSpending:
+    """What wallets have spent, as it was read some seconds ago: for the header fields of responses.
+
+    Args:
+        guardrails: Where it is read.
+        tasks: Read it in the background.
+        clock: The time.
+    """
+
+    def __init__(self, guardrails: Guardrails, tasks: Tasks, clock: Clock) -> None:
+        self._guardrails = guardrails
+        self._tasks = tasks
+        self._clock = clock
+        self._latest: dict[str, WalletSpending] = {}
+        self._reading: set[str] = set()
+
+    def try_headers(self, wallet_id: str) -> Headers | None:
+        """Return the header fields of a wallet without waiting; None = ask `headers`.
+
+        What is older than REREAD_S is read again in the background.
+        """
+        if not self._guardrails.limits_of(wallet_id):
+            return []
+        latest = self._latest.get(wallet_id)
+        if latest is None:
+            return None
+        is_old = self._clock.now_s() * 1000 - latest.at_ms > REREAD_S * 1000
+        if is_old and wallet_id not in self._reading:
+            self._reading.add(wallet_id)
+            self._tasks.start(self._read_again(wallet_id), name="spending_read")
+        return latest.headers()
+
+    async def headers(self, wallet_id: str) -> Headers:
+        """Return the header fields of a wallet; without the windows where the database is down."""
+        latest = await self._read(wallet_id)
+        return latest.headers() if latest is not None else [("X-GuardRails-Enabled", "true")]
+
+    async def refusal(self, wallet_id: str, needed_musd: int) -> PaymentRequired:
+        """Return what a caller is told whose request does not fit below the limits of a wallet."""
+        latest = await self._read(wallet_id) or self._latest.get(wallet_id)
+        return latest.refusal(needed_musd) if latest is not None else _exceeded([])
+
+    async def _read_again(self, wallet_id: str) -> None:
+        try:
+            await self._read(wallet_id)
+        finally:
+            self._reading.discard(wallet_id)
+
+    async def _read(self, wallet_id: str) -> WalletSpending | None:
+        """Read what a wallet has spent; None = the database is down."""
+        try:
+            found = await self._guardrails.spending(wallet_id)
+        except Unavailable:
+            return None
+        self._latest.pop(wallet_id, None)
+        self._latest[wallet_id] = found
+        if len(self._latest) > MAX_LATEST:
+            del self._latest[next(iter(self._latest))]
+        return found

@@ -107,6 +107,20 @@ def hold_both(allowance: Allowance, cap: KeyCap | None, musd: int) -> bool:
     return True
 
 
+class SpendingLimited(PaymentRequired):
+    """A limit on spending does not allow a request.
+
+    Args:
+        needed_musd: What it needs, micro-dollars.
+    """
+
+    default_code = "spending_limit"
+
+    def __init__(self, needed_musd: int) -> None:
+        super().__init__("Spending limit exceeded")
+        self.needed_musd = needed_musd
+
+
 class Meter:
     """The meter of one request; see the module. Its methods do not wait.
 
@@ -477,7 +491,7 @@ class Metering:
                 "The wallet of this account is closed for spending. Ask the operator.", code=allowance.reason
             )
         if allowance.reason == "spending_limit":
-            return PaymentRequired("Spending limit exceeded", code="spending_limit")
+            return SpendingLimited(needed_musd)
         return PaymentRequired(
             f"The credits do not suffice: {format_dollars(needed_musd)} dollars are needed to begin, "
             f"{format_dollars(remaining)} are left. Add credits, or ask for fewer tokens.",

@@ -1,11 +1,19 @@
 """Admits callers where there are accounts: keys of the settings, API keys of users, sessions."""
 
+from collections.abc import Iterable
+from typing import Final
+
 from appliance.accounts.actor import Actor
 from appliance.accounts.callers import Callers
 from appliance.accounts.directory import Directory
 from appliance.front.pipeline.access import Access, CallerNotInMemory, key_name
 from appliance.front.settings import FrontSettings, split_keys
 from appliance.front.spending import CallerBilling, Spending
+
+RATE_HEADERS: Final = (
+    *(f"X-RateLimit-{word}" for word in ("Limit", "Remaining", "Reset")),
+    *(f"x-ratelimit-{w}-{what}" for what in ("requests", "tokens") for w in ("limit", "remaining", "reset")),
+)
 
 
 class UserGate:
@@ -15,12 +23,23 @@ class UserGate:
         callers: Admit by what is in memory.
         directory: Looks up what is not.
         spending: Bills the requests of users.
+        limited_windows: The spans of time in which spending is limited: `5min` … `72h`.
     """
 
-    def __init__(self, callers: Callers, directory: Directory, spending: Spending) -> None:
+    def __init__(
+        self,
+        callers: Callers,
+        directory: Directory,
+        spending: Spending,
+        *,
+        limited_windows: Iterable[str] = (),
+    ) -> None:
         self._callers = callers
         self._directory = directory
         self._spending = spending
+        shown = [f"X-GuardRails-{name}" for name in limited_windows]
+        guardrails = ["X-GuardRails-Enabled", "X-GuardRails-Exceeded", *shown] if shown else []
+        self.exposed_headers = (*RATE_HEADERS, *guardrails)
 
     def apply(self, settings: FrontSettings) -> None:
         """Take the keys of the settings."""

@@ -17,6 +17,7 @@ from appliance.front.pipeline.body import read_object
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response, json_response
 from appliance.front.pipeline.route import Route
+from appliance.front.system import failing, without_errors
 from appliance.models.status.views import ModelManagerApi
 
 BASE = "/api/v1/loadbalancer"
@@ -31,6 +32,7 @@ class BalanceHandlers:
         set_strategy: Changes the strategy of all pools; raises Invalid for an unknown one.
         manager: The models that this appliance runs itself; None = none.
         may_see_details: Whether a caller (headers, address) sees all of /health.
+        account_checks: Returns the checks of database and Redis, by name; {} = there are no accounts.
     """
 
     def __init__(
@@ -41,8 +43,10 @@ class BalanceHandlers:
         set_strategy: Callable[[str], None],
         manager: ModelManagerApi | None = None,
         may_see_details: Callable[[dict[str, str], str], bool] = lambda headers, peer: True,
+        account_checks: Callable[[], dict[str, dict[str, Any]]] = dict,
     ) -> None:
         self._may_see_details = may_see_details
+        self._account_checks = account_checks
         self._router = router
         self._manager = manager
         self._clock = clock
@@ -73,9 +77,11 @@ class BalanceHandlers:
     def _health(self) -> tuple[dict[str, Any], int]:
         """Return the whole object and its HTTP status.
 
-        1. no models run here     → 200
-        2. every check passes     → 200, with `checks`
-        3. a check fails          → 503, with `checks`, and the same body under `detail` as well
+        1. with accounts          → their `checks`, and `degraded`, those that fail; requests are served all
+            the same
+        2. no models run here     → 200
+        3. every check passes     → 200, with `checks`
+        4. a check fails          → 503, with `checks`, and the same body under `detail` as well
         """
         states = self._router.states()
         up = [state for state in states if state.is_up]
@@ -87,12 +93,18 @@ class BalanceHandlers:
             "timestamp": now_s,
             "details": [_detail(state, now_s) for state in states],
         }
-        if self._manager is None:  # 1
+        of_accounts = without_errors(self._account_checks())
+        if of_accounts:  # 1
+            body["checks"] = of_accounts
+            body["degraded"] = failing(of_accounts)
+            body["status"] = "degraded" if body["degraded"] else body["status"]
+        if self._manager is None:  # 2
             return body, 200
-        body["checks"] = checks = health_checks(self._manager)
-        if all(check["status"] == "ok" for check in checks.values()):  # 2
+        checks = health_checks(self._manager)
+        body["checks"] = {**checks, **of_accounts}
+        if all(check["status"] == "ok" for check in checks.values()):  # 3
             return body, 200
-        body["status"] = "degraded"  # 3
+        body["status"] = "degraded"  # 4
         return {**body, "detail": body}, 503
 
     async def strategy(self, request: Request) -> Response:

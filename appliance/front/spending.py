@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from appliance.accounts.actor import Actor, check_model
-from appliance.accounts.limits import RateAdmission, RateLimits
-from appliance.accounts.meter import Meter, Metering, MeterOrder, Payer, estimate_prompt
+from appliance.accounts.guardrails import LatestSpending
+from appliance.accounts.limits import RateAdmission, RateLimited, RateLimits
+from appliance.accounts.meter import Meter, Metering, MeterOrder, Payer, SpendingLimited, estimate_prompt
 from appliance.accounts.prices import Price, PriceBook, TokenUsage
 from appliance.accounts.quotas import RequestQuotas
 from appliance.accounts.settlement import ENDING_OF_OUTCOME, Settlement
@@ -36,6 +37,10 @@ class Spending:
         limits: The rate limits of users and keys.
         quotas: The requests that a user has in a month; None = there are no quotas.
         clock: The time.
+        latest: What wallets have spent, where there are limits on it; None = there are none.
+
+    Attributes:
+        stopped: How many responses were ended before their end, by reason.
     """
 
     def __init__(
@@ -46,12 +51,15 @@ class Spending:
         *,
         clock: Clock,
         quotas: RequestQuotas | None = None,
+        latest: LatestSpending | None = None,
     ) -> None:
         self.metering = metering
         self.prices = prices
         self.limits = limits
         self.quotas = quotas
+        self.latest = latest
         self.clock = clock
+        self.stopped: dict[str, int] = {}
         self._supplies: dict[str, Price] = {}
 
     def billing_of(self, actor: Actor, *, peer: str) -> "CallerBilling | None":
@@ -123,23 +131,43 @@ class CallerBilling:
     async def _begin(self, order: MeterOrder, receipt: Receipt) -> "RequestSpending":
         spending, actor = self._spending, self._actor
         tokens = order.prompt_tokens + order.max_tokens
-        admission = spending.limits.begin(actor, tokens=tokens)  # 2
-        if admission is None:
-            await in_task()
-            admission = await spending.limits.begin_later(actor, tokens=tokens)
+        try:
+            admission = spending.limits.begin(actor, tokens=tokens)  # 2
+            if admission is None:
+                await in_task()
+                admission = await spending.limits.begin_later(actor, tokens=tokens)
+        except RateLimited as error:
+            receipt.headers = tuple(error.headers)
+            raise
         receipt.headers = tuple(admission.headers())
         try:
             if (quotas := spending.quotas) is not None and not quotas.try_take(self._payer.user_id):
                 await in_task()
                 await quotas.take(self._payer.user_id)
+            if spending.latest is not None:
+                await self._show_spending(spending.latest, receipt)
             meter = spending.metering.try_begin(order)  # 4
             if meter is None:
                 await in_task()
                 meter = await spending.metering.begin(order)
+        except SpendingLimited as error:
+            admission.end(tokens=0)
+            receipt.headers = (*receipt.headers, ("X-GuardRails-Exceeded", "true"))
+            if spending.latest is None:
+                raise
+            raise await spending.latest.refusal(self._payer.wallet_id, error.needed_musd) from None
         except BaseException:
             admission.end(tokens=0)
             raise
         return RequestSpending(spending, meter, admission, order, receipt)
+
+    async def _show_spending(self, latest: LatestSpending, receipt: Receipt) -> None:
+        """Let the response say what was spent in each window that has a limit."""
+        headers = latest.try_headers(self._payer.wallet_id)
+        if headers is None:
+            await in_task()
+            headers = await latest.headers(self._payer.wallet_id)
+        receipt.headers = (*receipt.headers, *headers)
 
     def _order(self, request: EngineRequest) -> MeterOrder:
         """Say what is to be metered.
@@ -204,6 +232,9 @@ class RequestSpending:
         settlement = self._meter.end(ENDING_OF_OUTCOME[outcome.value], own)
         if settlement is not None:
             self._note(settlement)
+            if self._meter.is_stopped:
+                stopped = self._spending.stopped
+                stopped[STOP_REASON] = stopped.get(STOP_REASON, 0) + 1
 
     def _note(self, settlement: Settlement) -> None:
         """Show the charge in the receipt; what was spent for several attempts is added up."""

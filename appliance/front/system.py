@@ -64,12 +64,15 @@ class SystemHandlers:
             `{ok, public_model, upstream_base, aliases, novita_endpoints, …}`. The short form, where keys are
             set and none is sent: `{ok, state, version, demo, public_model, upstream_base, aliases}`.
             Callers without operator access see how an endpoint failed last, not the sentence that it said.
+            With accounts also `degraded`, what is down while requests are served all the same, and `checks`.
         """
         status = self._status()
         if self._may_see_details(request.headers, request.peer):
             shown = {name: value for name, value in status.items() if name != "machine_id"}
             if not self._is_operator(request.headers, request.peer):
                 shown["backends"] = [_without_sentences(backend) for backend in shown.get("backends", ())]
+                if "checks" in shown:
+                    shown["checks"] = without_errors(shown["checks"])
         else:
             shown = {name: status[name] for name in SHORT_STATUS}
         return json_response(shown, 200 if status["ok"] else 503)
@@ -94,3 +97,16 @@ def _without_sentences(backend: dict[str, Any]) -> dict[str, Any]:
         for endpoint in backend.get("endpoints", ())
     ]
     return {**backend, "endpoints": endpoints}
+
+
+def without_errors(checks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return checks without what failed: it names hosts."""
+    return {
+        name: {key: value for key, value in check.items() if key != "error"} for name, check in checks.items()
+    }
+
+
+def failing(checks: dict[str, dict[str, Any]]) -> list[str]:
+    """Return what is down, while requests are served without it: `store`, `redis`; [] = nothing."""
+    names = {"database": "store"}
+    return [names.get(name, name) for name, check in checks.items() if check["status"] != "ok"]

@@ -115,12 +115,16 @@ class Database(ABC):
     Args:
         tasks: Run what tries it while it is down.
         on_change: Called with True and False when it comes up or goes down.
+
+    Attributes:
+        statements: How many were sent to it.
     """
 
     kind: ClassVar[Literal["sqlite", "postgres"]]
     can_listen: bool = False
 
     def __init__(self, tasks: Tasks, on_change: Callable[[bool], None] | None = None) -> None:
+        self.statements = 0
         self._tasks = tasks
         self._on_change = on_change
         self._is_up = False
@@ -137,6 +141,11 @@ class Database(ABC):
     def reason(self) -> str:
         """Why it is down; "" = it is up."""
         return "" if self._is_up else self._reason
+
+    @property
+    def connections(self) -> tuple[int, int] | None:
+        """Open connections of the pool, and those of them that are not in use; None = there is no pool."""
+        return None
 
     @abstractmethod
     def transaction(self, *, is_read_only: bool = False) -> AbstractAsyncContextManager[Transaction]:

@@ -89,11 +89,13 @@ class PostgresTransaction(Transaction):
 
     kind = "postgres"
 
-    def __init__(self, one: PooledConnection) -> None:
+    def __init__(self, one: PooledConnection, database: Database) -> None:
         self._one = one
+        self._database = database
 
     async def execute(self, statement: Statement, parameters: Parameters | None = None) -> Rows:
         """Run a statement; see Transaction."""
+        self._database.statements += 1
         clause = compiled(statement) if isinstance(statement, str) else statement
         return Rows(await self._one.connection.execute(clause, parameters))
 
@@ -151,6 +153,11 @@ class PostgresDatabase(Database):
         """Those of them that are not in use."""
         return self._pool.idle_count
 
+    @property
+    def connections(self) -> tuple[int, int] | None:
+        """Open connections, and idle ones; see Database."""
+        return self._pool.open_count, self._pool.idle_count
+
     async def _connect(self) -> PooledConnection:
         connection = await self._engine.connect()
         pooled = await connection.get_raw_connection()
@@ -170,7 +177,7 @@ class PostgresDatabase(Database):
         is_broken = True
         one.adapted.readonly = is_read_only  # of the BEGIN that the first statement sends
         try:
-            yield PostgresTransaction(one)
+            yield PostgresTransaction(one, self)
             await one.connection.commit()
             is_broken = False
         except FAILURES as exc:

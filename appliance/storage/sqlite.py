@@ -153,13 +153,15 @@ class SqliteTransaction(Transaction):
 
     kind = "sqlite"
 
-    def __init__(self, thread: _Thread, timeout_s: float, turn: _Turn | None) -> None:
+    def __init__(self, thread: _Thread, timeout_s: float, turn: _Turn | None, database: Database) -> None:
         self._thread, self._timeout_s, self._turn = thread, timeout_s, turn
+        self._database = database
 
     async def execute(self, statement: Statement, parameters: Parameters | None = None) -> Rows:
         """Run a statement; see Transaction."""
         if self._turn is not None and self._turn.is_over:
             raise StoreUnavailable(TOO_LONG)
+        self._database.statements += 1
         clause = compiled(statement) if isinstance(statement, str) else statement
         return await self._thread.call(
             lambda connection: Rows(connection.execute(clause, parameters)), self._timeout_s
@@ -254,7 +256,7 @@ class SqliteDatabase(Database):
             thread = self._free_readers.popleft()
             try:
                 await thread.call(partial(_sql, statements=["BEGIN"]))
-                yield SqliteTransaction(thread, self._statement_timeout_s, None)
+                yield SqliteTransaction(thread, self._statement_timeout_s, None, self)
             except SQLAlchemyError as exc:
                 raise self._failure(exc, is_reading=True) from exc
             finally:
@@ -273,7 +275,7 @@ class SqliteDatabase(Database):
             raise StoreUnavailable(f"{MAX_WAITING} transactions wait already") from None
         try:
             await turn.granted
-            yield SqliteTransaction(self._writer, self._statement_timeout_s, turn)
+            yield SqliteTransaction(self._writer, self._statement_timeout_s, turn, self)
         except SQLAlchemyError as exc:
             turn.end(False)
             raise self._failure(exc) from exc

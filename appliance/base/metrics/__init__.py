@@ -1,6 +1,7 @@
 """Metric families, and pages in Prometheus' text format and in OpenMetrics.
 
 Modules:
+    accounts: the families of accounts and money.
     exposition_read: parses metrics pages.
     exposition_write: renders metrics pages.
     histogram: a histogram's plain numbers.

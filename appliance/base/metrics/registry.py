@@ -4,12 +4,14 @@ Hot paths ask for a child once (`requests.labels(…)`) and keep it; `labels()` 
 than the rest. What every request counts is counted by tallies.py.
 """
 
+from collections.abc import Callable
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics_exposition
 
+from appliance.base.metrics.accounts import AccountFigures, AccountMetrics
 from appliance.base.metrics.exposition_write import EOF_LINE
 from appliance.base.metrics.histogram import PlainHistogram
 from appliance.base.metrics.latencies import Latencies
@@ -161,6 +163,14 @@ class Metrics:
     def router(self) -> RouterMetrics:
         """The families of the model manager; they appear at first use, with a model table."""
         return RouterMetrics(self.registry)
+
+    def use_accounts(self, read: Callable[[], AccountFigures]) -> None:
+        """Show the families of accounts, too, where there are any.
+
+        Args:
+            read: Returns what is known of them; called when the page is read.
+        """
+        self.registry.register(AccountMetrics(read, self.requests, self.request_seconds))
 
     def render(self, *, openmetrics: bool = False) -> bytes:
         """Render all families in Prometheus' text format, or in OpenMetrics without `# EOF`."""

@@ -81,6 +81,10 @@ class _Family(Collector, Generic[Child]):
             if all(values[index] == value for index, value in wanted):
                 del self._children[values]
 
+    def rows(self) -> list[tuple[tuple[str, ...], Child]]:
+        """Return each child with the values of its labels."""
+        return [(values, child) for values, (child, _) in self._children.items()]
+
     def describe(self) -> Iterable[Metric]:
         """Return the family without samples."""
         return [Metric(self._name, self._text, self.kind)]

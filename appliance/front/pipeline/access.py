@@ -38,6 +38,11 @@ class CallerNotInMemory(Unavailable):
 class AccountGate(Protocol):
     """Admits callers by keys of the settings, API keys of users, and sessions (front/account_gate.py)."""
 
+    @property
+    def exposed_headers(self) -> tuple[str, ...]:
+        """Header fields about limits, which web pages may read."""
+        ...
+
     def apply(self, settings: FrontSettings) -> None:
         """Take settings that a reload may change: keys."""
         ...

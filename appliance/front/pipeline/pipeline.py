@@ -66,6 +66,7 @@ class RequestPipeline:
         self._clock = clock
         self._state = state
         self.accounts: AccountGate | None = None
+        self._exposed_headers = EXPOSED_HEADERS
         self.in_flight = 0
         self.views = 0
         self._start = os.urandom(8).hex()
@@ -83,6 +84,7 @@ class RequestPipeline:
     def use_accounts(self, accounts: AccountGate) -> None:
         """Let users be admitted, too; before the first request."""
         self.accounts = accounts
+        self._exposed_headers = ", ".join((EXPOSED_HEADERS, *accounts.exposed_headers))
         accounts.apply(self.settings)
 
     @property
@@ -380,7 +382,7 @@ class RequestPipeline:
         return [
             ("Access-Control-Allow-Origin", "*" if self._any_origin else origin),
             ("Vary", "Origin"),
-            ("Access-Control-Expose-Headers", EXPOSED_HEADERS),
+            ("Access-Control-Expose-Headers", self._exposed_headers),
         ]
 
     def mark_first_byte(self, request: Request) -> None:
