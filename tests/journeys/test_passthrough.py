@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from itertools import pairwise
 from typing import Any
 
 import aiohttp
@@ -730,6 +731,75 @@ async def test_a_kept_connection_switches_after_requests_of_any_kind(start, mirr
     assert await asyncio.wait_for(reader.readexactly(12), 5) == b"\x81\x0aecho hello"
     writer.close()
     assert await until(lambda: running.appliance.pipeline.in_flight == 0)
+
+
+SWITCH = b"GET /act/ws HTTP/1.1\r\nHost: x\r\n" + UPGRADE
+
+
+@pytest.mark.parametrize("before", [b"GET /healthz", b"GET /some/where", b"POST /some/where"])
+@pytest.mark.parametrize(
+    "cuts",
+    [[2], [4], [20], [SWITCH.index(b"Upgrade: web") + 4], [len(SWITCH) - 1], [1, 5, 30, len(SWITCH) - 3]],
+    ids=["in the method", "behind it", "in the path", "in the field", "in the end", "in five"],
+)
+async def test_a_kept_connection_switches_by_a_head_in_parts(
+    start, mirrors, before: bytes, cuts: list[int]
+) -> None:
+    running = await start(**named(await mirrors()))
+    host, _, port = running.base_url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    body = b"GET x" if before.startswith(b"POST") else b""
+    for _ in range(2):
+        writer.write(before + b" HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body))
+        if body:  # a body is no head, whatever it begins with
+            await asyncio.sleep(0.02)
+            writer.write(body)
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        assert b" 200 " in answer
+        size = re.search(rb"(?i)content-length: (\d+)", answer)
+        assert size is not None
+        await reader.readexactly(int(size[1]))
+    for begin, end in pairwise([0, *cuts, len(SWITCH)]):
+        writer.write(SWITCH[begin:end])
+        await asyncio.sleep(0.02)
+    assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).startswith(b"HTTP/1.1 101 ")
+    writer.write(b"\x81\x85\0\0\0\0hello")
+    assert await asyncio.wait_for(reader.readexactly(12), 5) == b"\x81\x0aecho hello"
+    writer.close()
+    assert await until(lambda: running.appliance.pipeline.in_flight == 0)
+
+
+async def test_other_heads_in_parts_are_answered_on_a_kept_connection(start, mirrors) -> None:
+    running = await start(**named(await mirrors()))
+    host, _, port = running.base_url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = b"GET /some/where HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 5000 + b"\r\n\r\n"
+    for cut in (len(head), 3, 24, 5000, len(head) - 2):
+        writer.write(head[:cut])
+        await asyncio.sleep(0.02)
+        writer.write(head[cut:])
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        assert b" 200 " in answer
+        size = re.search(rb"(?i)content-length: (\d+)", answer)
+        assert size is not None
+        await reader.readexactly(int(size[1]))
+    writer.write(head.replace(b"a" * 5000, b"a" * 40_000)[:-2])  # larger than MAX_HEADER_BYTES, and no end
+    assert b" 431 " in await asyncio.wait_for(reader.readline(), 5)
+    writer.close()
+
+
+async def test_a_further_head_that_does_not_go_on_ends_the_connection(start, mirrors) -> None:
+    running = await start(**named(await mirrors()), HEADER_TIMEOUT_S="0.3")
+    host, _, port = running.base_url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    size = re.search(rb"(?i)content-length: (\d+)", answer)
+    assert size is not None
+    await reader.readexactly(int(size[1]))
+    writer.write(b"GET /some")
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
 
 
 async def test_a_server_that_is_gone_or_silent_refuses_the_switch(start, mirrors) -> None:

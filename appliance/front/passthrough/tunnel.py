@@ -115,9 +115,12 @@ class Tunnel:
         """The client reads on."""
         self._may_write.set()
 
-    def retire(self) -> bool:
-        """Keep the connection: it has no other request."""
+    def is_idle(self) -> bool:
+        """Never: the connection has no other request."""
         return False
+
+    def retire(self) -> None:
+        """Leave the connection: never asked for."""
 
     # ---- serving
 

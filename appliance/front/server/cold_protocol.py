@@ -36,13 +36,14 @@ class ColdProtocol(web.RequestHandler):
         if request is not None and not request.content.is_eof():
             request.content.set_exception(web.RequestPayloadError("malformed framing"))
 
-    def retire(self) -> bool:
+    def is_idle(self) -> bool:
+        """Whether it waits for the head of a request (InnerProtocol)."""
+        return self._waiter is not None and not self._messages
+
+    def retire(self) -> None:
         """Leave the connection to another protocol (InnerProtocol)."""
-        if self._waiter is None or self._messages:
-            return False
         self.transport = None  # else it would be closed
         self.connection_lost(None)
-        return True
 
     def handle_error(
         self,

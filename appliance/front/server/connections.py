@@ -50,8 +50,11 @@ class InnerProtocol(Protocol):
     def resume_writing(self) -> None:
         """The client reads on."""
 
-    def retire(self) -> bool:
-        """Leave the connection to another protocol between two requests; False = one is under way."""
+    def is_idle(self) -> bool:
+        """Whether it waits for the head of a request, and may leave the connection."""
+
+    def retire(self) -> None:
+        """Leave the connection to another protocol; it is idle."""
 
 
 class Notices:

@@ -142,14 +142,10 @@ class FastConnection(asyncio.Protocol):
         5. a request is running          → buffer it for the next ones, up to a limit
         """
         if self._inner is not None:  # 1
-            if not self.busy and not self._is_head_begun:
-                self._is_head_begun = True
-                self._since_s = self._shared.now_s()
-                if asks_to_switch(data) and self._inner.retire():  # proxies keep connections for it
-                    self._inner, self._buffer = None, data
-                    self._hand_over()
-                    return
-            self._inner.data_received(data)
+            if self.busy or (self._is_head_begun and not self._buffer):
+                self._inner.data_received(data)
+            else:
+                self._begin_inner_head(self._inner, data)
             return
         if self._is_closing:  # 2
             return
@@ -318,6 +314,28 @@ class FastConnection(asyncio.Protocol):
             self._buffer, self._at = b"", 0
         else:
             self._at = until
+
+    def _begin_inner_head(self, inner: InnerProtocol, data: bytes) -> None:
+        """Pass the head of a further request to the inner protocol, or choose another one for a switch.
+
+        1. it is a GET's, and not complete          → keep it: it may ask for a switch in its next bytes
+        2. it asks for a switch                     → hand over: proxies keep connections for it
+        3. anything else, also bytes of a body      → to the inner protocol
+        """
+        if not self._is_head_begun:
+            self._is_head_begun = True
+            self._since_s = self._shared.now_s()
+        data, self._buffer = self._buffer + data, b""
+        if data[:4] == b"GET "[: len(data)] and inner.is_idle():
+            if b"\r\n\r\n" not in data and len(data) <= self._shared.pipeline.settings.max_header_bytes:  # 1
+                self._buffer = data
+                return
+            if asks_to_switch(data):  # 2
+                inner.retire()
+                self._inner, self._buffer = None, data
+                self._hand_over()
+                return
+        inner.data_received(data)  # 3
 
     def _read_on(self) -> None:
         """Resume reading: no complete request is buffered any more."""
@@ -608,13 +626,13 @@ class FastConnection(asyncio.Protocol):
             if waited_s > settings.body_timeout_s or self._is_body_slow(now_s, settings.body_timeout_s):
                 error = TimedOut("The request body did not arrive in time (BODY_TIMEOUT_S).")
                 self._refuse(408, error, *self._next[:2])
+        elif self._is_head_begun:  # 5
+            if waited_s > settings.header_timeout_s:
+                self._transport.close()
         elif self._buffer:  # 5
             if waited_s > settings.header_timeout_s:
                 error = TimedOut("The request head did not arrive in time (HEADER_TIMEOUT_S).")
                 self._refuse(408, error, None)
-        elif self._is_head_begun:  # 5
-            if waited_s > settings.header_timeout_s:
-                self._transport.close()
         elif waited_s > (
             settings.keepalive_timeout_s if self._has_served else settings.header_timeout_s
         ):  # 6
