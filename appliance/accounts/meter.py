@@ -250,6 +250,14 @@ class Meter:
         self.is_stopped = True
         return False
 
+    def took_whole(self, text_bytes: int) -> None:
+        """Count a whole response of which the engine told no tokens.
+
+        Args:
+            text_bytes: Of its text, without anything around it.
+        """
+        self._events, self._content_bytes = 1, text_bytes
+
     def _pay_for_more(self) -> bool:
         """Take further slices before what is paid for is used up; see `took`.
 

@@ -54,6 +54,10 @@ class RequestMeter(Protocol):
         """Count a piece of a stream; False = end the response now, without this piece: it is not paid for."""
         ...
 
+    def took_whole(self, text_bytes: int) -> None:
+        """Count a whole response of which the engine told no tokens."""
+        ...
+
     def end_attempt(self, outcome: Outcome, usage: TokenCounts | None) -> None:
         """Charge the attempt that runs; nothing if none runs.
 

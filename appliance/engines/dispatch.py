@@ -30,8 +30,9 @@ from appliance.engines.pool import Pool
 from appliance.engines.receipts import Receipt
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import Slot
-from appliance.engines.types import BackendStatus, Billing, EngineReply, EngineRequest
+from appliance.engines.types import BackendStatus, Billing, EngineReply, EngineRequest, Operation
 from appliance.engines.upstream.attempt import AttemptFailed
+from appliance.engines.upstream.token_counts import count_text_bytes
 from appliance.engines.wait_queues import WaitQueues
 
 # Errors that a hosted API raises itself, after which another stage may try.
@@ -86,7 +87,7 @@ class Dispatcher:
                 reply = await slot.backend.send(engine_request, slot, budget_s=budget_s)
             except (AttemptFailed, ApplianceError) as failure:
                 if meter is not None:
-                    meter.end_attempt(slot.attempt.outcome, read_usage(engine_request.receipt))
+                    meter.end_attempt(slot.attempt.outcome, read_usage(engine_request.receipt, meter))
                 self._allow_retry(request, slot.backend, failure)
                 # Without its frames: they hold the request, in a cycle that only the collector would end.
                 last = failure.with_traceback(None)
@@ -110,8 +111,7 @@ class Dispatcher:
             if reply.events is not None:  # it is charged when the stream is closed
                 reply.events = MeteredStream(reply.events, meter, engine_request)
                 return reply
-            outcome = Outcome.OK if reply.status < 300 else Outcome.REFUSED
-            meter.end_attempt(outcome, read_usage(engine_request.receipt))
+            _end_whole(meter, engine_request, reply)
         except BaseException:
             meter.close()
             raise
@@ -317,3 +317,15 @@ def _begin_attempt(
     except BaseException:
         slot.release(Outcome.CANCELLED)
         raise
+
+
+def _end_whole(meter: RequestMeter, request: EngineRequest, reply: EngineReply) -> None:
+    """Charge the attempt whose whole response has come; tokens are counted where the engine told none."""
+    receipt = request.receipt
+    if reply.status >= 300:
+        meter.end_attempt(Outcome.REFUSED, read_usage(receipt, meter))
+        return
+    is_untold = receipt.completion_tokens is None and request.operation is not Operation.EMBEDDING
+    if is_untold and reply.body is not None:
+        meter.took_whole(count_text_bytes(reply.body))
+    meter.end_attempt(Outcome.OK, read_usage(receipt, meter))

@@ -110,7 +110,8 @@ class MeteredStream(Stream):
     def _end(self, outcome: Outcome) -> None:
         """Charge the attempt, if it was not; `outcome`: where the source does not say how it ended."""
         if not self._is_closed:
-            self._charge(self._source.outcome or outcome, read_usage(self._request.receipt))
+            usage = read_usage(self._request.receipt, self._meter)
+            self._charge(self._source.outcome or outcome, usage)
 
     def _charge(self, outcome: Outcome, usage: TokenCounts | None) -> None:
         self._is_closed = True
@@ -120,11 +121,16 @@ class MeteredStream(Stream):
             self._meter.close()
 
 
-def read_usage(receipt: Receipt) -> TokenCounts | None:
-    """Return the engine's own token counts; None = it gave none."""
+def read_usage(receipt: Receipt, meter: RequestMeter) -> TokenCounts | None:
+    """Return the engine's own token counts; None = it gave none. One that it left out is ours."""
     if receipt.tokens_from not in ENGINES_OWN:
         return None
-    return TokenCounts(receipt.prompt_tokens or 0, receipt.cached_tokens, receipt.completion_tokens or 0)
+    prompt, completion = receipt.prompt_tokens, receipt.completion_tokens
+    if prompt is None or completion is None:
+        counted = meter.counted
+        prompt = counted.prompt if prompt is None else prompt
+        completion = counted.completion if completion is None else completion
+    return TokenCounts(prompt, receipt.cached_tokens, completion)
 
 
 def note_stop(meter: RequestMeter, receipt: Receipt) -> None:

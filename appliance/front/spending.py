@@ -226,6 +226,10 @@ class RequestSpending:
         supply = self._spending.supply_of(backend) if is_remote else None
         self._meter.attempt(served_model, backend, supply=supply)
 
+    def took_whole(self, text_bytes: int) -> None:
+        """Count a whole response of which the engine told no tokens (see RequestMeter)."""
+        self._meter.took_whole(text_bytes)
+
     def end_attempt(self, outcome: Outcome, usage: TokenCounts | None) -> None:
         """Charge the attempt that runs (see RequestMeter)."""
         own = TokenUsage(usage.prompt, usage.cached, usage.completion) if usage is not None else None

@@ -41,6 +41,9 @@ class RecordingMeter:
         self.told.append(("took", events, n_bytes))
         return True
 
+    def took_whole(self, text_bytes: int) -> None:
+        self.told.append(("whole", text_bytes))
+
     def end_attempt(self, outcome: Outcome, usage: TokenCounts | None) -> None:
         self.told.append(("end", outcome.value, usage))
 
@@ -77,7 +80,7 @@ async def test_a_whole_reply_is_charged_and_what_is_left_given_back() -> None:
     meter = RecordingMeter()
     reply, _ = await answer(meter, TableBackend("a", is_remote=True))
     assert reply is OK
-    assert meter.told == [("begin", "a", "m", True), ("end", "ok", None), ("close",)]
+    assert meter.told == [("begin", "a", "m", True), ("whole", 0), ("end", "ok", None), ("close",)]
 
 
 async def test_each_attempt_at_a_backend_is_charged_on_its_own() -> None:
@@ -89,6 +92,7 @@ async def test_each_attempt_at_a_backend_is_charged_on_its_own() -> None:
         ("begin", "a"),
         ("end", "connect"),
         ("begin", "b"),
+        ("whole", 0),
         ("end", "ok"),
         ("close",),
     ]
@@ -271,7 +275,18 @@ async def test_a_reader_that_wants_no_more_stops_nothing() -> None:
 )
 def test_only_the_engines_own_counts_are_its_usage(source: str, usage: TokenCounts | None) -> None:
     receipt = Receipt("r", prompt_tokens=1, completion_tokens=2, tokens_from=source)
-    assert read_usage(receipt) == usage
+    assert read_usage(receipt, RecordingMeter()) == usage
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "usage"),
+    [(None, 2, TokenCounts(7, 0, 2)), (1, None, TokenCounts(1, 0, 3)), (0, 0, TokenCounts(0, 0, 0))],
+)
+def test_what_a_usage_leaves_out_is_as_we_counted(
+    prompt: int | None, completion: int | None, usage: TokenCounts
+) -> None:
+    receipt = Receipt("r", prompt_tokens=prompt, completion_tokens=completion, tokens_from="usage")
+    assert read_usage(receipt, RecordingMeter()) == usage
 
 
 def test_receipts_of_requests_without_a_payer_are_as_before() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from appliance.engines.upstream.token_counts import read_cache_counts, read_count
+from appliance.engines.upstream.token_counts import count_text_bytes, read_cache_counts, read_count
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,24 @@ def test_what_is_no_count_is_0(value: Any, count: int) -> None:
 )
 def test_counts_of_the_prompt_cache(usage: dict[str, Any], counts: tuple[int, int]) -> None:
     assert read_cache_counts(usage) == counts
+
+
+@pytest.mark.parametrize(
+    ("body", "n_bytes"),
+    [
+        (b"{}", 0),
+        (b"[]", 0),
+        (b'{"choices": 5}', 0),
+        (b'{"choices": [null, 7, {}]}', 0),
+        (b'{"choices": [{"text": "h\xc3\xa9"}, {"text": "two"}]}', 6),
+        (b'{"choices": [{"message": {"role": "assistant", "content": "one", "reasoning": "two"}}]}', 6),
+        (b'{"choices": [{"message": {"content": [{"type": "text", "text": "one"}]}}]}', 3),
+        (
+            b'{"choices": [{"message": {"content": null, "tool_calls": [{"id": "c1", "type": "function", '
+            b'"function": {"name": "f", "arguments": "{}"}}]}}]}',
+            3,
+        ),
+    ],
+)
+def test_the_text_of_a_whole_response_is_counted(body: bytes, n_bytes: int) -> None:
+    assert count_text_bytes(body) == n_bytes

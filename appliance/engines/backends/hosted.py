@@ -40,7 +40,7 @@ from appliance.engines.upstream.refusal import (
     parse_retry_after,
     redirect_failure,
 )
-from appliance.engines.upstream.request_body import render_body
+from appliance.engines.upstream.request_body import ask_for_usage, render_body
 from appliance.engines.upstream.spelling import spell_options
 
 LABEL = "The hosted API"
@@ -191,6 +191,8 @@ class HostedBackend:
         wants_events = request.stream and self._settings.upstream_streaming != "simulate"
         extra = spell_options(request.native, "openai") if request.native is not None else ()
         body = render_body(request, self.names.upstream, wants_events=wants_events, extra=extra)
+        is_paid = wants_events and request.meter is not None and request.raw is not None
+        asking = ask_for_usage(body) if is_paid else None
         began_s = self._clock.monotonic_s()
         deadline_s = began_s + min(self._settings.upstream_total_timeout_s, budget_s)
         earlier = len(receipt.attempts)
@@ -203,7 +205,13 @@ class HostedBackend:
                 if not endpoint.breaker.admit(now_s):
                     continue
                 reply = await self._attempt(
-                    endpoint, request, slot, body, wants_events=wants_events, deadline_s=deadline_s
+                    endpoint,
+                    request,
+                    slot,
+                    asking or body,
+                    wants_events=wants_events,
+                    adds_usage=asking is not None,
+                    deadline_s=deadline_s,
                 )
                 if reply is not None:
                     receipt.upstream_ms = (self._clock.monotonic_s() - began_s) * 1000
@@ -227,6 +235,7 @@ class HostedBackend:
         body: bytes,
         *,
         wants_events: bool,
+        adds_usage: bool,
         deadline_s: float,
     ) -> EngineReply | None:
         """Try one endpoint; None = the next one may try.
@@ -257,6 +266,7 @@ class HostedBackend:
                 timeouts,
                 request.public_model or self.names.public,
                 wants_events,
+                adds_usage=adds_usage,
             )
             observer = _EndpointObserver(self._clock, self._first_byte, began_s, slot, request.receipt)
             reply = await exchange(endpoint.peer, call, request, attempt, observer)

@@ -48,8 +48,9 @@ from appliance.engines.upstream.spelling import spell_options
 
 log = get_logger("backend")
 OWN_LIMIT_NAMES = {**LIMIT_NAMES, "total": "BACKEND_TIMEOUT_SECONDS"}
-# Kinds that add one chunk with the usage to a stream when they are asked, and change nothing else in it. A
-# llama-server has its counts in `timings` anyway, and would move those to that chunk.
+# Kinds that add one chunk with the usage to a stream when they are asked, and change nothing else in it.
+# Others are asked where somebody pays. A llama-server has its counts in `timings` anyway, and would move
+# those to that chunk.
 TAKES_USAGE = {"vllm", "sglang"}
 COUNT_TIMEOUT_S = 10.0  # for counting a prompt's tokens: an estimate is better than a long wait
 
@@ -349,7 +350,7 @@ class EngineServer:
             settings.backend_timeout_seconds if wants_events else None,
         )
         is_asked = (
-            self.kind in TAKES_USAGE
+            (self.kind in TAKES_USAGE or (request.meter is not None and self.kind != "llamacpp"))
             and wants_events
             and request.raw is not None
             and not self._model_peer.quirks.refuses_stream_options
