@@ -49,7 +49,7 @@ from appliance.engines.upstream.spelling import spell_options
 log = get_logger("backend")
 OWN_LIMIT_NAMES = {**LIMIT_NAMES, "total": "BACKEND_TIMEOUT_SECONDS"}
 # Kinds that add one chunk with the usage to a stream when they are asked, and change nothing else in it.
-# Others are asked where somebody pays. A llama-server has its counts in `timings` anyway, and would move
+# Others are asked where an account pays. A llama-server has its counts in `timings` anyway, and would move
 # those to that chunk.
 TAKES_USAGE = {"vllm", "sglang"}
 COUNT_TIMEOUT_S = 10.0  # for counting a prompt's tokens: an estimate is better than a long wait
