@@ -64,6 +64,18 @@ sidecar() {                     # beside an engine: nothing of the machine is ch
     service_user "${BASH_SOURCE[0]}" become-server sidecar "$@"
 }
 
+program() {                     # program COMMAND…: what works on the state folder, whose files must be the server's user's own
+    if [[ "$(id -u)" != 0 ]]; then become "$@"; fi
+    must_step_down
+    service_user "${BASH_SOURCE[0]}" become-program "$@"
+}
+
+gpuproxyd() {                   # it reads .env itself, so there is no `check` before it
+    if [[ "$(id -u)" == 0 ]]; then must_step_down; fi
+    appliance prepare
+    program "$@"
+}
+
 serve_as_is() {
     appliance check
     appliance prepare           # what needs no privilege; the rest is done in another way, or reported
@@ -75,7 +87,10 @@ main() {
     case ${1:-serve} in
         serve) if [[ "$(id -u)" == 0 ]]; then serve_as_root; else serve_as_is; fi ;;
         become-server) become_server "${@:2}" ;;
+        become-program) settle_home; become "${@:2}" ;;
         sidecar) sidecar "${@:2}" ;;
+        aiserve-gpuproxyd) gpuproxyd "$@" ;;
+        aiserve-gpuproxy-admin) program "$@" ;;
         -[EHPBMIN]* | --engine* | --host* | --port* | --pod* | --model*) sidecar "$@" ;;     # the sidecar's options without its verb
         check | prepare | settings | routes | models | download | healthcheck | migrate | support | ctl | version | help | -*) become python3 -m appliance "$@" ;;
         *)  if ! type -P -- "$1" >/dev/null; then exec python3 -m appliance "$@"; fi      # which verb may be meant

@@ -180,6 +180,37 @@ def test_verb_is_run_alone(stage: Stage, arguments: tuple[str, ...]) -> None:
     assert len(stage.calls) == 2  # tini, and the verb
 
 
+DOWN = (
+    "setpriv --reuid=10001 --regid=10001 --init-groups --no-new-privs --inh-caps=-all --ambient-caps=-all "
+    "--bounding-set=-all --"
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "before"),
+    [
+        (("aiserve-gpuproxy-admin", "users"), []),
+        (("aiserve-gpuproxyd", "-dv"), ["python3 -m appliance prepare"]),
+    ],
+)
+@pytest.mark.parametrize("user", [0, 1000])
+def test_programs_of_accounts_run_as_the_servers_user(
+    stage: Stage, user: int, arguments: tuple[str, ...], before: list[str]
+) -> None:
+    stage.put(arguments[0], RECORD)
+    words = " ".join(arguments)
+    stage.bash(f"source {SCRIPT}; has_capability() {{ return 0; }}; main {words}", user=user)
+    down = [f"{DOWN} {SCRIPT} become-program {words}"] if user == 0 else []
+    assert stage.calls == [*before, *down, f"tini -s -- {words}", words]
+
+
+@pytest.mark.parametrize("program", ["aiserve-gpuproxy-admin", "aiserve-gpuproxyd"])
+def test_programs_of_accounts_never_run_as_root(stage: Stage, program: str) -> None:
+    done = stage.bash(f"source {SCRIPT}; has_capability() {{ return 1; }}; main {program}", user=0)
+    assert done.returncode == 77
+    assert stage.calls == []
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

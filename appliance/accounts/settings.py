@@ -11,6 +11,7 @@ from appliance.base.setting_types import DurationS, Switch, duration
 from appliance.base.settings import PackageSettings
 
 MIN_SECRET_CHARS = 32
+EXAMPLE = re.compile(r"(change|replace)[-_ ]?(me|this)|your[-_ ]|example")  # as files to copy have them
 WELL_KNOWN = re.compile(r"changeme|secret|password|jwt|[-_. 0-9]")  # repeated until they are long enough
 MAX_USD = Decimal(1_000_000_000)
 USD: dict[str, Any] = {"allowed": "dollars with up to 6 decimals", "is_text": True}
@@ -203,6 +204,8 @@ class AccountSettings(PackageSettings):
             raise ValueError(f"it has {len(text)} characters, and needs {MIN_SECRET_CHARS}")
         if not WELL_KNOWN.sub("", text.lower()):
             raise ValueError("it is a well-known word, or one repeated; make a random one")
+        if EXAMPLE.match(text.lower()):
+            raise ValueError("it is the one of an example, which others know, too; make a random one")
         return value
 
     @model_validator(mode="after")

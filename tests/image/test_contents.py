@@ -42,6 +42,17 @@ def test_the_command_is_on_path(image: str) -> None:
     assert docker("run", "--rm", "--entrypoint", "appliance", image, "version").stdout.startswith("0.")
 
 
+@pytest.mark.parametrize(
+    ("program", "text"),
+    [
+        ("aiserve-gpuproxyd", "usage: aiserve-gpuproxyd"),
+        ("aiserve-gpuproxy-admin", "GPU Proxy Admin Utility"),
+    ],
+)
+def test_the_programs_of_accounts_are_on_path(image: str, program: str, text: str) -> None:
+    assert text in docker("run", "--rm", "--entrypoint", program, image, "-h").stdout
+
+
 @pytest.mark.parametrize("module", ["pip", "setuptools", "grpc_tools", "pytest"])
 def test_neither_installer_nor_development_packages_are_there(image: str, module: str) -> None:
     done = docker("run", "--rm", "--entrypoint", "python3", image, "-c", f"import {module}", is_checked=False)
