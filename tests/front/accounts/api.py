@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from argon2 import PasswordHasher
+
 from appliance.accounts.actor import Actor
 from appliance.accounts.identity import Identity
 from appliance.accounts.money import MoneyStore
@@ -105,6 +107,7 @@ class AccountsApi:
 
 
 def build_api(identity: Identity, settings: AccountSettings) -> AccountsApi:
-    """Build all groups."""
+    """Build all groups; passwords are hashed quickly."""
+    identity.passwords._hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
     store = MoneyStore(settings, identity.database, identity.changes, clock=identity.clock, replica_id="r1")
     return AccountsApi(identity, store, *build_groups(identity, store))

@@ -23,6 +23,12 @@ ADDRESSES = [
 
 
 @pytest.fixture
+def api(api_on_both: AccountsApi) -> AccountsApi:
+    """Both databases: what is shown here is read by statements of its own."""
+    return api_on_both
+
+
+@pytest.fixture
 async def root(api: AccountsApi) -> Login:
     return await api.log_in("root@example.org", is_admin=True)
 

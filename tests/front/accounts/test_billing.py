@@ -11,6 +11,12 @@ NOON_MS = 1_800_000_000_000  # the time of the clock
 DAY_MS = 86_400_000
 
 
+@pytest.fixture
+def api(api_on_both: AccountsApi) -> AccountsApi:
+    """Both databases: what is shown here is read by statements of its own."""
+    return api_on_both
+
+
 async def spend(api: AccountsApi, login: Login, *times_ms: int, **more: Any) -> None:
     """Grant 1 dollar, and use 0.01 of it by each attempt."""
     user = await api.identity.users.get(login.id)

@@ -11,6 +11,12 @@ LLAMA = {"model": "llama-70b", "in": "0.60", "cached_in": "0.15", "out": "0.80"}
 
 
 @pytest.fixture
+def api(api_on_both: AccountsApi) -> AccountsApi:
+    """Both databases: what is shown here is read by statements of its own."""
+    return api_on_both
+
+
+@pytest.fixture
 async def root(api: AccountsApi) -> Login:
     return await api.log_in("root@example.org", is_admin=True)
 
