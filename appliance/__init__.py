@@ -36,10 +36,12 @@ Modules:
     reload: applies new settings while requests run.
     service_manager: what systemd is told: ready, reloading, stopping, signs of life.
     settings: all settings together.
+    settings_accounts: checks of the settings of accounts.
     settings_addresses: the check for backends that are the appliance itself.
     settings_checks: checks that concern settings of several packages.
     settings_file: the section `settings` of the configuration file.
     settings_folders: checks of the folders that settings name.
+    settings_prices: the prices of PRICES_FILE.
     settings_text: all settings, rendered for people.
     sidecar: the verb `sidecar`.
     signals: SIGTERM, SIGINT and SIGHUP of a serving process.

@@ -20,11 +20,16 @@ def check(arguments: list[str]) -> int:
     from appliance.base import jsons
     from appliance.models.check import check_extra_args
     from appliance.settings import load
+    from appliance.settings_accounts import check_prices
 
     options = parser_of("check").parse_args(arguments)
     settings, problems = load()
     if settings is not None:
-        problems = [*problems, *check_extra_args(settings.catalogue, settings.config)]
+        problems = [
+            *problems,
+            *check_extra_args(settings.catalogue, settings.config),
+            *check_prices(settings.accounts, {price.model for price in settings.prices}),
+        ]
     if options.json:
         print(jsons.dumps_pretty({"ok": settings is not None, "problems": list(map(as_object, problems))}))
         return os.EX_CONFIG if settings is None else 0

@@ -13,8 +13,6 @@ from appliance import __version__
 from appliance.accounts.guardrails import LatestSpending, limits_of_settings
 from appliance.accounts.identity import Identity, build_identity
 from appliance.accounts.money import Money, build_money
-from appliance.accounts.price_file import read_price_file
-from appliance.accounts.prices import Price
 from appliance.base.clock import Clock
 from appliance.base.logs import get_logger
 from appliance.base.money import parse_musd
@@ -53,8 +51,7 @@ async def open_accounts(settings: Settings, stack: AsyncExitStack, *, clock: Clo
     A database that is down is no failure: what is known from before goes on.
 
     Raises:
-        OSError: The database can be reached and cannot be used, another process holds it, or PRICES_FILE
-            cannot be read.
+        OSError: The database can be reached and cannot be used, or another process holds it.
     """
     own, state_dir = settings.accounts, Path(settings.host.state_dir)
     database = build_database(settings.storage, state_dir, tasks=tasks, clock=clock)
@@ -97,7 +94,7 @@ async def open_accounts(settings: Settings, stack: AsyncExitStack, *, clock: Clo
     )
     opened.append(money)
     stack.push_async_callback(money.close)
-    money.file_prices = await asyncio.to_thread(read_prices, own.prices_file)
+    money.file_prices = list(settings.prices)
     await money.start()
     stack.push_async_callback(identity.close)
     await identity.start()
@@ -112,18 +109,3 @@ async def open_accounts(settings: Settings, stack: AsyncExitStack, *, clock: Clo
     )
     gate = UserGate(identity.callers, identity.directory, spending, limited_windows=limits)
     return Accounts(database, redis, identity, money, spending, gate)
-
-
-def read_prices(path: Path | None) -> list[Price]:
-    """Read PRICES_FILE (blocking); None = there is none.
-
-    Raises:
-        OSError: It cannot be read, or is not right; the text names the first problems.
-    """
-    if path is None:
-        return []
-    file = read_price_file(path.read_bytes())
-    if file.problems:
-        more = f" ({len(file.problems)} problems)" if len(file.problems) > 1 else ""
-        raise OSError(f"PRICES_FILE {path}: {file.problems[0]}{more}")
-    return [row.price for row in file.rows]

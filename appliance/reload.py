@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from appliance.base import logs
 from appliance.base.logs import get_logger
@@ -21,6 +21,10 @@ from appliance.lifecycle import Lifecycle
 from appliance.models.manager.manager import ModelManager
 from appliance.models.table.differences import differences
 from appliance.settings import PACKAGES, Settings, described, learn_secrets, load
+from appliance.settings_prices import price_differences
+
+if TYPE_CHECKING:  # loaded only with ACCOUNTS=1
+    from appliance.build_accounts import Accounts
 
 log = get_logger("reload")
 REFUSED = "The settings were read again and not taken, those before stay in force"
@@ -43,6 +47,11 @@ class Reloadable(Protocol):
     adapters: AdapterManager
     lora_orders: AdapterOrders
     manager: ModelManager | None
+
+    @property
+    def accounts(self) -> "Accounts | None":
+        """Who calls, and what it costs; None = there are no accounts."""
+        ...
 
 
 Read = Callable[[dict[str, str]], tuple[Settings | None, list[Problem]]]
@@ -149,6 +158,11 @@ class Reloader:
             # Their values are not shown: they may contain a password.
             text = "other proxies for downloads"
             changes.append(SettingChange(PROXY_VARIABLES, "", text, needs_restart=False))
+        if appliance.accounts is not None:
+            changes += [
+                SettingChange("prices", "", text, needs_restart=False)
+                for text in price_differences(appliance.settings.prices, wanted.prices)
+            ]
         changes += [  # without a manager the models cannot be run yet
             SettingChange("models", "", text, needs_restart=appliance.manager is None)
             for text in differences(appliance.settings.catalogue, wanted.catalogue)
@@ -183,6 +197,7 @@ class Reloader:
             catalogue=wanted.catalogue,
             config=wanted.config,
             adapters=wanted.adapters,
+            prices=wanted.prices if self._appliance.accounts is not None else (),
         )
 
     # ---- applying
@@ -214,6 +229,8 @@ class Reloader:
             proxies=Proxies.from_environ(settings.environ),
         )
         appliance.lora_orders.apply(*lora_folders(settings))
+        if appliance.accounts is not None:
+            appliance.accounts.money.set_file_prices(list(settings.prices))
         manager = appliance.manager
         if manager is None:
             return

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, SecretStr
 from pydantic.fields import FieldInfo
@@ -35,11 +35,16 @@ from appliance.host.settings import HostSettings
 from appliance.models.settings import ModelSettings
 from appliance.models.table.catalogue import Catalogue
 from appliance.models.table.catalogue_reader import read_catalogue
+from appliance.settings_accounts import check_accounts
 from appliance.settings_addresses import check_own_addresses, check_proxies
 from appliance.settings_checks import check_adapter_names, check_aliases, check_default_model, check_together
 from appliance.settings_file import below, check_api, read_section, tell_place
 from appliance.settings_folders import check_folders
+from appliance.settings_prices import read_prices
 from appliance.storage.settings import StorageSettings
+
+if TYPE_CHECKING:  # loaded only with ACCOUNTS=1
+    from appliance.accounts.prices import Price
 
 
 class GeneralSettings(PackageSettings):
@@ -73,6 +78,7 @@ class Settings:
         catalogue: The models to run, from the configuration file and MODEL_DIR.
         config: The configuration file.
         adapters: The LoRA adapters of the configuration file.
+        prices: Of PRICES_FILE; none without accounts.
         env_signature: Of the file of APPLIANCE_ENV_FILE, as it was before it was read at the start.
     """
 
@@ -91,12 +97,15 @@ class Settings:
     catalogue: Catalogue = field(default_factory=lambda: Catalogue({}))
     config: ConfigFile = field(default_factory=ConfigFile)
     adapters: tuple[Adapter, ...] = ()
+    prices: tuple["Price", ...] = ()
     env_signature: Signature | None = None
 
     @property
     def files(self) -> list[Path]:
         """The files that the settings are read from."""
-        return [path for path in (self.engines.config_path, self.general.appliance_env_file) if path]
+        prices_file = self.accounts.prices_file if self.accounts.accounts else None
+        files = (self.engines.config_path, self.general.appliance_env_file, prices_file)
+        return [path for path in files if path]
 
     @property
     def signatures(self) -> dict[Path, Signature | None]:
@@ -268,6 +277,10 @@ def _load(
     if len(packages) < len(PACKAGES):
         return None, problems
     packages["front"] = _quiet_front(packages, merged)
+    accounts = packages["accounts"]
+    assert isinstance(accounts, AccountSettings)
+    prices, found = read_prices(accounts)
+    problems += found
     settings = Settings(
         **packages,  # type: ignore[arg-type]
         environ=merged,
@@ -276,10 +289,17 @@ def _load(
         catalogue=catalogue,
         config=config,
         adapters=adapters,
+        prices=prices,
     )
     problems += check_together(
-        settings.host, settings.models, settings.engines, settings.front, settings.control
+        settings.host,
+        settings.models,
+        settings.engines,
+        settings.front,
+        settings.control,
+        has_accounts=settings.accounts.accounts,
     )
+    problems += check_accounts(settings.accounts, settings.storage, settings.front)
     problems += check_default_model(settings.engines, fleet, catalogue)
     problems += check_aliases(settings.engines, fleet, catalogue)
     problems += check_api(config, catalogue.api, settings.front)

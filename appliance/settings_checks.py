@@ -29,17 +29,22 @@ def check_together(
     engines: EngineSettings,
     front: FrontSettings,
     control: ControlSettings,
+    *,
+    has_accounts: bool = False,
 ) -> list[Problem]:
-    """Return the problems that concern settings of several packages; some are warnings."""
+    """Return the problems that concern settings of several packages; some are warnings.
+
+    With accounts no port is open that needs a key: where none are set, those of users are asked for.
+    """
+    open_ports = [] if has_accounts else [*_open_sidecar_port(front), *_open_http_port(front)]
     return [
         *control_problems(control),
         *_strategy(engines),
         *_shared_ports(models, front, control),
         *_open_status_port(models),
-        *_open_sidecar_port(front),
         *_open_control(host, control),
         *_code_without_worker(host),
-        *_open_http_port(front),
+        *open_ports,
     ]
 
 

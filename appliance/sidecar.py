@@ -171,6 +171,7 @@ class Sidecar:
     Attributes:
         settings: As they are in force; a reload replaces them.
         manager: None: no model is run by a sidecar.
+        accounts: None: a sidecar has none.
     """
 
     def __init__(self, settings: Settings, services: Services, lifecycle: Lifecycle) -> None:
@@ -182,6 +183,7 @@ class Sidecar:
         self.adapters: AdapterManager = services.adapters
         self.lora_orders: AdapterOrders = services.lora_orders
         self.manager: ModelManager | None = None
+        self.accounts = None
 
 
 def _build_reloader(options: SidecarOptions, sidecar: Sidecar) -> Reloader:

@@ -22,6 +22,7 @@ Modules:
     money: builds and joins the parts that hold, charge and settle money.
     passwords: argon2id, and bcrypt of users that were taken over.
     price_file: the file of PRICES_FILE, and what is wrong with it.
+    price_snapshot: the prices on disk, for restarts without the database.
     price_store: prices in the database, by versions.
     prices: what tokens of a model cost.
     quotas: requests per month.

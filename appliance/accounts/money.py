@@ -11,6 +11,8 @@ from appliance.accounts.guardrails import Guardrails, limits_of_settings
 from appliance.accounts.journal import Journal
 from appliance.accounts.key_caps import KeyCaps
 from appliance.accounts.meter import Metering
+from appliance.accounts.price_snapshot import FILE_NAME as PRICES_FILE_NAME
+from appliance.accounts.price_snapshot import PriceSnapshot
 from appliance.accounts.price_store import KIND as PRICE_CHANGED
 from appliance.accounts.price_store import PriceStore
 from appliance.accounts.prices import Price, PriceBook
@@ -78,7 +80,9 @@ class Money:
 
     Attributes:
         store: What is in the database.
+        price_snapshot: The prices of the database on disk; None = they are not kept there.
         file_prices: Those of PRICES_FILE, which stand beside those of the database.
+        stored_prices: Those of the database, as they were read last; None = they were not read yet.
         book: The prices that are in force; replaced when they change.
     """
 
@@ -92,7 +96,9 @@ class Money:
     tasks: Tasks
     host: str = ""
     version: str = ""
+    price_snapshot: PriceSnapshot | None = None
     file_prices: list[Price] = field(default_factory=list)
+    stored_prices: list[Price] | None = None
     book: PriceBook = field(default_factory=PriceBook)
     _started: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -101,10 +107,12 @@ class Money:
         await recover(
             self.journal, self.store.usage, self.store.wallets, self.allowances, self.settler, self.clock
         )
-        self._build_book([])
+        self._build_book()
         self.changes.on(PRICE_CHANGED, self._prices_changed)
         await self._beat()
         await self.read_prices()
+        if not len(self.book) and not self.book.is_unpriced_free:
+            log.warning("no_prices", note="users get 402 for every model: set PRICES_FILE, or UNPRICED=free")
         tasks = self.tasks
         self._started = [
             tasks.start(self.settler.work(), name="accounts_settle"),
@@ -128,19 +136,28 @@ class Money:
         await asyncio.to_thread(self.journal.close)
 
     async def read_prices(self) -> None:
-        """Read the prices of the database; those in force stay while it is down."""
+        """Read the prices of the database; those in force stay while it is down, and last over a restart."""
+        kept = self.price_snapshot
         try:
-            self._build_book(await self.store.prices.read())
-        except StoreUnavailable:
-            pass  # they are read when the changes are
+            found = await self.store.prices.read()
+        except StoreUnavailable:  # they are read when the changes are
+            if self.stored_prices is None and kept is not None:
+                self.stored_prices = await asyncio.to_thread(kept.load)
+                self._build_book()
+            return
+        is_other, self.stored_prices = found != self.stored_prices, found
+        self._build_book()
+        if is_other and kept is not None:
+            await asyncio.to_thread(kept.write, found)
 
     def set_file_prices(self, prices: list[Price]) -> None:
         """Take other prices of PRICES_FILE."""
         self.file_prices = prices
-        self.tasks.start(self.read_prices(), name="accounts_prices")
+        self._build_book()
 
-    def _build_book(self, stored: list[Price]) -> None:
+    def _build_book(self) -> None:
         """Join the prices: a model's price of the database counts, else that of the file."""
+        stored = self.stored_prices or []
         names = {price.model for price in stored}
         rows = [*stored, *(price for price in self.file_prices if price.model not in names)]
         self.book = PriceBook(rows, is_unpriced_free=self.store.settings.unpriced == "free")
@@ -223,5 +240,15 @@ def build_money(
         caps=caps,
     )
     return Money(
-        store, changes, journal, allowances, settler, metering, clock, tasks, host=host, version=version
+        store,
+        changes,
+        journal,
+        allowances,
+        settler,
+        metering,
+        clock,
+        tasks,
+        host=host,
+        version=version,
+        price_snapshot=PriceSnapshot(state_dir / PRICES_FILE_NAME, settings.jwt_secret.get_secret_value()),
     )

@@ -105,7 +105,7 @@ class AccountSettings(PackageSettings):
     prices_file: Path | None = Field(
         None,
         description="A JSON file of prices, read at start and at each reload",
-        json_schema_extra={"allowed": "a readable file"},
+        json_schema_extra={"allowed": "a readable file", "reload": True},
     )
     unpriced: Literal["refuse", "free", "flat"] = Field(
         "refuse",

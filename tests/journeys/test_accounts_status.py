@@ -12,6 +12,7 @@ from appliance.accounts.issued_keys import KeyRequest
 from appliance.base.metrics.accounts import AccountFigures, find_quantile
 from appliance.base.metrics.registry import Metrics
 from appliance.build_accounts import Accounts
+from appliance.reload import Reloader
 from appliance.storage.database import StoreUnavailable
 from tests.accounts.parts import AUTHOR, PASSWORD
 from tests.journeys.running import Running, Start, until
@@ -250,3 +251,28 @@ def test_redis_and_the_pool_have_rows_where_there_are_any() -> None:
     assert (found["gpuproxy_db_connections_active"], found["gpuproxy_db_connections_idle"]) == (2, 3)
     assert found["appliance_accounts_snapshot_age_seconds"] == 1.5
     assert found["appliance_loss_musd_total"] == 7
+
+
+async def test_a_reload_takes_prices_anew_and_keeps_them_where_the_file_is_wrong(
+    make_site: Any, tmp_path: Path
+) -> None:
+    site = await make_site()
+    reloader, path = Reloader(site.running.appliance), tmp_path / "prices.json"
+    first = (await site.chat()).headers["x-request-id"]
+    rows = [{"model": "*", "in": "10", "out": "20"}]
+    path.write_text(json.dumps({"prices": rows}))
+    result = await reloader.reload({}, dry_run=False)
+    assert [(one.variable, one.new) for one in result.changes] == [
+        ("prices", "*: 10.00 in, 10.00 cached, 20.00 out per 1M tokens")
+    ]
+    assert result.applied
+    second = (await site.chat()).headers["x-request-id"]
+    receipts = {one.id: one for one in site.running.appliance.receipts.latest(10)}
+    assert receipts[second].billing["cost"] == pytest.approx(10 * receipts[first].billing["cost"])
+    path.write_text('{"prices": [\n{"model": "*", "in": "-1"}]}')
+    result = await reloader.reload({}, dry_run=False)
+    assert not result.applied
+    assert "line 2" in str(result.problems[0])
+    third = (await site.chat()).headers["x-request-id"]
+    receipts = {one.id: one for one in site.running.appliance.receipts.latest(10)}
+    assert receipts[third].billing == receipts[second].billing
