@@ -374,7 +374,8 @@ async def test_counters_are_on_the_page_in_both_formats(
         publisher.store(1, 2)
         publisher.send(["BlockRemoved", [1]], ["Unheard"], ["BlockStored", [9], None, [1, 1], 2, 5])
         assert await has(redis_server, 2)
-        assert await comes_true(lambda: follower.is_connected)
+        # Redis has the block before the writer has read its reply.
+        assert await comes_true(lambda: follower.is_connected and follower.writer.state == "up")
         families = follower.families()
     text = render_text(families).decode()
     values = {

@@ -1,6 +1,7 @@
 """The profiles of compose.yaml, each started; and the commands and the .env of Inference Engine Proxy."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,15 +27,51 @@ RUN printf '%s\n' 'import os, pathlib, re' \
   'os.execvp("nginx", ["nginx", "-g", "daemon off;"])' >/start.py
 CMD ["python3", "/start.py"]
 """
-VLLM = """
-services:
-  vllm:
-    entrypoint: [entrypoint.sh, serve]
-    command: !reset []
-    deploy: !reset {}
-    environment: {PROXY_PORT: "8000", PUBLIC_MODEL: "${MODEL}"}
-    healthcheck: {test: [CMD, python3, -m, appliance, healthcheck], start_period: 60s}
+# A stand-in for vLLM's image, which is large and needs a GPU: what it is started with, and what it is asked, are the same.
+VLLM_SERVER = """\
+import argparse, http.server, json
+
+parser = argparse.ArgumentParser()
+for name in ("--model", "--served-model-name", "--host"):
+    parser.add_argument(name, required=True)
+parser.add_argument("--port", type=int, required=True)
+options = parser.parse_args()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        card = {"id": options.served_model_name, "object": "model", "owned_by": "vllm", "root": options.model}
+        pages = {"/health": {}, "/version": {"version": "0.11.0"}, "/v1/models": {"object": "list", "data": [card]}}
+        self.answer(200 if self.path in pages else 404, pages.get(self.path, {"detail": "Not Found"}))
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if body["model"] != options.served_model_name:
+            return self.answer(404, {"error": {"message": "The model does not exist.", "code": 404}})
+        text = "vLLM has " + options.model + " and got: " + body["messages"][-1]["content"]
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        reply = {"id": "1", "object": "chat.completion", "created": 1, "model": options.served_model_name}
+        self.answer(200, reply | {"choices": [choice], "usage": usage})
+
+    def answer(self, status, value):
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+http.server.ThreadingHTTPServer((options.host, options.port), Handler).serve_forever()
 """
+VLLM = r"""
+FROM python:3.13-slim-trixie
+RUN apt-get update && apt-get install -y -qq --no-install-recommends curl
+RUN printf '%s\n' LINES >/vllm.py
+ENTRYPOINT ["python3", "/vllm.py"]
+"""
+NO_GPU = "services: {vllm: {deploy: !reset {}}}\n"
 Begin = Callable[..., Project]
 
 
@@ -61,6 +98,14 @@ def llama_image(image: str) -> str:
 def nginx_image(image: str) -> str:
     name = f"{image.partition(':')[0]}-nginx"
     docker("build", "-q", "-t", name, "-", text=NGINX, timeout_s=300)
+    return name
+
+
+@pytest.fixture(scope="module")
+def vllm_image(image: str) -> str:
+    name = f"{image.partition(':')[0]}-vllm"
+    lines = " ".join(map(shlex.quote, VLLM_SERVER.splitlines()))
+    docker("build", "-q", "-t", name, "-", text=VLLM.replace("LINES", lines), timeout_s=300)
     return name
 
 
@@ -143,19 +188,20 @@ def test_the_hosted_api_is_behind_nginx(begin: Begin) -> None:
         docker("network", "disconnect", f"{project.name}_default", far.container("appliance"))
 
 
-def test_a_vllm_server_is_behind_nginx(begin: Begin, image: str, tmp_path: Path) -> None:
-    """An appliance stands in for vLLM: neither its image nor a GPU is here."""
-    stand_in = tmp_path / "vllm.yaml"
-    stand_in.write_text(VLLM)
-    files = [ROOT / "compose.yaml", stand_in]
-    variables = {"VLLM_IMAGE": image, "BACKENDS": "http://vllm:8000", "MODEL": "org/model"}
-    project = begin("vllm", files=files, **variables).up()
+def test_a_vllm_server_is_behind_nginx(begin: Begin, vllm_image: str, tmp_path: Path) -> None:
+    """The command, the health check and the addresses of compose.yaml; a GPU is not reserved."""
+    no_gpu = tmp_path / "vllm.yaml"
+    no_gpu.write_text(NO_GPU)
+    variables = {"VLLM_IMAGE": vllm_image, "BACKENDS": "http://vllm:8000", "MODEL": "org/model"}
+    project = begin("vllm", files=[ROOT / "compose.yaml", no_gpu], SERVED_MODEL_NAME="own", **variables).up()
     there = ["http://vllm:8000"]
-    project.wait_for(
+    health = project.wait_for(
         "edge", 80, "/health", lambda reply: reply.status == 200 and reply.json["available_backends"] == there
     )
-    reply = project.ask("edge", 80, "POST", "/v1/chat/completions", chat("hello") | {"model": "org/model"})
-    assert answer_of(reply).startswith("[demo engine]")
+    assert health.json["details"][0]["kind"] == "vllm"
+    reply = project.ask("edge", 80, "POST", "/v1/chat/completions", chat("hello") | {"model": "own"})
+    assert answer_of(reply) == "vLLM has org/model and got: hello"
+    assert [row["id"] for row in project.ask("edge", 80, "GET", "/v1/models").json["data"]] == ["own"]
 
 
 def test_without_any_setting_the_container_has_the_images_environment(begin: Begin, image: str) -> None:
