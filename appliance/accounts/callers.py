@@ -120,6 +120,24 @@ class Callers:
                 return None
         return self._without_credential(level, headers, peer, failure=failure, is_any=bool(texts))
 
+    def key_of(self, actor: Actor, headers: dict[str, str]) -> KnownKey | None:
+        """Return the key in memory by which a caller was admitted; None = not by the only credential sent."""
+        texts = credentials(headers)
+        known = self._snapshot.keys.get(digest_of(texts[0])) if len(texts) == 1 else None
+        return known if known is not None and known.actor is actor else None
+
+    def is_valid(self, known: KnownKey) -> bool:
+        """Whether `admit` would find the same key again: it was not changed, and has not expired."""
+        snapshot, now_s = self._snapshot, self._now_s()
+        if (
+            now_s >= known.valid_until_s
+            or now_s > snapshot.valid_until_s
+            or snapshot.keys.get(known.digest) is not known
+        ):
+            return False
+        known.was_used = True
+        return True
+
     def knows(self, headers: dict[str, str]) -> bool:
         """Whether a caller has a credential that is known now, and so sees a public address's details."""
         for text in credentials(headers):

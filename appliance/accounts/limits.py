@@ -85,10 +85,46 @@ class _Running:
         self.count = 0
 
 
+class _LimitLines:
+    """Header lines about a counter; all but what is left of it is rendered once a second.
+
+    Args:
+        what: `requests` or `tokens`.
+    """
+
+    __slots__ = ("_counter", "_limit", "_parts", "_until_s", "_what")
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._counter: WindowCounter | None = None
+        self._limit = 0
+        self._until_s = 0.0
+        self._parts: tuple[str, ...] = ()
+
+    def render(self, counter: WindowCounter, left: int, now_s: float) -> str:
+        """Return the lines."""
+        if counter is not self._counter or now_s >= self._until_s or counter.limit != self._limit:
+            self._renew(counter, now_s)
+        return str(left).join(self._parts)
+
+    def _renew(self, counter: WindowCounter, now_s: float) -> None:
+        left_s = max(0.0, counter.ends_s - now_s)
+        self._counter, self._limit = counter, counter.limit
+        self._until_s = counter.ends_s - max(ceil(left_s) - 1, 1)
+        before, what = "", self._what
+        if what == "requests":
+            before = f"X-RateLimit-Limit: {counter.limit}\r\nX-RateLimit-Remaining: |"
+            before += f"\r\nX-RateLimit-Reset: {counter.ends_s}\r\n"
+        self._parts = tuple(
+            f"{before}x-ratelimit-limit-{what}: {counter.limit}\r\nx-ratelimit-remaining-{what}: |"
+            f"\r\nx-ratelimit-reset-{what}: {render_span(left_s)}\r\n".split("|")
+        )
+
+
 class _Group:
     """The limits of one caller: those of the user and those of the key."""
 
-    __slots__ = ("actor", "requests", "running", "seen_s", "tokens")
+    __slots__ = ("actor", "request_lines", "requests", "running", "seen_s", "token_lines", "tokens")
 
     def __init__(self, actor: Actor) -> None:
         self.actor = actor
@@ -96,6 +132,8 @@ class _Group:
         self.tokens: list[WindowCounter] = []
         self.running: list[_Running] = []
         self.seen_s = 0.0
+        self.request_lines = _LimitLines("requests")
+        self.token_lines = _LimitLines("tokens")
 
     def costs(self, tokens: int) -> list[tuple[WindowCounter, int]]:
         """Return what a request adds to each counter."""
@@ -130,11 +168,15 @@ class RateAdmission:
         if self._windows is not None and tokens is not None and tokens != self._tokens:
             limits.correct(group.tokens, self._windows, tokens - self._tokens)
 
-    def headers(self) -> Headers:
-        """Return the limits' headers for the response; [] = the caller has no limits, or it has ended."""
+    def header_lines(self) -> str:
+        """Return the limits' headers as lines that end with CR LF; "" = no limits, or it has ended."""
         if self._group is None or self._limits is None:
-            return []
-        return self._limits.headers_of(self._group)
+            return ""
+        return self._limits.header_lines_of(self._group)
+
+    def headers(self) -> Headers:
+        """Return the same headers as pairs."""
+        return _split(self.header_lines())
 
 
 UNLIMITED: Final = RateAdmission(None, None, 0)
@@ -367,31 +409,31 @@ class RateLimits:
 
     def headers_of(self, group: _Group) -> Headers:
         """Return the headers: those of the original, and OpenAI's."""
-        now_s = self._clock.now_s()
-        headers: Headers = []
-        if tightest := self._tightest(group.requests, now_s):
-            counter, left = tightest
-            headers += [
-                ("X-RateLimit-Limit", str(counter.limit)),
-                ("X-RateLimit-Remaining", str(left)),
-                ("X-RateLimit-Reset", str(counter.ends_s)),
-            ]
-            headers += _openai_headers("requests", counter, left, now_s)
-        if tightest := self._tightest(group.tokens, now_s):
-            headers += _openai_headers("tokens", *tightest, now_s)
-        return headers
+        return _split(self.header_lines_of(group))
 
-    def _tightest(self, counters: list[WindowCounter], now_s: float) -> tuple[WindowCounter, int] | None:
+    def header_lines_of(self, group: _Group) -> str:
+        """Return the same headers as lines that end with CR LF."""
+        now_s = self._now_s()
+        lines = ""
+        if group.requests:
+            lines = group.request_lines.render(*self._tightest(group.requests, now_s), now_s)
+        if group.tokens:
+            lines += group.token_lines.render(*self._tightest(group.tokens, now_s), now_s)
+        return lines
+
+    def _tightest(self, counters: list[WindowCounter], now_s: float) -> tuple[WindowCounter, int]:
         """Return the counter of which the least is left, and how much that is."""
-        best: tuple[WindowCounter, int] | None = None
-        replicas = self._replicas() if self.is_local else 1
+        best, least = counters[0], -1
+        is_local = self.is_local
+        replicas = self._replicas() if is_local else 1
         for counter in counters:
-            counter.advance(now_s)
-            limit = max(1, counter.limit // replicas)
-            left = max(0, floor(limit - counter.used(now_s, is_shared=not self.is_local)))
-            if best is None or left < best[1]:
-                best = counter, left
-        return best
+            if now_s >= counter.ends_s:
+                counter.advance(now_s)
+            limit = counter.limit if replicas == 1 else max(1, counter.limit // replicas)
+            left = floor(limit - counter.used(now_s, is_shared=not is_local))
+            if least < 0 or left < least:
+                best, least = counter, max(left, 0)
+        return best, least
 
     # ---- all replicas together
 
@@ -507,12 +549,8 @@ def _subject_and_kind(counter: WindowCounter) -> tuple[str, str]:
     return (parts[1], parts[-1]) if len(parts) > 2 else ("user", "rpm")
 
 
-def _openai_headers(what: str, counter: WindowCounter, left: int, now_s: float) -> Headers:
-    return [
-        (f"x-ratelimit-limit-{what}", str(counter.limit)),
-        (f"x-ratelimit-remaining-{what}", str(left)),
-        (f"x-ratelimit-reset-{what}", render_span(max(0.0, counter.ends_s - now_s))),
-    ]
+def _split(lines: str) -> Headers:
+    return [(name, value) for name, _, value in (line.partition(": ") for line in lines.splitlines())]
 
 
 def render_span(seconds: float) -> str:

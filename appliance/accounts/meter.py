@@ -14,6 +14,8 @@ frame.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from appliance.accounts.allowance import Allowance, Allowances
 from appliance.accounts.journal import Journal, JournalFull
 from appliance.accounts.key_caps import KeyCap, KeyCaps
@@ -22,9 +24,11 @@ from appliance.accounts.settlement import (
     AttemptEnd,
     AttemptIds,
     AttemptNote,
+    Bill,
     BillingRules,
     Ending,
     Settlement,
+    bounded,
     decide,
 )
 from appliance.base.clock import Clock
@@ -61,8 +65,7 @@ class Payer:
     key_cap_musd: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class MeterOrder:
+class MeterOrder(msgspec.Struct, frozen=True):
     """What is to be metered.
 
     Attributes:
@@ -291,16 +294,17 @@ class Meter:
         """Return how many tokens should be paid for by now."""
         most = self._order.max_tokens
         goal = counted + MARGIN_TOKENS
-        return max(counted, min(goal, most)) if most else goal
+        return max(counted, min(goal, most)) if counted <= most else goal
 
     def _slice_end(self) -> int:
-        end = self._paid_tokens + self._parts.slice_tokens
-        return min(end, self._order.max_tokens) if self._order.max_tokens else end
+        """Return where the next slice ends: at the most that was asked for, unless that is passed."""
+        end, most = self._paid_tokens + self._parts.slice_tokens, self._order.max_tokens
+        return min(end, most) if self._paid_tokens < most else end
 
     def _set_next(self, margin: int) -> None:
         """Set when `took` looks again: before what is paid for is used up, or at the next token."""
         most = self._order.max_tokens
-        if most and self._paid_tokens >= most:
+        if most and self._paid_tokens == most:
             margin = min(margin, 0)
         tokens = max(self._paid_tokens - margin, self.counted_tokens) + 1
         self._next_events = tokens if self._frame_bytes else 1  # the first event gives the frame's size
@@ -368,21 +372,26 @@ class Meter:
             return None
         self._note = None
         parts, order = self._parts, self._order
-        bill = decide(
-            ending,
-            usage,
-            TokenUsage(order.prompt_tokens, 0, self.counted_tokens),
-            has_begun=self._events > 0,
-            is_hosted=self._supply is not None,
-            rules=parts.rules,
-        )
+        if usage is not None and ending is Ending.COMPLETE:  # as `decide` does
+            engine = bounded(usage)
+            bill = Bill("engine", engine, engine)
+        else:
+            bill = decide(
+                ending,
+                usage,
+                TokenUsage(order.prompt_tokens, 0, self.counted_tokens),
+                has_begun=self._events > 0,
+                is_hosted=self._supply is not None,
+                rules=parts.rules,
+            )
         is_embedding = order.kind == "embedding"
         cost = 0 if bill.source == "none" else order.price.cost_musd(bill.tokens, is_embedding=is_embedding)
         supply = self._supply.cost_musd(bill.supply, is_embedding=is_embedding) if self._supply else 0
-        missing = min(cost - self._held_musd, self._free_musd())
-        if missing > 0 and self._hold(missing):
-            self._held_musd += missing
-        charged = min(cost, self._held_musd)
+        if cost > self._held_musd:
+            missing = min(cost - self._held_musd, self._free_musd())
+            if missing > 0 and self._hold(missing):
+                self._held_musd += missing
+        charged = cost if cost < self._held_musd else self._held_musd
         end = AttemptEnd(
             bill.source, bill.tokens.read, bill.tokens.cached, bill.tokens.written, charged, cost, supply
         )

@@ -75,15 +75,15 @@ class Price:
 
         More cached tokens than prompt tokens count as all of the prompt; negative counts as 0.
         """
-        read = max(0, tokens.read)
+        read, cached, written = tokens.read, tokens.cached, tokens.written
+        read = read if read > 0 else 0
         if is_embedding:
             return self.per_request_musd + round_up(read * self.embedding_per_mtok)
-        cached = min(max(0, tokens.cached), read)
-        priced = (
-            (read - cached) * self.in_per_mtok
-            + cached * self.cached_in_per_mtok
-            + max(0, tokens.written) * self.out_per_mtok
-        )
+        priced = read * self.in_per_mtok
+        if cached > 0:
+            priced += min(cached, read) * (self.cached_in_per_mtok - self.in_per_mtok)
+        if written > 0:
+            priced += written * self.out_per_mtok
         return self.per_request_musd + round_up(priced)
 
     def describe(self) -> str:

@@ -73,6 +73,8 @@ class Bill(msgspec.Struct, frozen=True):
 
 def bounded(usage: TokenUsage) -> TokenUsage:
     """Return an engine's figures within what can be: whole, not negative, not more cached than read."""
+    if 0 <= usage.cached <= usage.read <= MAX_TOKENS and 0 <= usage.written <= MAX_TOKENS:
+        return usage
     read = min(max(0, usage.read), MAX_TOKENS)
     return TokenUsage(read, min(max(0, usage.cached), read), min(max(0, usage.written), MAX_TOKENS))
 
@@ -194,6 +196,8 @@ class AttemptIds:
     def __init__(self) -> None:
         self._tail = f"{0x8000 | int.from_bytes(os.urandom(2), 'big') & 0x3FFF:04x}-{os.urandom(4).hex()}"
         self._count = 0
+        self._at_ms = -1
+        self._time = ""  # how an id of `_at_ms` begins
 
     def new(self, at_ms: int) -> str:
         """Return the next id.
@@ -202,6 +206,8 @@ class AttemptIds:
             at_ms: The present time, epoch milliseconds.
         """
         self._count = count = (self._count + 1) & 0xFFFFFFF
-        time = f"{at_ms:012x}"
+        if at_ms != self._at_ms:
+            time = f"{at_ms:012x}"
+            self._at_ms, self._time = at_ms, f"{time[:8]}-{time[8:12]}-7"
         # 12 bits of the counter stand behind the version, 16 more at the end; 46 bits tell processes apart
-        return f"{time[:8]}-{time[8:12]}-7{count & 0xFFF:03x}-{self._tail}{count >> 12:04x}"
+        return f"{self._time}{count & 0xFFF:03x}-{self._tail}{count >> 12:04x}"

@@ -87,15 +87,19 @@ class WindowCounter:
             now_s: Seconds since 1970, not before the last `advance`.
             is_shared: True = of all replicas, as far as known; False = of this one.
         """
-        share = 1.0 - (now_s / self.length_s - self.epoch)
-        share = 0.0 if share < 0.0 else min(share, 1.0)
         if is_shared:
-            return (self.base_previous + self.pending_previous) * share + self.base + self.pending
-        return self.own_previous * share + self.own
+            previous, current = self.base_previous + self.pending_previous, self.base + self.pending
+        else:
+            previous, current = self.own_previous, self.own
+        if not previous:
+            return current
+        share = 1.0 - (now_s / self.length_s - self.epoch)
+        return previous * (0.0 if share < 0.0 else min(share, 1.0)) + current
 
     def add(self, amount: int) -> None:
         """Count; a negative amount gives back."""
-        self.own = max(0, self.own + amount)
+        own = self.own + amount
+        self.own = own if own > 0 else 0
         self.pending += amount
         self.spare -= amount
 

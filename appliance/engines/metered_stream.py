@@ -26,12 +26,26 @@ class MeteredStream(Stream):
         request: What is answered.
     """
 
-    __slots__ = ("_first", "_is_closed", "_meter", "_request", "_seen", "_source", "_stopped")
+    __slots__ = (
+        "_counter",
+        "_first",
+        "_is_closed",
+        "_meter",
+        "_request",
+        "_seen",
+        "_source",
+        "_stopped",
+        "_took",
+        "_write",
+    )
 
     def __init__(self, source: Stream, meter: RequestMeter, request: EngineRequest) -> None:
         self._source = source
         self._meter = meter
         self._request = request
+        self._counter = source.event_counter()
+        self._took = meter.took
+        self._write: Callable[[bytes], bool] | None = None
         self._seen = 0
         self._first = b""
         self._is_closed = False
@@ -48,14 +62,14 @@ class MeteredStream(Stream):
         return self._source.outcome
 
     def _take(self, piece: bytes) -> bool:
-        """Meter a piece; False = it is not paid for, the stream ends before it."""
+        """Meter a piece, and pass it to `_write`; False = it is not paid for, or no more is wanted."""
         if not self._first:
             self._first = piece[:MAX_KEPT_BYTES]
-        total = self._source.events
+        total = self._counter.events
         new = total - self._seen if total else piece.count(b"data: ")
         self._seen = total
-        if self._meter.took(new, len(piece)):
-            return True
+        if self._took(new, len(piece)):
+            return self._write is None or self._write(piece)
         self._stopped = True
         return False
 
@@ -76,15 +90,14 @@ class MeteredStream(Stream):
         """Give each piece to `write` as soon as it is there (see Stream)."""
         if self._is_closed:
             return True
-
-        def take(piece: bytes) -> bool:
-            return self._take(piece) and write(piece)
-
+        self._write = write
         try:
-            has_ended = await self._source.pass_pieces(take)
+            has_ended = await self._source.pass_pieces(self._take)
         except Exception:
             self._end(Outcome.CUT_OFF)
             raise
+        finally:
+            self._write = None
         if has_ended:
             self._end(Outcome.OK)
             return True

@@ -95,7 +95,8 @@ class Receipt:
         billing: What was charged; None = no account pays, and JSON does not show it.
         stop_reason: Why the appliance ended the response early: `credits_exhausted`; "" = it did not, and
             JSON does not show it.
-        headers: Headers that the response gets, such as those of rate limits. JSON does not show them.
+        header_lines: Headers that the response gets, such as those of rate limits, as lines that end with
+            CR LF. JSON does not show them.
     """
 
     id: str
@@ -127,7 +128,7 @@ class Receipt:
     cached_tokens: int = 0
     billing: dict[str, Any] | None = None
     stop_reason: str = ""
-    headers: tuple[tuple[str, str], ...] = ()
+    header_lines: str = ""
 
     @property
     def finish_label(self) -> str:
@@ -175,7 +176,7 @@ class Receipt:
         row = asdict(self)
         row["attempts"] = [attempt.as_dict() for attempt in self.attempts]
         row["finish"] = self.finish_label
-        for name in ("began_s", "cached_tokens", "headers"):
+        for name in ("began_s", "cached_tokens", "header_lines"):
             del row[name]
         for name in ("billing", "stop_reason"):
             if not row[name]:

@@ -47,10 +47,23 @@ class Stream:
         """Events of an engine that were passed on; 0 = they are not counted."""
         return 0
 
+    def event_counter(self) -> "EventCounter":
+        """Return what counts `events`, for those who ask after each piece."""
+        return self
+
     @property
     def outcome(self) -> Outcome | None:
         """How the attempt behind it ended; None = it runs, or there is none."""
         return None
+
+
+class EventCounter(Protocol):
+    """Counts events."""
+
+    @property
+    def events(self) -> int:
+        """So many by now."""
+        ...
 
 
 class Closable(Protocol):
@@ -124,6 +137,10 @@ class StartedStream(Stream):
     def events(self) -> int:
         """Events of the source that were passed on."""
         return self._rest.events
+
+    def event_counter(self) -> EventCounter:
+        """Return what counts the source's events."""
+        return self._rest.event_counter()
 
     @property
     def outcome(self) -> Outcome | None:

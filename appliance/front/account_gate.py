@@ -6,6 +6,7 @@ from typing import Final
 from appliance.accounts.actor import Actor
 from appliance.accounts.callers import Callers
 from appliance.accounts.directory import Directory
+from appliance.accounts.snapshot import KnownKey
 from appliance.front.pipeline.access import Access, CallerNotInMemory, key_name
 from appliance.front.settings import FrontSettings, split_keys
 from appliance.front.spending import CallerBilling, Spending
@@ -55,6 +56,16 @@ class UserGate:
         if actor is None:
             raise CallerNotInMemory
         return actor
+
+    def key_of(self, actor: Actor, headers: dict[str, str]) -> KnownKey | None:
+        """Return the key in memory by which a caller was admitted (see AccountGate)."""
+        return self._callers.key_of(actor, headers)
+
+    def admit_again(self, known: object) -> Actor | None:
+        """Admit the same head once more (see AccountGate)."""
+        if type(known) is KnownKey and self._callers.is_valid(known):
+            return known.actor
+        return None
 
     async def look_up(self, headers: dict[str, str]) -> None:
         """Look up the credentials that are not in memory (see AccountGate)."""

@@ -3,8 +3,10 @@
 Here the engines' `Billing` and the accounts' `Meter` meet; neither knows the other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
+
+import msgspec
 
 from appliance.accounts.actor import Actor, check_model
 from appliance.accounts.guardrails import LatestSpending
@@ -12,20 +14,32 @@ from appliance.accounts.limits import RateAdmission, RateLimited, RateLimits
 from appliance.accounts.meter import Meter, Metering, MeterOrder, Payer, SpendingLimited, estimate_prompt
 from appliance.accounts.prices import Price, PriceBook, TokenUsage
 from appliance.accounts.quotas import RequestQuotas
-from appliance.accounts.settlement import ENDING_OF_OUTCOME, Settlement
+from appliance.accounts.settlement import ENDING_OF_OUTCOME, Ending, Settlement
 from appliance.base.clock import Clock
 from appliance.base.errors import PaymentRequired
 from appliance.base.inline import in_task
+from appliance.base.jsons import read_typed
 from appliance.base.money import to_dollars
 from appliance.engines.billing import TokenCounts
 from appliance.engines.outcome import Outcome
 from appliance.engines.receipts import Receipt
 from appliance.engines.types import EngineRequest, Operation
 from appliance.engines.upstream.exchange import count_choices
+from appliance.front.pipeline.response import render_fields
 
-MAX_UNREAD_BYTES = 8192  # of a body that is estimated by its size alone
+MAX_UNREAD_BYTES = 8192  # of a body that is estimated by its size alone, whatever is in it
 MAX_TOKENS_NAMES = ("max_completion_tokens", "max_tokens")
 STOP_REASON = "credits_exhausted"
+
+
+class _LimitsOfTokens(msgspec.Struct):
+    """The fields of a chat that limit its response; None = absent."""
+
+    max_completion_tokens: int | None = None
+    max_tokens: int | None = None
+
+
+_decode_limits = msgspec.json.Decoder(_LimitsOfTokens).decode
 
 
 class Spending:
@@ -82,13 +96,14 @@ class Spending:
 class CallerBilling:
     """Who pays for the requests of one caller (see `engines.types.Billing`)."""
 
-    __slots__ = ("_actor", "_payer", "_spending")
+    __slots__ = ("_actor", "_has_models", "_payer", "_spending")
 
     def __init__(self, spending: Spending, actor: Actor, peer: str) -> None:
         user, key = actor.user, actor.key
         assert user is not None
         self._spending = spending
         self._actor = actor
+        self._has_models = key is not None and bool(key.models)
         self._payer = Payer(
             user.wallet_id,
             user.id,
@@ -98,7 +113,7 @@ class CallerBilling:
             key.limits.monthly_cap_musd if key is not None else None,
         )
 
-    async def begin(self, request: EngineRequest) -> "RequestSpending":
+    def begin(self, request: EngineRequest) -> Coroutine[Any, Any, "RequestSpending"]:
         """Admit a request, and hold what it needs.
 
         1. the key does not allow the model      → 403
@@ -110,8 +125,9 @@ class CallerBilling:
             Forbidden, RateLimited, PaymentRequired: As above.
             Unavailable: The database cannot be asked, and what was set aside is used up.
         """
-        check_model(self._actor, request.public_model)  # 1
-        return await self._begin(self._order(request), request.receipt)
+        if self._has_models:
+            check_model(self._actor, request.public_model)  # 1
+        return self._begin(self._order(request), request.receipt)
 
     async def begin_flat(self, model: str, receipt: Receipt) -> "RequestSpending":
         """Hold the price of one request whose tokens are not counted (see Billing)."""
@@ -137,9 +153,9 @@ class CallerBilling:
                 await in_task()
                 admission = await spending.limits.begin_later(actor, tokens=tokens)
         except RateLimited as error:
-            receipt.headers = tuple(error.headers)
+            receipt.header_lines = render_fields(error.headers)
             raise
-        receipt.headers = tuple(admission.headers())
+        receipt.header_lines = admission.header_lines()
         try:
             if (quotas := spending.quotas) is not None and not quotas.try_take(self._payer.user_id):
                 await in_task()
@@ -152,7 +168,7 @@ class CallerBilling:
                 meter = await spending.metering.begin(order)
         except SpendingLimited as error:
             admission.end(tokens=0)
-            receipt.headers = (*receipt.headers, ("X-GuardRails-Exceeded", "true"))
+            receipt.header_lines += "X-GuardRails-Exceeded: true\r\n"
             if spending.latest is None:
                 raise
             raise await spending.latest.refusal(self._payer.wallet_id, error.needed_musd) from None
@@ -167,7 +183,7 @@ class CallerBilling:
         if headers is None:
             await in_task()
             headers = await latest.headers(self._payer.wallet_id)
-        receipt.headers = (*receipt.headers, *headers)
+        receipt.header_lines += render_fields(headers)
 
     def _order(self, request: EngineRequest) -> MeterOrder:
         """Say what is to be metered.
@@ -233,7 +249,8 @@ class RequestSpending:
     def end_attempt(self, outcome: Outcome, usage: TokenCounts | None) -> None:
         """Charge the attempt that runs (see RequestMeter)."""
         own = TokenUsage(usage.prompt, usage.cached, usage.completion) if usage is not None else None
-        settlement = self._meter.end(ENDING_OF_OUTCOME[outcome.value], own)
+        ending = Ending.COMPLETE if outcome is Outcome.OK else ENDING_OF_OUTCOME[outcome.value]
+        settlement = self._meter.end(ending, own)
         if settlement is not None:
             self._note(settlement)
             if self._meter.is_stopped:
@@ -243,10 +260,12 @@ class RequestSpending:
     def _note(self, settlement: Settlement) -> None:
         """Show the charge in the receipt; what was spent for several attempts is added up."""
         end, receipt = settlement.end, self._receipt
-        earlier: dict[str, Any] = receipt.billing or {"cost": 0.0}
+        cost = to_dollars(end.charged_musd)
+        if receipt.billing is not None:
+            cost = round(receipt.billing["cost"] + cost, 6)
         self._tokens += end.read + end.written
         receipt.billing = {
-            "cost": round(earlier["cost"] + to_dollars(end.charged_musd), 6),
+            "cost": cost,
             "source": end.source,
             "price_version": settlement.note.price_version,
         }
@@ -262,8 +281,12 @@ class RequestSpending:
 def read_max_tokens(request: EngineRequest) -> int:
     """Return the most tokens that all choices of a response can have; 0 = the client set no limit."""
     raw = request.raw
-    if raw is not None and request.parsed is None and b"tokens" not in raw:
-        return 0
+    if raw is not None and request.parsed is None:
+        if b"tokens" not in raw:
+            return 0
+        if request.choices and (asked := read_typed(_decode_limits, raw)) is not None:
+            most = max(asked.max_completion_tokens or 0, 0) or max(asked.max_tokens or 0, 0)
+            return most * request.choices
     body = request.body
     for name in MAX_TOKENS_NAMES:
         value = body.get(name)
@@ -275,7 +298,7 @@ def read_max_tokens(request: EngineRequest) -> int:
 def estimate_request(request: EngineRequest) -> int:
     """Return about how many tokens the prompt has: by its bytes, and by the number of its pictures."""
     raw = request.raw
-    if raw is not None and len(raw) <= MAX_UNREAD_BYTES:
+    if raw is not None and (len(raw) <= MAX_UNREAD_BYTES or (request.parsed is None and b"image" not in raw)):
         return estimate_prompt(len(raw))
     body = request.body
     texts, pictures = 0, 0

@@ -268,3 +268,49 @@ def test_version_changes_with_what_is_known() -> None:
     assert world.callers.version != before
     with pytest.raises(Forbidden):
         world.admit("account", bearer="another-key")
+
+
+def test_a_known_head_is_admitted_as_long_as_its_key_is_valid() -> None:
+    world = World()
+    user = world.add_user()
+    key = world.add_key(user, expires_at_s=world.clock.now_s() + 60)
+    headers = {"authorization": f"Bearer {key.text}"}
+    actor = world.admit("client", bearer=key.text)
+    assert actor is not None
+    known = world.callers.key_of(actor, headers)
+    assert known is not None
+    assert known.actor is actor
+    known.was_used = False
+    assert world.callers.is_valid(known)
+    assert known.was_used
+    world.clock.advance(60)
+    assert not world.callers.is_valid(known)
+
+
+@pytest.mark.parametrize("change", ["revoked", "user_inactive", "user_changed", "stale"])
+def test_a_known_head_is_not_admitted_once_its_key_has_changed(change: str) -> None:
+    world = World()
+    user = world.add_user()
+    key = world.add_key(user)
+    actor = world.admit("client", x=key.text)
+    assert actor is not None
+    known = world.callers.key_of(actor, {"x-api-key": key.text})
+    assert known is not None
+    if change == "revoked":
+        world.snapshot.drop_key(f"k-{key.prefix}")
+    elif change == "stale":
+        world.clock.advance(3601)
+    else:
+        world.add_user(is_active=change != "user_inactive", plan="gold")
+    assert not world.callers.is_valid(known)
+
+
+def test_only_a_head_with_one_key_of_a_user_is_known() -> None:
+    world = World()
+    key = world.add_key(world.add_user())
+    actor = world.admit("client", bearer=key.text)
+    assert actor is not None
+    assert world.callers.key_of(actor, {"x-api-key": "other", "authorization": f"Bearer {key.text}"}) is None
+    static = world.admit("client", bearer=CLIENT)
+    assert static is not None
+    assert world.callers.key_of(static, {"authorization": f"Bearer {CLIENT}"}) is None

@@ -180,6 +180,27 @@ async def test_headers_are_the_original_s_and_openai_s() -> None:
     ]
 
 
+async def test_headers_follow_the_time_and_what_is_left() -> None:
+    clock, actor = FakeClock(START_S), actor_of(Limits(rpm=100))
+    limits = limits_at(clock)
+    seen = []
+    for wait_s in (0, 0.5, 0.5, 57, 1.25, 0.5, 10):
+        clock.advance(wait_s)
+        admission = limits.begin(actor)
+        assert admission is not None
+        headers = dict(admission.headers())
+        seen.append((headers["x-ratelimit-remaining-requests"], headers["x-ratelimit-reset-requests"]))
+    assert seen[:6] == [
+        ("99", "1m0s"),
+        ("98", "1m0s"),
+        ("97", "59s"),
+        ("96", "2s"),
+        ("95", "750ms"),
+        ("94", "250ms"),
+    ]
+    assert seen[6][1] == "51s"
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0, "0ms"), (0.85, "850ms"), (1, "1s"), (59.2, "1m0s"), (360, "6m0s"), (7384, "2h3m4s")],

@@ -409,3 +409,19 @@ def test_no_request_is_charged_more_than_was_held(
 
 def test_a_price_is_used_that_was_valid_at_the_begin() -> None:
     assert order().price is PRICE
+
+
+async def test_what_an_engine_writes_beyond_the_most_is_paid_for_in_slices(
+    bench: Callable[..., Bench],
+) -> None:
+    one = bench()
+    meter = await one.metering.begin(order(max_tokens=8))
+    meter.attempt("served", "backend")
+    noted = one.journal.size_bytes
+    for _ in range(600):
+        assert meter.took(1, 200)
+    assert one.journal.size_bytes - noted < 10 * 36  # a record for each slice, not for each token
+    settlement = meter.end(Ending.STOPPED)
+    assert settlement is not None
+    assert settlement.end.written == 600
+    meter.close()

@@ -181,7 +181,7 @@ async def test_rates_are_counted_shown_and_refused(scene: Callable[..., Scene]) 
     it = scene()
     caller = actor(limits=Limits(rpm=2, concurrency=1))
     await it.ask(chat(), caller=caller)
-    assert ("X-RateLimit-Remaining", "1") in it.receipt.headers
+    assert "X-RateLimit-Remaining: 1\r\n" in it.receipt.header_lines
     running = await it.ask(chat(), stream=True, caller=caller)
     with pytest.raises(RateLimited):
         await it.ask(chat(), caller=caller)
@@ -224,6 +224,9 @@ def test_the_most_tokens_are_those_of_all_choices(body: dict[str, Any], tokens: 
     for raw in (None, jsons.dumps(body)):
         request = EngineRequest(Operation.CHAT, None if raw else body, raw, "m", True, Receipt("r"))
         assert read_max_tokens(request) == tokens
+    plain = EngineRequest(Operation.CHAT, None, jsons.dumps(body), "m", True, Receipt("r"), choices=1)
+    plain.choices = body["n"] if isinstance(body.get("n"), int) and body["n"] > 0 else 1
+    assert read_max_tokens(plain) == tokens
 
 
 @pytest.mark.parametrize(
@@ -249,6 +252,13 @@ def test_the_most_tokens_are_those_of_all_choices(body: dict[str, Any], tokens: 
 def test_a_large_prompt_is_estimated_by_its_texts(body: dict[str, Any], least: int, most: int) -> None:
     request = EngineRequest(Operation.CHAT, body, jsons.dumps(body), "m", True, Receipt("r"))
     assert least <= estimate_request(request) <= most
+
+
+def test_a_large_chat_without_pictures_is_estimated_unread() -> None:
+    raw = jsons.dumps({"messages": [{"role": "user", "content": "x" * 30_000}]})
+    request = EngineRequest(Operation.CHAT, None, raw, "m", True, Receipt("r"), choices=1)
+    assert estimate_request(request) == -(-len(raw) // 3)
+    assert request.parsed is None
 
 
 class KnownCaps:

@@ -19,7 +19,7 @@ from appliance.base.wire.response import UpstreamResponse
 from appliance.base.wire.types import Target, Timeouts, UpstreamTimeout, WireError
 from appliance.engines.outcome import Outcome
 from appliance.engines.receipts import Attempt, Receipt
-from appliance.engines.stream import Stream
+from appliance.engines.stream import EventCounter, Stream
 from appliance.engines.types import EngineReply, EngineRequest
 from appliance.engines.upstream.attempt import NOTE_CHARACTERS, AttemptFailed
 from appliance.engines.upstream.error_event import ErrorEvent, as_error_text, find_error
@@ -542,6 +542,10 @@ class UpstreamStream(Stream):
     def events(self) -> int:
         """Events that were passed on."""
         return self._relay.events
+
+    def event_counter(self) -> EventCounter:
+        """Return what counts the events."""
+        return self._relay
 
     @property
     def outcome(self) -> Outcome | None:

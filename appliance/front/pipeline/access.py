@@ -65,6 +65,18 @@ class AccountGate(Protocol):
         """
         ...
 
+    def key_of(self, actor: "Actor", headers: dict[str, str]) -> object:
+        """Return the key in memory by which a caller was admitted; None = by something else."""
+        ...
+
+    def admit_again(self, known: object) -> "Actor | None":
+        """Admit the same head once more; None = `known` is no key in memory, or no longer valid: `admit`.
+
+        Args:
+            known: What `key_of` returned.
+        """
+        ...
+
     async def look_up(self, headers: dict[str, str]) -> None:
         """Look up the credentials that are not in memory.
 

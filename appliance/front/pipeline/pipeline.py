@@ -29,7 +29,7 @@ from appliance.front.pipeline.encoding import decode_body
 from appliance.front.pipeline.errors import error_body, error_headers, status_of
 from appliance.front.pipeline.options import parse_options
 from appliance.front.pipeline.request import KnownCaller, Request
-from appliance.front.pipeline.response import Response, render_fields
+from appliance.front.pipeline.response import Response, render_fields, split_fields
 from appliance.front.pipeline.route import Route
 from appliance.front.settings import FrontSettings
 
@@ -246,9 +246,13 @@ class RequestPipeline:
     ) -> None:
         """Admit a request where there are accounts, in the same steps; keys are valid now, or refused."""
         headers, peer, known_caller = request.headers, request.peer, request.known_caller
-        actor = request.actor = accounts.admit(access, headers, peer, scope=scope)  # 1, 2
+        actor = accounts.admit_again(known_caller.keys) if known_caller is not None else None
+        is_known = actor is not None
+        if actor is None:
+            actor = accounts.admit(access, headers, peer, scope=scope)  # 1, 2
+        request.actor = actor
         self.check_limits(request, is_open_while_draining=is_open_while_draining)  # 3
-        if known_caller is not None and known_caller.keys is actor:  # 4
+        if known_caller is not None and (is_known or known_caller.keys is actor):  # 4
             request.options = known_caller.options
             request.receipt.key = known_caller.key
             return
@@ -259,7 +263,8 @@ class RequestPipeline:
         if options.pin:
             accounts.admit(Access.OPERATOR, headers, peer)
         if known_caller is not None:
-            known_caller.keys, known_caller.options = actor, request.options
+            known_caller.keys = accounts.key_of(actor, headers) or actor
+            known_caller.options = request.options
             known_caller.key = request.receipt.key
 
     def admit_guarded(self, request: Request) -> None:
@@ -355,7 +360,7 @@ class RequestPipeline:
     def response_headers(self, request: Request) -> list[tuple[str, str]]:
         """Return the headers that every response carries: the id, the receipt in short, CORS."""
         receipt = request.receipt
-        headers = [("x-request-id", receipt.id), *receipt.headers]
+        headers = [("x-request-id", receipt.id), *split_fields(receipt.header_lines)]
         if receipt.backend:
             short, timing = receipt.render_headers()
             headers += [("x-appliance-receipt", _clean(short)), ("Server-Timing", timing)]
@@ -367,11 +372,11 @@ class RequestPipeline:
     def header_lines(self, request: Request) -> str:
         """Return the same headers as lines."""
         receipt = request.receipt
-        if not receipt.backend or receipt.headers or "origin" in request.headers:
+        if not receipt.backend or "origin" in request.headers:
             return render_fields(self.response_headers(request))
         short, timing = receipt.render_headers()
         return (
-            f"x-request-id: {receipt.id}\r\nx-appliance-receipt: {_clean(short)}\r\n"
+            f"x-request-id: {receipt.id}\r\n{receipt.header_lines}x-appliance-receipt: {_clean(short)}\r\n"
             f"Server-Timing: {timing}\r\n"
         )
 

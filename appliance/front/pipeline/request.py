@@ -24,7 +24,8 @@ class KnownCaller:
     """What was decided about a caller, for its next requests with the same head on the same connection.
 
     Attributes:
-        keys: The keys in force when it was decided, with accounts the actor; None = nothing was decided yet.
+        keys: The keys in force when it was decided, with accounts the key in memory (`AccountGate.key_of`)
+            or the actor; None = nothing was decided yet.
         options: How its requests are routed.
         key: How receipts name its key.
     """

@@ -39,6 +39,11 @@ def json_response(value: Any, status: int = 200) -> Response:
     return Response(status, jsons.dumps(value))
 
 
+def split_fields(lines: str) -> list[tuple[str, str]]:
+    """Return the fields of lines as `render_fields` makes them."""
+    return [(name, value) for name, _, value in (line.partition(": ") for line in lines.splitlines())]
+
+
 def render_fields(fields: list[tuple[str, str]]) -> str:
     """Render fields of a head as lines."""
     return "".join([f"{name}: {value}\r\n" for name, value in fields])
