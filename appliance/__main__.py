@@ -6,6 +6,7 @@ Each verb imports what it needs when it is called: a health check must not load 
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from appliance import __version__
@@ -236,6 +237,14 @@ def migrate(arguments: list[str]) -> int:
     return 0
 
 
+def of_accounts(verb: str, arguments: list[str]) -> int:
+    """Run a verb about accounts; return the exit code."""
+    options = parser_of(verb).parse_args(arguments)
+    from appliance.admin.verbs import run_verb
+
+    return run_verb(verb, options)
+
+
 def ctl(arguments: list[str]) -> int:
     """Hand the arguments to the command line of the control API; return the exit code."""
     from appliance.cli.ctl import main as ctl_main
@@ -259,18 +268,23 @@ def show_help(arguments: list[str]) -> int:
 
 
 RUN: dict[str, Callable[[list[str]], int]] = {
+    "admin": partial(of_accounts, "admin"),
     "check": check,
+    "credits": partial(of_accounts, "credits"),
     "ctl": ctl,
     "download": download,
     "healthcheck": healthcheck,
+    "keys": partial(of_accounts, "keys"),
     "migrate": migrate,
     "models": models,
     "prepare": prepare,
+    "prices": partial(of_accounts, "prices"),
     "routes": show_routes,
     "serve": serve,
     "settings": show_settings,
     "sidecar": sidecar,
     "support": support,
+    "users": partial(of_accounts, "users"),
     "version": show_version,
     # not in the usage
     "--help": show_help,

@@ -63,6 +63,92 @@ def _support(parser: argparse.ArgumentParser) -> None:
     )
 
 
+# Verb → command → (what it does, its words; one with ? may be left out). `admin/verbs.py` runs them.
+ACCOUNT_COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
+    "users": {
+        "list": ("all users, the newest first; those with PART in e-mail address or name", "part?"),
+        "create": ("make a user; its password is asked for, or read from standard input", "email name"),
+        "admin": ("make an administrator of a user", "email"),
+        "no-admin": ("take that away", "email"),
+        "activate": ("let a user call again", "email"),
+        "deactivate": ("refuse a user's calls, and end its sessions", "email"),
+        "password": ("set a user's password, as for create; its sessions end", "email"),
+        "usage": ("quotas, credits, what was used by model", "email"),
+        "sessions": ("a user's sessions", "email"),
+        "logout": ("end one of a user's sessions, or all", "email session?"),
+    },
+    "keys": {
+        "list": ("a user's API keys", "email"),
+        "create": ("make an API key; it is shown this once", "email name"),
+        "revoke": ("revoke an API key, by its prefix or id", "email key"),
+    },
+    "credits": {
+        "show": ("a user's credits", "email"),
+        "grant": (
+            "add credits that stay, or take some away: -5 before which -- stands",
+            "email dollars note?",
+        ),
+        "spending": ("what a user has spent in each window of time", "email"),
+        "reset": ("let a window of a user's spending begin anew, or all", "email window?"),
+    },
+    "prices": {
+        "list": ("the prices in force", ""),
+        "check": ("what is wrong with a file of prices", "file"),
+        "set": ("take a file's prices as new versions, where they differ", "file"),
+    },
+    "admin": {
+        "audit": ("compute every wallet anew from the ledger; exit 1 on a difference", ""),
+        "stats": ("how much there is of everything", ""),
+    },
+}
+ACCOUNTS_TEXT = (
+    "It works on the database of accounts itself, with the environment of `serve`, and ACCOUNTS=1; where a "
+    "running appliance holds SQLite's file, or --address or CONTROL_ADDRESS is given, over its control API. "
+    "More: docs/accounts.md. Exit codes: 0 done · 1 refused · 2 wrong arguments · 3 not reachable · "
+    "78 invalid settings."
+)
+
+
+def _account_arguments(verb: str) -> Callable[[argparse.ArgumentParser], None]:
+    """Return what adds the commands of a verb about accounts."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+        for name, (summary, words) in ACCOUNT_COMMANDS[verb].items():
+            one = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+            for word in words.split():
+                needed = not word.endswith("?")
+                one.add_argument(word.rstrip("?"), nargs=None if needed else "?", default="")
+            one.add_argument("--json", action="store_true", help="print JSON")
+            one.add_argument(
+                "--address", default="", metavar="HOST:PORT", help="use this appliance's control API"
+            )
+            _add_account_options(f"{verb} {name}", one)
+
+    return add
+
+
+def _add_account_options(command: str, parser: argparse.ArgumentParser) -> None:
+    """Add what a single command has."""
+    if command == "users create":
+        parser.add_argument("--admin", action="store_true", help="as an administrator")
+    elif command == "keys create":
+        parser.add_argument(
+            "--scope",
+            action="append",
+            help="inference, market, billing, proxy or admin; may be repeated; else all but admin",
+        )
+        parser.add_argument(
+            "--model",
+            action="append",
+            help="a model that it may use, name* = all that begin so; may be repeated; else every one",
+        )
+        parser.add_argument("--stay-local", action="store_true", help="answered by own backends only")
+        parser.add_argument("--expires", metavar="TIME", default="", help="2030-01-31T00:00:00Z; else never")
+    elif command == "credits grant":
+        parser.add_argument("--ref", default="", help="the grant's own name: given again, nothing is added")
+
+
 VERBS: dict[str, Verb] = {
     "serve": Verb(
         "serve HTTP and the control API (what the container does)",
@@ -110,6 +196,19 @@ VERBS: dict[str, Verb] = {
         f"{SETTINGS} `serve` migrates SQLite itself, and must not run meanwhile. Exit codes: 0 done, or "
         "nothing to do · 1 not done, nothing was changed · 2 wrong arguments · 78 invalid settings.",
     ),
+    "users": Verb(
+        "the users of accounts: list, create, admin, deactivate … (`users --help`)",
+        _account_arguments("users"),
+        ACCOUNTS_TEXT,
+    ),
+    "keys": Verb("their API keys: list, create, revoke", _account_arguments("keys"), ACCOUNTS_TEXT),
+    "credits": Verb(
+        "their credits and spending: show, grant, spending, reset",
+        _account_arguments("credits"),
+        ACCOUNTS_TEXT,
+    ),
+    "prices": Verb("the prices of models: list, check, set", _account_arguments("prices"), ACCOUNTS_TEXT),
+    "admin": Verb("the money of all accounts: audit, stats", _account_arguments("admin"), ACCOUNTS_TEXT),
     "support": Verb(
         "write a file for those who help: settings, status, log, metrics; no secrets   [-o FILE]",
         _support,

@@ -25,6 +25,8 @@ ROOT = Path(__file__).parents[1]
         (["settings", "--m"], ["--markdown"]),
         (["sidecar", "-E", "s"], ["sglang"]),
         (["download", "--re"], ["--repair"]),
+        (["use"], ["users"]),
+        (["users", ""], ["list", "create", "deactivate"]),
         (["nonsense", ""], []),
     ],
 )

@@ -10,4 +10,5 @@ Modules:
     program: `aiserve-gpuproxy-admin`.
     store: the parts of accounts, opened without a server.
     tables: aligned tables.
+    verbs: the verbs users, keys, credits, prices, admin of `appliance`.
 """

@@ -21,15 +21,22 @@ from appliance.storage.open import build_database
 from appliance.storage.redis_store import RedisStore, build_redis
 from appliance.storage.settings import StorageSettings
 
+UNUSED = "no token is signed by these programs"
+
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """What has to be known of the settings to open the database, or to reach the appliance that holds it."""
+    """What has to be known of the settings to open the database, or to reach the appliance that holds it.
+
+    Attributes:
+        is_on: ACCOUNTS; `accounts` has it off, so that JWT_SECRET is not needed.
+    """
 
     storage: StorageSettings
     accounts: AccountSettings
     control: ControlSettings
     state_dir: Path
+    is_on: bool
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> "StoreSettings":
@@ -42,7 +49,9 @@ class StoreSettings:
         host = HostSettings.from_env({"STATE_DIR": merged.get("STATE_DIR", "")})
         storage, control = StorageSettings.from_env(merged), ControlSettings.from_env(merged)
         accounts = AccountSettings.from_env({**merged, "ACCOUNTS": "0"})
-        return cls(storage, accounts, control, host.state_dir)
+        switch = {"ACCOUNTS": merged.get("ACCOUNTS", ""), "JWT_SECRET": UNUSED}
+        is_on = AccountSettings.from_env(switch).accounts
+        return cls(storage, accounts, control, host.state_dir, is_on)
 
 
 @asynccontextmanager
