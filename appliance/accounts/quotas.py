@@ -1,5 +1,6 @@
 """Quotas of requests per month: taken from the database in blocks, so that a request does not wait for it."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,11 +138,25 @@ class RequestQuotas:
             "reset_interval": row.reset_interval,
         }
 
-    async def set_max(self, user_id: str, *, max_requests: int) -> None:
-        """Set how many requests a user can make in a month; 0 = no limit."""
+    async def set_max(
+        self,
+        user_id: str,
+        *,
+        max_requests: int,
+        alongside: Callable[[Transaction, int], Awaitable[None]] | None = None,
+    ) -> None:
+        """Set how many requests a user can make in a month; 0 = no limit.
+
+        Args:
+            user_id: The user.
+            max_requests: At least 0.
+            alongside: Called in the same transaction, with how many it was before.
+        """
 
         async def change(transaction: Transaction) -> None:
-            await self._row(transaction, user_id)
+            row = await self._row(transaction, user_id)
+            if alongside is not None:
+                await alongside(transaction, row.max_requests)
             await transaction.execute(
                 "UPDATE usage_quotas SET max_requests = :n WHERE user_id = :user",
                 {"n": max_requests, "user": user_id},

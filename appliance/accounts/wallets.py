@@ -7,6 +7,7 @@ the order of their ids.
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from appliance.accounts.allowance import LeaseAnswer
@@ -135,6 +136,10 @@ def read_wallet(row: Any) -> Wallet:
         anchor_day=row.anchor_day,
         state=row.state,
     )
+
+
+def _plan_of(wallet: Wallet) -> tuple[int, int, bool, int | None]:
+    return wallet.plan_musd, wallet.cap_musd, wallet.auto_renew, wallet.period_end_ms
 
 
 class Wallets:
@@ -399,6 +404,8 @@ class Wallets:
     ) -> None:
         """Make a wallet, with credits that stay, in the transaction that makes its owner.
 
+        Its periods begin on the day of the month that it is now.
+
         Args:
             transaction: Of the owner.
             wallet_id: Its id.
@@ -408,9 +415,16 @@ class Wallets:
         """
         now = self.now_ms()
         await transaction.execute(
-            "INSERT INTO wallets(id, user_id, extra_musd, cap_musd, created_at, updated_at) "
-            "VALUES (:id, :user_id, :extra, :cap, :now, :now)",
-            {"id": wallet_id, "user_id": user_id, "extra": extra_musd, "cap": cap_musd, "now": now},
+            "INSERT INTO wallets(id, user_id, extra_musd, cap_musd, anchor_day, created_at, updated_at) "
+            "VALUES (:id, :user_id, :extra, :cap, :day, :now, :now)",
+            {
+                "id": wallet_id,
+                "user_id": user_id,
+                "extra": extra_musd,
+                "cap": cap_musd,
+                "day": datetime.fromtimestamp(now / 1000, UTC).day,
+                "now": now,
+            },
         )
         if extra_musd:
             postings = [(wallet_account(wallet_id), extra_musd), ("grants", -extra_musd)]
@@ -502,16 +516,31 @@ class Wallets:
         period_end_ms: int | None,
         anchor_day: int,
         ref: str,
+        seen: Wallet | None = None,
+        alongside: Alongside | None = None,
     ) -> Wallet:
-        """Set what a wallet gets for each period; it gets the difference now.
+        """Set what a wallet gets for each period; it gets the difference now. Once for each `ref`.
+
+        Args:
+            wallet_id: The wallet.
+            plan_musd: Granted for each period.
+            cap_musd: The most overage.
+            auto_renew: The plan is granted anew at the end of each period.
+            period_end_ms: Epoch milliseconds; None = there are no periods.
+            anchor_day: Of the month, on which periods begin.
+            ref: The request's own id.
+            seen: What the caller took the other values from; None = it set all of them.
+            alongside: What is to be written in the same transaction, where something is set.
 
         Raises:
             NotFound: There is no such wallet.
-            Conflict: More is used or set aside than would be left.
+            Conflict: More is used or set aside than would be left, or it was set otherwise since `seen`.
         """
 
         async def change(transaction: Transaction) -> Wallet:
             wallet = await self._locked(transaction, wallet_id)
+            if seen is not None and _plan_of(seen) != _plan_of(wallet):
+                raise Conflict("The credits were set otherwise meanwhile. Try again.", code="credits_changed")
             more = plan_musd - wallet.plan_musd
             postings = [(wallet_account(wallet_id), more), ("grants", -more)] if more else []
             if await post(transaction, LedgerEntry("plan", ref, self.now_ms(), postings)):
@@ -528,6 +557,8 @@ class Wallets:
                         "wallet": wallet_id,
                     },
                 )
+                if alongside is not None:
+                    await alongside(transaction)
             return await self._locked(transaction, wallet_id)
 
         return await self._refused_if_used(change, wallet_id)

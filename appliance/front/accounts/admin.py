@@ -1,16 +1,19 @@
 """The addresses of operators about users: find, make, change, grant. Each change writes an audit row."""
 
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
-from appliance.accounts.audit_log import write_audit
+from appliance.accounts.actor import MAX_LIMIT
+from appliance.accounts.audit_log import Author, write_audit
 from appliance.accounts.guardrails import Guardrails
 from appliance.accounts.issued_keys import IssuedKeys
 from appliance.accounts.quotas import RequestQuotas
+from appliance.accounts.renewals import next_period_end_ms
 from appliance.accounts.user_forms import read_change
 from appliance.accounts.users import MAX_LISTED, Users
 from appliance.accounts.wallets import Wallets
 from appliance.base.clock import Clock
+from appliance.base.errors import Invalid
 from appliance.base.ids import new_id
 from appliance.base.money import MAX_MUSD, to_dollars
 from appliance.front.accounts.bodies import (
@@ -31,6 +34,7 @@ from appliance.storage.database import Transaction
 
 LISTED: Final = 100
 NOTE_CHARACTERS: Final = 500
+CREDITS: Final = ("plan", "cap", "auto_renew")
 CHANGES: Final = ("name", "is_active", "is_admin", "plan", "limits")
 
 
@@ -72,6 +76,8 @@ class AdminUserHandlers:
             ours(("GET",), f"{BASE}/admin/users/{{id}}", self.user),
             ours(("PATCH",), f"{BASE}/admin/users/{{id}}", self.change),
             ours(("POST",), f"{BASE}/admin/users/{{id}}/grant", self.grant),
+            ours(("PATCH",), f"{BASE}/admin/users/{{id}}/credits", self.set_credits),
+            ours(("PATCH",), f"{BASE}/admin/users/{{id}}/quota", self.set_quota),
             ours(("POST",), f"{BASE}/admin/users/{{id}}/guardrails/reset", self.reset),
         ]
 
@@ -148,19 +154,84 @@ class AdminUserHandlers:
         author = author_of(request)
 
         async def note_it(transaction: Transaction) -> None:
-            await write_audit(
-                transaction,
-                self._clock,
-                author,
-                "credits.grant",
-                subject=("user", user.id),
-                details={"amount": to_dollars(amount_musd)},
-            )
+            details = {"amount": to_dollars(amount_musd)}
+            await self._note(transaction, author, "credits.grant", user.id, details)
 
         wallet = await self._wallets.grant(
             user.wallet_id, amount_musd, ref=f"{user.wallet_id}:{key}", note=note, alongside=note_it
         )
         return json_response({"credits": wallet.credits(user.id), "amount": to_dollars(amount_musd)})
+
+    async def set_credits(self, request: Request) -> Response:
+        """Set what a user gets for each month: `{plan?, cap?, auto_renew?}`, dollars; returns `{credits}`.
+
+        `plan` is granted now, as far as it is more than before, and with `auto_renew` at the end of each
+        month anew; `cap` is the most that may be used beyond the credits. What is not named stays.
+        """
+        user = await self._users.get(_user_id(request))
+        body = read_fields(request, CREDITS)
+        if not body:
+            raise Invalid(f"There is nothing to change. Known fields: {', '.join(CREDITS)}.")
+        key = idempotency_key_of(request) or new_id(self._clock)
+        before = await self._wallets.find(user.wallet_id)
+        plan_musd = amount_of(body, "plan") if "plan" in body else before.plan_musd
+        cap_musd = amount_of(body, "cap") if "cap" in body else before.cap_musd
+        auto_renew = flag_of(body, "auto_renew") if "auto_renew" in body else before.auto_renew
+        end_ms = before.period_end_ms
+        if auto_renew and end_ms is None:
+            end_ms = next_period_end_ms(before.anchor_day, round(self._clock.now_s() * 1000))
+        details = {
+            "before": _plan_to_json(before.plan_musd, before.cap_musd, is_renewed=before.auto_renew),
+            "after": _plan_to_json(plan_musd, cap_musd, is_renewed=auto_renew),
+        }
+        author = author_of(request)
+
+        async def note_it(transaction: Transaction) -> None:
+            await self._note(transaction, author, "credits.set", user.id, details)
+
+        wallet = await self._wallets.set_plan(
+            user.wallet_id,
+            plan_musd=plan_musd,
+            cap_musd=cap_musd,
+            auto_renew=auto_renew,
+            period_end_ms=end_ms,
+            anchor_day=before.anchor_day,
+            ref=f"{user.wallet_id}:{key}",
+            seen=before,
+            alongside=note_it,
+        )
+        return json_response({"credits": wallet.credits(user.id)})
+
+    async def set_quota(self, request: Request) -> Response:
+        """Set how many requests a user can make in a month: `{max_requests}`, 0 = no limit.
+
+        Returns:
+            `{usage_quota: {max_requests, used_requests, reset_at, …}}`.
+        """
+        user = await self._users.get(_user_id(request))
+        body = read_fields(request, ("max_requests",), needed=("max_requests",))
+        wanted = body["max_requests"]
+        if not isinstance(wanted, int) or isinstance(wanted, bool) or not 0 <= wanted <= MAX_LIMIT:
+            raise Invalid(
+                f"`max_requests` must be a whole number from 0 to {MAX_LIMIT}.",
+                param="max_requests",
+                code="invalid_type",
+            )
+        author = author_of(request)
+
+        async def note_it(transaction: Transaction, before: int) -> None:
+            details = {"before": {"max_requests": before}, "after": {"max_requests": wanted}}
+            await self._note(transaction, author, "quota.set", user.id, details)
+
+        await self._quotas.set_max(user.id, max_requests=wanted, alongside=note_it)
+        return json_response({"usage_quota": await self._quotas.view(user.id)})
+
+    async def _note(
+        self, transaction: Transaction, author: Author, action: str, user_id: str, details: dict[str, Any]
+    ) -> None:
+        await write_audit(
+            transaction, self._clock, author, action, subject=("user", user_id), details=details
+        )
 
     async def reset(self, request: Request) -> Response:
         """Let a user's windows of spending begin anew: `{window_name?}`, without it all of them.
@@ -171,6 +242,10 @@ class AdminUserHandlers:
         user = await self._users.get(_user_id(request))
         spending = await self._guardrails.reset(user.wallet_id, window_of(request))
         return json_response(spending.info(user.id))
+
+
+def _plan_to_json(plan_musd: int, cap_musd: int, *, is_renewed: bool) -> dict[str, Any]:
+    return {"plan": to_dollars(plan_musd), "cap": to_dollars(cap_musd), "auto_renew": is_renewed}
 
 
 def _user_id(request: Request) -> str:

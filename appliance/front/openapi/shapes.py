@@ -240,6 +240,13 @@ SHAPES: dict[tuple[str, str], Shape] = {
         shape({"amount": _MONEY}, {"note": TEXT}),
         answer=shape({"credits": ref("Credits"), "amount": NUMBER}),
     ),
+    ("PATCH", f"{_V1}/admin/users/{{id}}/credits"): Shape(
+        shape(None, {"plan": _MONEY, "cap": _MONEY, "auto_renew": YES_NO}),
+        answer=shape({"credits": ref("Credits")}),
+    ),
+    ("PATCH", f"{_V1}/admin/users/{{id}}/quota"): Shape(
+        shape({"max_requests": WHOLE}), answer=shape({"usage_quota": ANY_OBJECT})
+    ),
     ("POST", f"{_V1}/admin/users/{{id}}/guardrails/reset"): Shape(
         shape(None, {"window_name": TEXT}), is_body_optional=True, answer=ref("Spending")
     ),

@@ -110,4 +110,5 @@ def build_api(identity: Identity, settings: AccountSettings) -> AccountsApi:
     """Build all groups; passwords are hashed quickly."""
     identity.passwords._hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
     store = MoneyStore(settings, identity.database, identity.changes, clock=identity.clock, replica_id="r1")
+    identity.users._open_wallet = store.wallets.open
     return AccountsApi(identity, store, *build_groups(identity, store))

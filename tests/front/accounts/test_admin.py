@@ -1,5 +1,6 @@
 """Users and their credits, for operators."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ ADDRESSES = [
     ("GET", f"/admin/users/{UNKNOWN}"),
     ("PATCH", f"/admin/users/{UNKNOWN}"),
     ("POST", f"/admin/users/{UNKNOWN}/grant"),
+    ("PATCH", f"/admin/users/{UNKNOWN}/credits"),
+    ("PATCH", f"/admin/users/{UNKNOWN}/quota"),
     ("POST", f"/admin/users/{UNKNOWN}/guardrails/reset"),
     ("GET", "/admin/prices"),
     ("PUT", "/admin/prices"),
@@ -222,3 +225,78 @@ async def test_an_operator_resets_a_users_windows(api: AccountsApi, root: Login)
     done = await api.call("POST", path, {"window_name": "48h"}, login=root)
     assert (done.json["window_spent"]["48h"], done.json["window_spent"]["5min"]) == (0, 5)
     assert (await api.call("POST", path, {"window": "48h"}, login=root)).code == (400, "unknown_field")
+
+
+async def test_a_plan_is_granted_and_its_rest_stays(api: AccountsApi, root: Login) -> None:
+    login = await api.log_in()
+    path = f"/admin/users/{login.id}/credits"
+    first = await api.call("PATCH", path, {"plan": 20, "auto_renew": True}, login=root)
+    shown = first.json["credits"]
+    assert (shown["credits_total"], shown["credits_cap"], shown["credits_auto_renew"]) == (20, 0, True)
+    assert shown["period_end"] == "2027-02-15T00:00:00.000Z"  # the user was made on a 15th
+    second = await api.call("PATCH", path, {"cap": "2.50"}, login=root)
+    shown = second.json["credits"]
+    assert (shown["credits_total"], shown["credits_cap"], shown["credits_auto_renew"]) == (20, 2.5, True)
+    rows = [row for row in await audit_of(api, root, login.id) if row["action"] == "credits.set"]
+    assert len(rows) == 2
+    assert {
+        "before": {"plan": 0, "cap": 0, "auto_renew": False},
+        "after": {"plan": 20, "cap": 0, "auto_renew": True},
+    } in [row["details"] for row in rows]
+    money = await api.call("GET", "/admin/money?check=1", login=root)
+    assert (money.json["differences"], money.json["accounts"]["wallet:*"]) == ([], 20)
+
+
+async def test_a_plan_below_what_is_used_is_refused(api: AccountsApi, root: Login) -> None:
+    login = await api.log_in()
+    path = f"/admin/users/{login.id}/credits"
+    await api.call("PATCH", path, {"plan": 1}, login=root)
+    user = await api.identity.users.get(login.id)
+    await api.store.wallets.lease(user.wallet_id, least_musd=1, want_musd=500_000, most_musd=500_000)
+    assert (await api.call("PATCH", path, {"plan": 0.25}, login=root)).code == (409, "credits_in_use")
+    assert (await api.call("PATCH", path, {"plan": 0.5}, login=root)).status == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"plan": -1},
+        {"plan": "x"},
+        {"cap": True},
+        {"auto_renew": "yes"},
+        {"total": 5},
+        {"plan": None},
+        b"[]",
+    ],
+)
+async def test_plans_that_are_refused(api: AccountsApi, root: Login, body: Any) -> None:
+    login = await api.log_in()
+    assert (await api.call("PATCH", f"/admin/users/{login.id}/credits", body, login=root)).status == 400
+
+
+async def test_plans_set_at_the_same_time_do_not_undo_each_other(api: AccountsApi, root: Login) -> None:
+    login = await api.log_in()
+    path = f"/admin/users/{login.id}/credits"
+    answers = await asyncio.gather(
+        *(
+            api.call("PATCH", path, body, login=root)
+            for body in ({"plan": 5}, {"cap": 1}, {"auto_renew": True})
+        )
+    )
+    assert {answer.status for answer in answers} <= {200, 409}
+    for body in ({"plan": 5}, {"cap": 1}, {"auto_renew": True}):
+        last = await api.call("PATCH", path, body, login=root)
+    shown = last.json["credits"]
+    assert (shown["credits_total"], shown["credits_cap"], shown["credits_auto_renew"]) == (5, 1, True)
+
+
+async def test_a_quota_is_set_and_noted(api: AccountsApi, root: Login) -> None:
+    login = await api.log_in()
+    path = f"/admin/users/{login.id}/quota"
+    done = await api.call("PATCH", path, {"max_requests": 5}, login=root)
+    assert done.json["usage_quota"]["max_requests"] == 5
+    [row] = [one for one in await audit_of(api, root, login.id) if one["action"] == "quota.set"]
+    assert row["details"] == {"before": {"max_requests": 10_000}, "after": {"max_requests": 5}}
+    for wrong in (-1, "5", True, 1.5, 10**13, None):
+        assert (await api.call("PATCH", path, {"max_requests": wrong}, login=root)).status == 400
