@@ -2,7 +2,8 @@
 
     meter = await metering.begin(order)         # PaymentRequired where the wallet does not allow it
     meter.attempt("served-name", "backend")     # before it is sent; again for each other backend
-    meter.took(1, len(piece))                   # for each piece of the response; False = end it now
+    meter.took(1, len(piece))                   # for each piece of the response; False = not paid for
+    await meter.took_later(1, len(piece))       # after that: waits for more money; False = end it now
     meter.end(Ending.COMPLETE, usage)           # exactly once counts; neither it nor `close` waits
     meter.close()                               # in a `finally`: gives back what is held
 
@@ -125,10 +126,11 @@ class SpendingLimited(PaymentRequired):
 
 
 class Meter:
-    """The meter of one request; see the module. Its methods do not wait.
+    """The meter of one request; see the module. Its methods do not wait, but for `took_later`.
 
     Attributes:
-        is_stopped: `took` has said that the response is to end: the credits are used up.
+        is_stopped: The last piece was not paid for.
+        is_store_away: More could not be had since the database cannot be asked.
     """
 
     __slots__ = (
@@ -148,6 +150,7 @@ class Meter:
         "_parts",
         "_supply",
         "is_stopped",
+        "is_store_away",
     )
 
     def __init__(
@@ -164,7 +167,7 @@ class Meter:
         self._supply: Price | None = None
         self._events = self._content_bytes = self._frame_bytes = 0
         self._next_events = self._next_bytes = 0
-        self.is_stopped = False
+        self.is_stopped = self.is_store_away = False
 
     @property
     def held_musd(self) -> int:
@@ -240,7 +243,7 @@ class Meter:
             n_bytes: Of it.
 
         Returns:
-            False = end the response now, without this piece: it is not paid for.
+            False = it is not paid for, and not counted: wait for more by `took_later`.
         """
         self._events = total = self._events + events
         self._content_bytes = content = self._content_bytes + n_bytes - events * self._frame_bytes
@@ -250,8 +253,45 @@ class Meter:
             return True
         self._events -= events
         self._content_bytes -= n_bytes - events * self._frame_bytes
+        self._next_events = self._next_bytes = 0
         self.is_stopped = True
         return False
+
+    async def took_later(self, events: int, n_bytes: int) -> bool:
+        """Count a piece that `took` has refused, after waiting for more of the wallet.
+
+        Returns:
+            False = the wallet has no more, or the database cannot be asked: end the response now.
+        """
+        self._events += events
+        self._content_bytes += n_bytes - events * self._frame_bytes
+        missing, is_held = self._cost(self.counted_tokens) - self._held_musd, False
+        try:
+            is_held = missing <= 0 or await self._hold_later(missing)
+        finally:
+            if not is_held:
+                self._events -= events
+                self._content_bytes -= n_bytes - events * self._frame_bytes
+        if is_held:
+            self.is_stopped = False
+            self._held_musd += max(0, missing)
+            self._hold_up_to(max(self._paid_tokens, self.counted_tokens))
+            self._set_next(MARGIN_TOKENS)
+        return is_held
+
+    async def _hold_later(self, musd: int) -> bool:
+        """Hold `musd` more, after a wait; False = the wallet or the key's cap does not allow it."""
+        if self._cap is not None and not self._cap.hold(musd):
+            return False
+        is_held = False
+        try:
+            is_held = await self._allowance.hold_or_wait(musd)
+        except ApplianceError:
+            self.is_store_away = True
+        finally:
+            if self._cap is not None and not is_held:
+                self._cap.release(musd)
+        return is_held
 
     def took_whole(self, text_bytes: int) -> None:
         """Count a whole response of which the engine told no tokens.
@@ -268,8 +308,7 @@ class Meter:
         2. enough is paid for, or more can be held    → go on
         3. less can be held                           → as much as there is, and ask for more meanwhile
         4. nothing more, but some is still paid for   → go on, and try again at the next token
-        5. nothing, and more was asked for just now   → go on for one slice at most, at the operator's risk
-        6. otherwise                                  → end
+        5. otherwise                                  → wait for more
         """
         if not self._frame_bytes and self._events:  # 1
             self._frame_bytes = max(1, min(self._content_bytes // self._events, MAX_FRAME_BYTES))
@@ -283,12 +322,10 @@ class Meter:
             self._set_next(MARGIN_TOKENS)
             return True
         self._hold_what_is_free()  # 3
-        is_asking = not self._is_capped() and self._ask_for_more()
+        if not self._is_capped():
+            self._allowance.ask_for_more()
         self._set_next(NEVER)
-        if counted <= self._paid_tokens:  # 4
-            return True
-        slice_tokens = self._parts.slice_tokens
-        return is_asking and counted - self._paid_tokens <= slice_tokens  # 5, 6
+        return counted <= self._paid_tokens  # 4, 5
 
     def _goal(self, counted: int) -> int:
         """Return how many tokens should be paid for by now."""
@@ -324,10 +361,6 @@ class Meter:
             self._cap is not None
             and self._cap.left_musd < self._cost(self._paid_tokens + 1) - self._held_musd
         )
-
-    def _ask_for_more(self) -> bool:
-        self._allowance.ask_for_more()
-        return self._allowance.is_asking
 
     def _hold_up_to(self, tokens: int) -> bool:
         """Hold what `tokens` of the response cost; False = it is not free."""

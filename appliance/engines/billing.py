@@ -24,7 +24,7 @@ class TokenCounts(NamedTuple):
 
 
 class RequestMeter(Protocol):
-    """Meters one request: each attempt is charged once. Nothing here waits."""
+    """Meters one request: each attempt is charged once. Nothing but `took_later` waits."""
 
     @property
     def counted(self) -> TokenCounts:
@@ -33,7 +33,7 @@ class RequestMeter(Protocol):
 
     @property
     def stop_reason(self) -> str:
-        """Why `took` has ended the response: `credits_exhausted`; "" = it has not."""
+        """Why the response was ended: `credits_exhausted`, `store_unavailable`; "" = it was not."""
         ...
 
     def begin_attempt(self, backend: str, served_model: str, *, is_remote: bool) -> None:
@@ -51,7 +51,11 @@ class RequestMeter(Protocol):
         ...
 
     def took(self, events: int, n_bytes: int) -> bool:
-        """Count a piece of a stream; False = end the response now, without this piece: it is not paid for."""
+        """Count a piece of a stream; False = it is not paid for, and not counted."""
+        ...
+
+    async def took_later(self, events: int, n_bytes: int) -> bool:
+        """Count a piece that `took` has refused, after a wait for more credits; False = there are none."""
         ...
 
     def took_whole(self, text_bytes: int) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from appliance.base import jsons
+from appliance.base.inline import in_task
 from appliance.engines.billing import RequestMeter, TokenCounts
 from appliance.engines.outcome import Outcome
 from appliance.engines.receipts import Receipt
@@ -31,10 +32,10 @@ class MeteredStream(Stream):
         "_first",
         "_is_closed",
         "_meter",
+        "_refused",
         "_request",
         "_seen",
         "_source",
-        "_stopped",
         "_took",
         "_write",
     )
@@ -49,7 +50,7 @@ class MeteredStream(Stream):
         self._seen = 0
         self._first = b""
         self._is_closed = False
-        self._stopped = False
+        self._refused: tuple[int, bytes] | None = None  # its events, and a piece that is not paid for yet
 
     @property
     def events(self) -> int:
@@ -70,8 +71,28 @@ class MeteredStream(Stream):
         self._seen = total
         if self._took(new, len(piece)):
             return self._write is None or self._write(piece)
-        self._stopped = True
+        self._refused = (new, piece)
         return False
+
+    async def _pay_later(self) -> bytes:
+        """Return the refused piece, paid for after a wait; else what of it is paid for, and the end."""
+        assert self._refused is not None
+        (events, piece), self._refused = self._refused, None
+        await in_task()
+        if await self._meter.took_later(events, len(piece)):
+            return piece
+        return await self._pass_paid(piece) + await self._stop()
+
+    async def _pass_paid(self, piece: bytes) -> bytes:
+        """Return the events of a refused piece, up to the first one that is not paid for."""
+        end, meter = 0, self._meter
+        while (found := piece.find(b"\n\n", end)) >= 0:
+            event = piece[end : found + 2]
+            counts = (int(event.startswith(b"data: ")), len(event))
+            if event == DONE or not (meter.took(*counts) or await meter.took_later(*counts)):
+                break
+            end = found + 2
+        return piece[:end]
 
     async def __anext__(self) -> bytes:
         if self._is_closed:
@@ -84,24 +105,29 @@ class MeteredStream(Stream):
         except Exception:
             self._end(Outcome.CUT_OFF)
             raise
-        return piece if self._take(piece) else await self._stop()
+        return piece if self._take(piece) else await self._pay_later()
 
     async def pass_pieces(self, write: Callable[[bytes], bool]) -> bool:
         """Give each piece to `write` as soon as it is there (see Stream)."""
         if self._is_closed:
             return True
-        self._write = write
-        try:
-            has_ended = await self._source.pass_pieces(self._take)
-        except Exception:
-            self._end(Outcome.CUT_OFF)
-            raise
-        finally:
-            self._write = None
+        while True:
+            self._write = write
+            try:
+                has_ended = await self._source.pass_pieces(self._take)
+            except Exception:
+                self._end(Outcome.CUT_OFF)
+                raise
+            finally:
+                self._write = None
+            if self._refused is None:
+                break
+            is_wanted = write(await self._pay_later())
+            if self._is_closed or not is_wanted:
+                return self._is_closed and is_wanted
         if has_ended:
             self._end(Outcome.OK)
-            return True
-        return self._stopped and write(await self._stop())
+        return has_ended
 
     async def aclose(self) -> None:
         """Close the source, and charge what was received."""

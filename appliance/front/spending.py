@@ -30,6 +30,7 @@ from appliance.front.pipeline.response import render_fields
 MAX_UNREAD_BYTES = 8192  # of a body that is estimated by its size alone, whatever is in it
 MAX_TOKENS_NAMES = ("max_completion_tokens", "max_tokens")
 STOP_REASON = "credits_exhausted"
+STORE_AWAY = "store_unavailable"
 
 
 class _LimitsOfTokens(msgspec.Struct):
@@ -235,12 +236,18 @@ class RequestSpending:
     @property
     def stop_reason(self) -> str:
         """Why `took` has ended the response; "" = it has not."""
+        if self._meter.is_store_away:
+            return STORE_AWAY
         return STOP_REASON if self._meter.is_stopped else ""
 
     def begin_attempt(self, backend: str, served_model: str, *, is_remote: bool) -> None:
         """Note that the request is sent to a backend now (see RequestMeter)."""
         supply = self._spending.supply_of(backend) if is_remote else None
         self._meter.attempt(served_model, backend, supply=supply)
+
+    async def took_later(self, events: int, n_bytes: int) -> bool:
+        """Count a piece that `took` has refused, after a wait (see RequestMeter)."""
+        return await self._meter.took_later(events, n_bytes)
 
     def took_whole(self, text_bytes: int) -> None:
         """Count a whole response of which the engine told no tokens (see RequestMeter)."""

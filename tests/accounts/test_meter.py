@@ -249,19 +249,64 @@ async def test_a_stream_without_money_is_ended_at_the_last_token(bench: Callable
     assert one.bank.wallets["w"].used_musd == 610
 
 
-async def test_a_burst_waits_for_the_database_for_one_slice_at_most(bench: Callable[..., Bench]) -> None:
+async def test_a_burst_ends_at_what_is_held_and_goes_on_after_a_wait(bench: Callable[..., Bench]) -> None:
     one = bench(most_musd=600)
     one.store.delay_s = 0.05
     meter = await one.metering.begin(order())
     meter.attempt("s", "b")
-    taken = stream(meter, 5000)  # all of it before the loop turns
-    assert taken <= 300 + 256 + 2
-    assert one.allowance.is_asking
-    settlement = meter.end(Ending.STOPPED)
+    stream(meter, 5000)  # all of it before the loop turns
+    assert (meter.counted_tokens, one.allowance.is_asking) == (295, True)
+    assert await meter.took_later(400, 400 * FRAME)  # more than a lease at a time
+    assert (meter.counted_tokens, meter.is_stopped) == (695, False)
+    settlement = meter.end(Ending.CLIENT_LEFT)
     assert settlement is not None
-    assert settlement.end.charged_musd < settlement.end.cost_musd
+    assert settlement.end.charged_musd == settlement.end.cost_musd == 10 + 2 * 695
     meter.close()
     one.check()
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+async def test_more_than_there_is_is_refused_after_the_wait(
+    bench: Callable[..., Bench], is_away: bool
+) -> None:
+    one = bench(total_musd=700, most_musd=600)
+    meter = await one.metering.begin(order())
+    meter.attempt("s", "b")
+    stream(meter, 5000)
+    taken = meter.counted_tokens
+    one.bank.is_down = is_away
+    assert not await meter.took_later(500, 500 * FRAME)
+    assert (meter.counted_tokens, meter.is_stopped, meter.is_store_away) == (taken, True, is_away)
+    while meter.took(1, FRAME) or await meter.took_later(1, FRAME):  # what there is can be had one by one
+        taken += 1
+    settlement = meter.end(Ending.STOPPED)
+    assert settlement is not None
+    assert settlement.end.charged_musd == settlement.end.cost_musd == 10 + 2 * taken
+    assert is_away or taken == 345
+    meter.close()
+    one.bank.is_down = False
+    one.check()
+
+
+async def test_a_client_that_leaves_while_its_stream_waits_pays_for_what_came(
+    bench: Callable[..., Bench],
+) -> None:
+    one = bench(most_musd=600)
+    one.store.delay_s = 5
+    meter = await one.metering.begin(order(prompt_tokens=1))
+    meter.attempt("s", "b")
+    stream(meter, 5000)
+    taken = meter.counted_tokens
+    waiting = asyncio.ensure_future(meter.took_later(400, 400 * FRAME))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    settlement = meter.end(Ending.CLIENT_LEFT)
+    assert settlement is not None
+    assert settlement.end.written == taken
+    meter.close()
+    assert one.allowance.held_musd == 0
 
 
 async def test_prices_without_a_part_for_responses_are_never_asked_again(bench: Callable[..., Bench]) -> None:

@@ -21,8 +21,9 @@ from tests.engines.scripted import OK, Dispatching, TableBackend, engine_request
 class RecordingMeter:
     """Notes what it is told; `pieces`: how many pieces of a stream are paid for."""
 
-    def __init__(self, pieces: int = 1000, *, attempts: int = 1000) -> None:
+    def __init__(self, pieces: int = 1000, *, attempts: int = 1000, later: int = 0) -> None:
         self.pieces, self.attempts = pieces, attempts
+        self.later = later  # how many more are, after a wait
         self.told: list[tuple[Any, ...]] = []
         self.stop_reason = ""
         self.counted = TokenCounts(7, 0, 3)
@@ -39,6 +40,13 @@ class RecordingMeter:
             return False
         self.pieces -= 1
         self.told.append(("took", events, n_bytes))
+        return True
+
+    async def took_later(self, events: int, n_bytes: int) -> bool:
+        self.later -= 1
+        if self.later < 0:
+            return False
+        self.told.append(("later", events, n_bytes))
         return True
 
     def took_whole(self, text_bytes: int) -> None:
@@ -226,6 +234,44 @@ async def test_an_unpaid_stream_ends_as_if_it_were_too_long(read: Any, paid: int
     await stream.aclose()
     assert await read(stream) == []
     assert meter.told[paid:] == [("end", "closed", None), ("close",)]
+
+
+@READERS
+@pytest.mark.parametrize("paid", range(len(PIECES)))
+async def test_a_piece_that_is_paid_after_a_wait_is_passed_on(read: Any, paid: int) -> None:
+    meter = RecordingMeter(pieces=paid, later=len(PIECES) - paid)
+    stream = MeteredStream(Source(*PIECES), meter, engine_request(stream=True))
+    assert await read(stream) == list(PIECES)
+    assert [row[0] for row in meter.told] == ["took"] * paid + ["later"] * (len(PIECES) - paid) + [
+        "end",
+        "close",
+    ]
+    assert meter.told[-2][1] == "ok"
+
+
+class EventMeter(RecordingMeter):
+    """Pays for so many events; a piece with more of them is refused."""
+
+    def took(self, events: int, n_bytes: int) -> bool:
+        if events > self.pieces:
+            self.stop_reason = "credits_exhausted"
+            return False
+        self.pieces -= events
+        return True
+
+
+@READERS
+@pytest.mark.parametrize("paid", range(5))
+async def test_what_of_a_piece_is_paid_for_is_passed_on(read: Any, paid: int) -> None:
+    meter, texts = EventMeter(pieces=paid), ["a", "b", "c", "d", "e"]
+    source = Source(b"".join(map(event, texts)) + b"data: [DONE]\n\n")
+    stream = MeteredStream(source, meter, engine_request(stream=True))
+    whole = b"".join(await read(stream))
+    assert whole.startswith(b"".join(map(event, texts[:paid])))
+    assert event(texts[paid]) not in whole
+    assert whole.endswith(b'{"stop_reason":"credits_exhausted"}}\n\ndata: [DONE]\n\n')
+    assert whole.count(b"[DONE]") == 1
+    assert meter.told == [("end", "closed", None), ("close",)]
 
 
 async def test_a_completion_that_is_ended_has_the_shape_of_one() -> None:

@@ -144,7 +144,7 @@ async def test_a_stream_ends_where_the_credits_end(scene: Callable[..., Scene]) 
     async for piece in reply.events:
         pieces.append(piece)
         await asyncio.sleep(0)
-    last = json.loads(pieces[-1].split(b"\n\n")[0].removeprefix(b"data: "))
+    last = json.loads(b"".join(pieces).split(b"\n\n")[-3].removeprefix(b"data: "))
     assert last["choices"][0]["finish_reason"] == "length"
     assert last["appliance"] == {"stop_reason": "credits_exhausted"}
     assert it.receipt.stop_reason == "credits_exhausted"
