@@ -60,15 +60,16 @@ class Price:
     gpu_hour_markup_percent: int = 0
 
     @property
+    def has_token_prices(self) -> bool:
+        """Whether tokens cost something."""
+        return bool(
+            self.in_per_mtok or self.cached_in_per_mtok or self.out_per_mtok or self.embedding_per_mtok
+        )
+
+    @property
     def is_free(self) -> bool:
         """Whether requests cost nothing."""
-        return not (
-            self.in_per_mtok
-            or self.cached_in_per_mtok
-            or self.out_per_mtok
-            or self.embedding_per_mtok
-            or self.per_request_musd
-        )
+        return not (self.has_token_prices or self.per_request_musd)
 
     def cost_musd(self, tokens: TokenUsage, *, is_embedding: bool = False) -> int:
         """Return what an attempt costs, micro-dollars, rounded up once on the sum.

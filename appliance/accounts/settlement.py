@@ -162,8 +162,9 @@ class AttemptEnd(msgspec.Struct, array_like=True):
         read: Tokens of the prompt.
         cached: Of these, from the engine's cache.
         written: Tokens of the response.
-        charged_musd: What the client pays: never more than was held.
-        cost_musd: What it would cost by the price; the difference is the operator's loss.
+        charged_musd: What was held and is charged.
+        cost_musd: What it costs by the price. The difference is taken from the wallet when it is settled, as
+            far as the wallet has it; the remainder is the operator's loss.
         supply_musd: What a hosted API bills us.
     """
 

@@ -136,6 +136,7 @@ class Settler:
             whole.new += result.new
             whole.late_wallets |= result.late_wallets
             whole.uncollected_musd += result.uncollected_musd
+            whole.extra_musd += result.extra_musd
         return whole
 
     def _note(self, batch: Sequence[Settlement], result: SettleResult) -> None:
@@ -148,7 +149,7 @@ class Settler:
             wallets.add(one.note.wallet_id)
             self.settled[one.end.source] = self.settled.get(one.end.source, 0) + 1
             self.loss_musd += one.end.cost_musd - one.end.charged_musd
-        self.loss_musd += result.uncollected_musd
+        self.loss_musd += result.uncollected_musd - result.extra_musd
         for wallet_id in wallets:
             allowance = self._allowances.of(wallet_id)
             if self._was_lost or wallet_id in result.late_wallets:

@@ -50,31 +50,53 @@ class SettleResult:
         new: How many attempts were settled; the others were before.
         late_wallets: Whose lease was smaller than what was to be settled: it was taken back meanwhile.
         uncollected_musd: What could not be taken from a wallet any more.
+        extra_musd: What was taken beyond the holds, since responses cost more than was held for them.
     """
 
     new: int = 0
     late_wallets: set[str] = field(default_factory=set)
     uncollected_musd: int = 0
+    extra_musd: int = 0
 
 
 @dataclass(slots=True)
 class _WalletPart:
-    """A wallet in a batch: what is taken from our lease, and from the wallet itself where that is gone."""
+    """A wallet in a batch: what is taken from our lease, and from the wallet itself where that is gone.
+
+    `extra_musd` is taken from the wallet, too: for responses that cost more than was held for them.
+    """
 
     wallet: Wallet | None
     lease_musd: int
     from_lease_musd: int = 0
     from_headroom_musd: int = 0
+    extra_musd: int = 0
+
+    @property
+    def used_musd(self) -> int:
+        """All that is taken."""
+        return self.from_lease_musd + self.from_headroom_musd + self.extra_musd
 
     def take(self, musd: int) -> int:
         """Take so much, or what there is; the lease first."""
         if self.wallet is None:
             return 0
         leased = min(musd, self.lease_musd - self.from_lease_musd)
-        other = min(musd - leased, max(0, self.wallet.headroom_musd) - self.from_headroom_musd)
+        other = min(musd - leased, self._left_musd(self.wallet))
         self.from_lease_musd += leased
         self.from_headroom_musd += other
         return leased + other
+
+    def take_extra(self, musd: int) -> int:
+        """Take so much that was not held, or what the wallet has left beyond all leases."""
+        if self.wallet is None or musd <= 0:
+            return 0
+        extra = min(musd, self._left_musd(self.wallet))
+        self.extra_musd += extra
+        return extra
+
+    def _left_musd(self, wallet: Wallet) -> int:
+        return max(0, wallet.headroom_musd - self.from_headroom_musd - self.extra_musd)
 
 
 class UsageStore:
@@ -116,15 +138,21 @@ class UsageStore:
         new = [by_id[attempt_id] for attempt_id in sorted(by_id)]
         if not new:
             return result
-        collected = [parts[one.note.wallet_id].take(one.end.charged_musd) for one in new]
+        held = [parts[one.note.wallet_id].take(one.end.charged_musd) for one in new]
+        extra = [
+            parts[one.note.wallet_id].take_extra(one.end.cost_musd - one.end.charged_musd) for one in new
+        ]
+        collected = [sum(pair) for pair in zip(held, extra, strict=True)]
         await self._move_money(transaction, parts)
-        charged = list(zip(new, collected, strict=True))
-        await transaction.execute(INSERT_USAGE, [_usage_row(*pair) for pair in charged])
-        await post_all(transaction, (_entry(*pair) for pair in charged))
+        await transaction.execute(
+            INSERT_USAGE, [_usage_row(*pair) for pair in zip(new, collected, strict=True)]
+        )
+        await post_all(transaction, (_entry(*row) for row in zip(new, held, extra, strict=True)))
         await self._count(transaction, new, collected)
         await self._note_sessions(transaction, new, parts)
         result.new = len(new)
-        result.uncollected_musd = sum(one.end.charged_musd for one in new) - sum(collected)
+        result.uncollected_musd = sum(one.end.charged_musd for one in new) - sum(held)
+        result.extra_musd = sum(extra)
         result.late_wallets = {
             wallet_id
             for wallet_id, part in parts.items()
@@ -156,11 +184,11 @@ class UsageStore:
             {
                 "wallet": wallet_id,
                 "replica": self._wallets.replica_id,
-                "used": part.from_lease_musd + part.from_headroom_musd,
+                "used": part.used_musd,
                 "leased": part.from_lease_musd,
             }
             for wallet_id, part in sorted(parts.items())
-            if part.from_lease_musd or part.from_headroom_musd
+            if part.used_musd
         ]
         if not rows:
             return
@@ -220,8 +248,8 @@ class UsageStore:
         for (client_id, ip, wallet_id), times in sorted(spans.items()):
             wallet = parts[wallet_id].wallet
             if wallet is not None:
-                used = parts[wallet_id].from_lease_musd + parts[wallet_id].from_headroom_musd
-                await self._note_session(transaction, client_id, ip, times, wallet, wallet.used_musd + used)
+                used = wallet.used_musd + parts[wallet_id].used_musd
+                await self._note_session(transaction, client_id, ip, times, wallet, used)
 
     async def _note_session(
         self, transaction: Transaction, client_id: str, ip: str, times: list[int], wallet: Wallet, used: int
@@ -413,18 +441,23 @@ def _usage_row(one: Settlement, collected_musd: int) -> dict[str, Any]:
     }
 
 
-def _entry(one: Settlement, collected_musd: int) -> LedgerEntry:
-    """Return the ledger entry of an attempt; see `ledger` for the accounts."""
+def _entry(one: Settlement, held_musd: int, extra_musd: int) -> LedgerEntry:
+    """Return the ledger entry of an attempt; see `ledger` for the accounts.
+
+    Args:
+        held_musd: Taken of what was held.
+        extra_musd: Taken beyond that.
+    """
     note, end = one.note, one.end
     return LedgerEntry(
         "usage",
         note.attempt_id,
         note.at_ms,
         [
-            (wallet_account(note.wallet_id), -collected_musd),
+            (wallet_account(note.wallet_id), -held_musd - extra_musd),
             ("income.inference", end.cost_musd),
-            ("loss", end.charged_musd - end.cost_musd),
-            ("loss.late", collected_musd - end.charged_musd),
+            ("loss", end.charged_musd + extra_musd - end.cost_musd),
+            ("loss.late", held_musd - end.charged_musd),
             (f"cost.{note.backend}", end.supply_musd),
             (f"payable.{note.backend}", -end.supply_musd),
         ],

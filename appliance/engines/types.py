@@ -45,12 +45,16 @@ class Billing(Protocol):
         """
         ...
 
-    async def begin_flat(self, model: str, receipt: Receipt) -> RequestMeter:
+    async def begin_flat(
+        self, model: str, receipt: Receipt, *, is_counted_elsewhere: bool = False
+    ) -> RequestMeter:
         """Hold the price of one request at an address whose tokens are not counted.
 
         Args:
-            model: The public name; "" = the default one.
+            model: The public name.
             receipt: Of the request.
+            is_counted_elsewhere: Another address does the same work, and counts its tokens: a model with
+                prices for tokens is refused.
 
         Raises:
             PaymentRequired, Exhausted, Unavailable: As `begin`; also where the model has no price per

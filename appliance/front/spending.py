@@ -130,7 +130,9 @@ class CallerBilling:
             check_model(self._actor, request.public_model)  # 1
         return self._begin(self._order(request), request.receipt)
 
-    async def begin_flat(self, model: str, receipt: Receipt) -> "RequestSpending":
+    async def begin_flat(
+        self, model: str, receipt: Receipt, *, is_counted_elsewhere: bool = False
+    ) -> "RequestSpending":
         """Hold the price of one request whose tokens are not counted (see Billing)."""
         check_model(self._actor, model)
         at_ms = int(self._spending.clock.now_s() * 1000)
@@ -139,6 +141,13 @@ class CallerBilling:
             raise PaymentRequired(
                 f"Model {model[:200]!r} has no price per request, which this address needs, since its tokens "
                 "are not counted. Ask the operator for one.",
+                param="model",
+                code="price_unknown",
+            )
+        if is_counted_elsewhere and price.has_token_prices:
+            raise PaymentRequired(
+                f"Model {model[:200]!r} is paid by the token, and tokens are not counted at this address. "
+                "Use /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages or /v1/embeddings.",
                 param="model",
                 code="price_unknown",
             )
@@ -286,7 +295,10 @@ class RequestSpending:
 
 
 def read_max_tokens(request: EngineRequest) -> int:
-    """Return the most tokens that all choices of a response can have; 0 = the client set no limit."""
+    """Return the most tokens that all choices of a response can have; 0 = the client set no limit.
+
+    Of two names the larger value counts: engines differ in which one they read.
+    """
     raw = request.raw
     if raw is not None and request.parsed is None:
         if b"tokens" not in raw:
@@ -295,11 +307,14 @@ def read_max_tokens(request: EngineRequest) -> int:
             most = max(asked.max_completion_tokens or 0, 0) or max(asked.max_tokens or 0, 0)
             return most * request.choices
     body = request.body
-    for name in MAX_TOKENS_NAMES:
-        value = body.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value * (request.choices or count_choices(body))
-    return 0
+    found = [
+        value
+        for name in MAX_TOKENS_NAMES
+        if isinstance(value := body.get(name), int) and not isinstance(value, bool) and value > 0
+    ]
+    return (
+        max(found) * (request.choices or count_choices(body)) if found else 0
+    )  # engines differ in which counts
 
 
 def estimate_request(request: EngineRequest) -> int:

@@ -106,16 +106,16 @@ async def test_leases_of_dead_replicas_are_taken_back(database: Database) -> Non
     live.clock.advance(2)
     assert await live.wallets.take_back(3600) == 400
     assert (await live.wallets.find("w1")).leased_musd == 100
-    # it comes back, and settles what it had used: from what the wallet still has
+    # it comes back, and settles what it had used, and what was not held: from what the wallet still has
     result = await dead.usage.settle([settlement(1, charged=300), settlement(2, charged=50, cost=80)])
     assert (result.new, result.late_wallets, result.uncollected_musd) == (2, {"w1"}, 0)
-    assert (await live.wallets.find("w1")).used_musd == 350
+    assert (await live.wallets.find("w1")).used_musd == 380
     # and where the wallet has no more, it is the operator's loss
-    await live.wallets.lease("w1", **ask(550, 550))
+    await live.wallets.lease("w1", **ask(520, 520))
     result = await dead.usage.settle([settlement(3, charged=70)])
     assert (result.new, result.uncollected_musd) == (1, 70)
     balances = await ledger.balances(database)
-    assert (balances["loss"], balances["loss.late"]) == (-30, -70)
+    assert ("loss" in balances, balances["loss.late"]) == (False, -70)
     assert sum(balances.values()) == 0
     await live.check()
 
@@ -136,25 +136,37 @@ async def test_an_attempt_is_settled_once_however_often_it_is_sent(database: Dat
     assert (await money.usage.settle(batch)).new == 0
     assert (await money.usage.settle([*batch, settlement(4, charged=1), settlement(4, charged=1)])).new == 1
     wallet = await money.wallets.find("w1")
-    assert (wallet.used_musd, wallet.leased_musd) == (36, 164)
+    assert (wallet.used_musd, wallet.leased_musd) == (46, 164)
     assert await ledger.balances(database) == {
         "cost.b": 12,
         "grants": -1000,
         "income.inference": 46,
-        "loss": -10,
         "payable.b": -12,
-        "wallet:*": 964,
+        "wallet:*": 954,
     }
     rows = await money.sql(
         "SELECT account, amount_musd FROM ledger_postings WHERE tx_id = 'usage:attempt-000001' ORDER BY n"
     )
     assert [tuple(row) for row in rows] == [
-        ("wallet:w1", -30),
+        ("wallet:w1", -40),
         ("income.inference", 40),
-        ("loss", -10),
         ("cost.b", 12),
         ("payable.b", -12),
     ]
+    await money.check()
+
+
+async def test_what_was_not_held_is_taken_as_far_as_the_wallet_has_it(database: Database) -> None:
+    money = Money(database)
+    await money.open("w1", extra=1000)
+    await money.wallets.lease("w1", **ask(200, 200))
+    result = await money.usage.settle([settlement(1, charged=200, cost=700), settlement(2, cost=600)])
+    assert (result.extra_musd, result.uncollected_musd, result.late_wallets) == (790, 0, {"w1"})
+    wallet = await money.wallets.find("w1")
+    assert (wallet.used_musd, wallet.leased_musd) == (1000, 0)
+    balances = await ledger.balances(database)
+    assert (balances["income.inference"], balances["loss"]) == (1300, -300)
+    assert [row["cost"] for row in await money.usage.rows("w1")] == [0.0003, 0.0007]
     await money.check()
 
 
@@ -233,7 +245,7 @@ async def test_usage_is_summed_by_groups(database: Database) -> None:
     )
     grouped = await money.usage.grouped(["model", "day"], wallet_id="w1")
     assert [(row["model"], row["day"], row["attempts"], row["cost"]) for row in grouped] == [
-        ("m", "2027-01-15", 1, 0.00003),
+        ("m", "2027-01-15", 1, 0.000035),
         ("m", "2027-01-16", 1, 0.000005),
         ("n", "2027-01-15", 1, 0.00002),
     ]
@@ -243,8 +255,8 @@ async def test_usage_is_summed_by_groups(database: Database) -> None:
         "tokens_in": 15,
         "tokens_cached": 3,
         "tokens_out": 21,
-        "cost": 0.000055,
-        "loss": 0.000005,
+        "cost": 0.00006,
+        "loss": 0.0,
         "supply": 0.000009,
     }
     assert await money.usage.grouped(["key"], wallet_id="other") == []

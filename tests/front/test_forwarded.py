@@ -48,11 +48,17 @@ class WebRequest:
 
 
 async def forwarded(
-    web_request: WebRequest, *, method: str = "POST", target: str = "/rerank", pin: str = ""
+    web_request: WebRequest,
+    *,
+    method: str = "POST",
+    target: str = "/rerank",
+    pin: str = "",
+    billing: Any = None,
 ) -> Any:
     settings = FrontSettings(_env_file=None, max_body_bytes=2_000_000, body_timeout_s=0.05)
     request = make_request(method=method, path=target)
-    return await read_forwarded(web_request, request, target, RequestOptions(pin=pin), settings)  # type: ignore[arg-type]
+    options = RequestOptions(pin=pin, billing=billing)
+    return await read_forwarded(web_request, request, target, options, settings)  # type: ignore[arg-type]
 
 
 def upload(*pieces: bytes | Exception | None, limit_bytes: int = 10) -> Upload:
@@ -116,6 +122,31 @@ async def test_a_large_or_unannounced_body_is_streamed(length: int | None) -> No
     assert (sent.body, sent.model, sent.is_repeatable, sent.has_begun_upload) == (None, "q", False, False)
     assert await sent.upload.read() == b"abc"
     assert sent.has_begun_upload
+
+
+@pytest.mark.parametrize("length", [None, WHOLE_BYTES + 1])
+async def test_billed_work_is_billed_by_the_model_of_its_body(length: int | None) -> None:
+    body = WebRequest(b'{"model": "dear", ', b'"query": "q"}', length=length)
+    request = await forwarded(body, target="/rerank?model=cheap", billing=object())
+    assert (request.model, request.upload) == ("dear", None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\x1f\x8b\x08",
+        '{"model": "dear"}'.encode("utf-16"),
+        b'\xef\xbb\xbf{"model": "dear"}',
+        b'{"model": "dear"} x',
+        b"[1]",
+        b'{"model": 1}',
+    ],
+)
+async def test_billed_work_must_have_a_model_that_is_read_as_engines_do(body: bytes) -> None:
+    target = "/rerank?model=cheap"
+    with pytest.raises(Invalid):
+        await forwarded(WebRequest(body, length=len(body)), target=target, billing=object())
+    assert (await forwarded(WebRequest(body, length=len(body)), target=target)).model == "cheap"
 
 
 @pytest.mark.parametrize("is_announced", [True, False])

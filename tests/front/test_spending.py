@@ -202,6 +202,31 @@ async def test_an_engine_that_refuses_costs_nothing(scene: Callable[..., Scene])
     it.check()
 
 
+@pytest.mark.parametrize(
+    ("price", "is_counted_elsewhere", "is_refused"),
+    [
+        (Price("m", per_request_musd=5), True, False),
+        (Price("m", per_request_musd=5, out_per_mtok=1), False, False),
+        (Price("m", per_request_musd=5, out_per_mtok=1), True, True),
+        (Price("m", per_request_musd=5, embedding_per_mtok=1), True, True),
+        (Price("m", in_per_mtok=1), False, True),
+        (Price("m"), True, False),
+    ],
+)
+async def test_who_pays_by_the_token_is_sent_where_they_are_counted(
+    scene: Callable[..., Scene], price: Price, is_counted_elsewhere: bool, is_refused: bool
+) -> None:
+    billing = scene(prices=[price]).spending.billing_of(actor(), peer="1.2.3.4")
+    assert billing is not None
+    begun = billing.begin_flat("m", Receipt("r"), is_counted_elsewhere=is_counted_elsewhere)
+    if not is_refused:
+        (await begun).close()
+        return
+    with pytest.raises(PaymentRequired) as refused:
+        await begun
+    assert refused.value.code == "price_unknown"
+
+
 async def test_callers_without_an_account_are_not_billed(scene: Callable[..., Scene]) -> None:
     spending = scene().spending
     assert spending.billing_of(ANYBODY, peer="") is None

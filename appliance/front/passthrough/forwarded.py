@@ -119,16 +119,22 @@ async def read_forwarded(
         TimedOut: The body did not arrive.
         Invalid: The body cannot be read.
     """
+    path = target.partition("?")[0]
+    does_work = is_work(origin.method, path)
+    is_billed = does_work and options.billing is not None  # then the engine must read the model that we read
     size_bytes = web_request.content_length or 0
     if size_bytes > settings.max_body_bytes:
         raise too_large(settings.max_body_bytes)
     body, upload = None, None
     if web_request.body_exists:
         upload = Upload(web_request, limit_bytes=settings.max_body_bytes, patience_s=settings.body_timeout_s)
-        if 0 < size_bytes <= WHOLE_BYTES or settles(target.partition("?")[0]):
+        is_form = bool(boundary_of(web_request.headers.get("Content-Type", "")))
+        is_read = settles(path) or (is_billed and not is_form)
+        if 0 < size_bytes <= WHOLE_BYTES or is_read:
             body, upload = await upload.read(), None
     form_model = await _find_form_model(web_request, body, upload)
-    does_work = is_work(origin.method, target.partition("?")[0])
+    if is_billed and upload is None and form_model is None:
+        _check_billed(body)
     return ForwardedRequest(
         origin=origin,
         web_request=web_request,
@@ -146,6 +152,28 @@ async def read_forwarded(
         form_model=form_model,
         is_form_cut=form_model is None and upload is not None and len(upload.head) >= WHOLE_BYTES,
     )
+
+
+def _check_billed(body: bytes | None) -> None:
+    """Refuse a body whose model may be another one for the engine than for us, who bill by it.
+
+    Raises:
+        Invalid: It is not one JSON object that we can read.
+    """
+    if not body:
+        return
+    try:
+        value = jsons.loads(body) if body.lstrip()[:1] == b"{" else None
+    except jsons.InvalidJson:
+        value = None
+    if not isinstance(value, dict):
+        raise Invalid(
+            "The model of this body cannot be read, so the request cannot be billed. Send one JSON object or "
+            "a form, not compressed.",
+            code="invalid_json",
+        )
+    if not isinstance(value.get("model", ""), str):
+        raise Invalid("`model` must be a string.", param="model", code="invalid_type")
 
 
 async def _find_form_model(

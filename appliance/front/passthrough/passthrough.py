@@ -34,6 +34,7 @@ from appliance.front.passthrough.forwarded import (
 from appliance.front.passthrough.rules import (
     access_of,
     client_methods,
+    is_counted_elsewhere,
     is_work,
     pinned,
     request_fields,
@@ -189,8 +190,11 @@ class Passthrough:
         billing = forwarded.options.billing
         if billing is None or not forwarded.is_work:
             return await self._answer_metered(forwarded, None)
-        model = forwarded.model or self.router.resolve("").id
-        meter = await billing.begin_flat(model, forwarded.origin.receipt)
+        model = self.router.resolve(forwarded.model).id  # never by another of its names
+        path = forwarded.target.partition("?")[0]
+        meter = await billing.begin_flat(
+            model, forwarded.origin.receipt, is_counted_elsewhere=is_counted_elsewhere(path)
+        )
         try:
             return await self._answer_metered(forwarded, meter)
         finally:

@@ -7,6 +7,7 @@ that show other clients' prompts, unload models or write files, and new versions
 import re
 from collections.abc import Iterable
 
+from appliance.engines.upstream.request_settings import settles
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.heads import AGENT
 
@@ -87,6 +88,7 @@ WORK = frozenset(
         "/api/chat",
     }
 )
+EMBEDDINGS = frozenset({"/embedding", "/embeddings", "/v1/embeddings", "/encode"})
 # Requests that any client may send, and that take no slot.
 QUESTIONS = frozenset(
     {
@@ -147,6 +149,11 @@ def client_methods(path: str) -> list[str]:
 def is_work(method: str, path: str) -> bool:
     """Whether a request takes a slot of the server; such work can be repeated on another server."""
     return method == "POST" and path in WORK
+
+
+def is_counted_elsewhere(path: str) -> bool:
+    """Whether work at an engine's own address is text or embeddings, whose tokens our addresses count."""
+    return settles(path) or path in EMBEDDINGS
 
 
 def pinned(target: str) -> tuple[str, str] | None:
