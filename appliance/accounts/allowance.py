@@ -388,6 +388,7 @@ class Allowances:
         self.reached()
         if answer.granted_musd:
             self._journal.lease(allowance.wallet_id, allowance.lease_musd + answer.granted_musd)
+            self._journal.contact(round(self._clock.now_s() * 1000))  # a kill may come before the next sweep
         allowance.granted(answer)
 
     # ---- less

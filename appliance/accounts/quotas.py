@@ -1,5 +1,6 @@
 """Quotas of requests per month: taken from the database in blocks, so that a request does not wait for it."""
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from appliance.accounts.settlement import AttemptIds
 from appliance.accounts.statements import statement_for
 from appliance.base.clock import Clock, format_rfc3339
 from appliance.base.errors import Exhausted
-from appliance.storage.database import Database, Transaction
+from appliance.storage.database import Database, StoreUnavailable, Transaction
 
 BLOCKS = 100  # a block is a hundredth of the quota
 
@@ -48,6 +49,7 @@ class RequestQuotas:
         self._max_gpu_seconds = max_gpu_seconds
         self._ids = AttemptIds()
         self._blocks: dict[str, _QuotaBlock] = {}
+        self._owed: Counter[str] = Counter()  # passed while the database was down, and not counted yet
 
     def _now_ms(self) -> int:
         return int(self._clock.now_s() * 1000)
@@ -65,15 +67,25 @@ class RequestQuotas:
         return True
 
     async def take(self, user_id: str) -> None:
-        """Count a request.
+        """Count a request. While the database is down another block may pass; it is counted later.
 
         Raises:
             Exhausted: The quota of the month is used up (`quota_exceeded`).
-            ApplianceError: The database cannot be asked.
+            ApplianceError: The database cannot be asked, and a block was used without it.
         """
         if self.try_take(user_id):
             return
-        block = await self._database.run(lambda transaction: self._take_block(transaction, user_id))
+        owed = self._owed[user_id]
+        try:
+            block = await self._database.run(
+                lambda transaction: self._take_block(transaction, user_id, owed=owed)
+            )
+        except StoreUnavailable:
+            if self._owed[user_id] >= max(1, self._max_requests // BLOCKS):
+                raise
+            self._owed[user_id] += 1
+            return
+        self._owed[user_id] -= owed
         if not block.is_unlimited and block.left <= 0:
             end = format_rfc3339(block.ends_ms / 1000)
             raise Exhausted(
@@ -115,16 +127,17 @@ class RequestQuotas:
         )
         return rows[0]
 
-    async def _take_block(self, transaction: Transaction, user_id: str) -> _QuotaBlock:
+    async def _take_block(self, transaction: Transaction, user_id: str, *, owed: int) -> _QuotaBlock:
+        """Take a block, and what passed while the database was down."""
         row = await self._row(transaction, user_id)
-        size = max(1, row.max_requests // BLOCKS)
+        size = max(1, row.max_requests // BLOCKS) + owed
         granted = size if row.max_requests == 0 else max(0, min(size, row.max_requests - row.used_requests))
         if granted and row.max_requests:
             await transaction.execute(
                 "UPDATE usage_quotas SET used_requests = used_requests + :n WHERE user_id = :user",
                 {"n": granted, "user": user_id},
             )
-        return _QuotaBlock(granted, row.reset_at, row.max_requests == 0)
+        return _QuotaBlock(granted - owed, row.reset_at, row.max_requests == 0)
 
     async def view(self, user_id: str) -> dict[str, Any]:
         """Return a user's quotas for JSON; requests of blocks that are taken count as used."""

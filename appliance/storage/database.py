@@ -37,16 +37,22 @@ ResultT = TypeVar("ResultT")
 
 
 class StoreUnavailable(Unavailable):
-    """The database cannot be reached, is full, or does not answer in time; the text has no secret."""
+    """The database cannot be reached, is full, or does not answer in time.
+
+    Args:
+        reason: For the log and for operators: it names hosts, and no secret. Callers are not told.
+    """
 
     default_code = "store_unavailable"
 
     def __init__(self, reason: str) -> None:
         super().__init__(
-            f"The database of accounts is not available: {reason}. Try again shortly.",
-            retry_after_s=RETRY_AFTER_S,
+            "The database of accounts is not available. Try again shortly.", retry_after_s=RETRY_AFTER_S
         )
         self.reason = reason
+
+    def __str__(self) -> str:
+        return f"The database of accounts is not available: {self.reason}"
 
 
 class TransactionConflict(StoreUnavailable):

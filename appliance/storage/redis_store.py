@@ -28,13 +28,20 @@ Command = Sequence[str | bytes | int | float]
 
 
 class RedisUnavailable(Unavailable):
-    """Redis cannot be reached, refuses us, or does not answer in time; the text has no secret."""
+    """Redis cannot be reached, refuses us, or does not answer in time.
+
+    Args:
+        reason: For the log and for operators: it names hosts, and no secret. Callers are not told.
+    """
 
     default_code = "store_unavailable"
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"Redis is not available: {reason}. Try again shortly.", retry_after_s=1.0)
+        super().__init__("The Redis of accounts is not available. Try again shortly.", retry_after_s=1.0)
         self.reason = reason
+
+    def __str__(self) -> str:
+        return f"Redis is not available: {self.reason}"
 
 
 class RedisStore:

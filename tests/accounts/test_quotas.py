@@ -1,13 +1,14 @@
 """Requests of a month: never more than the quota over all replicas, and rarely a question to the database."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from appliance.accounts.quotas import RequestQuotas
 from appliance.base.clock import FakeClock
 from appliance.base.errors import Exhausted
-from appliance.storage.database import Database
+from appliance.storage.database import Database, StoreUnavailable
 from tests.accounts.money import NOON_MS, Money
 
 
@@ -76,3 +77,22 @@ async def test_no_quota_and_quotas_that_are_changed(users: Database) -> None:
     await quotas.set_max("u1", max_requests=5)
     assert await count(quotas, "u1", 9) == 5
     assert await count(quotas, "u2", 9) == 9
+
+
+async def test_while_the_database_is_down_a_block_passes_and_is_counted_later(
+    users: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quotas = RequestQuotas(users, FakeClock(at_s=NOON_MS / 1000), max_requests=400)
+
+    async def fail(*_: Any, **__: Any) -> None:
+        raise StoreUnavailable("down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(users, "run", fail)
+        for _ in range(4):  # as after a start without it
+            await quotas.take("u1")
+        with pytest.raises(StoreUnavailable):
+            await quotas.take("u1")
+    await quotas.take("u1")
+    await quotas.close()  # what is left of the block goes back
+    assert (await quotas.view("u1"))["used_requests"] == 5

@@ -1,5 +1,6 @@
 """What an appliance with accounts shows of them: metrics, health, header fields; without accounts nothing changes."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -147,6 +148,14 @@ async def test_without_the_database_it_is_degraded_and_serves(
     assert shown.json()["ok"]
     assert shown.json()["degraded"] == ["store"]
     assert "db.internal" not in shown.text  # that is for operators
+    refused = await site.client.post("/v1/chat/completions", json=HELLO, headers={"x-api-key": "unknown"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
+    assert "db.internal" not in refused.text
+    record = await site.client.post(
+        "/api/v1/guardrails/record", json={"amount": 1}, headers={"x-api-key": site.key}
+    )
+    assert (record.status_code, record.json()["code"]) == (503, "store_unavailable")
+    assert "db.internal" not in record.text
     health = await site.get("/health")
     assert health.status_code == 200
     assert (health.json()["status"], health.json()["degraded"]) == ("degraded", ["store"])
@@ -192,6 +201,7 @@ async def test_a_spending_limit_says_which_window_it_is(make_site: Any) -> None:
     site = await make_site(GUARDRAILS_ENABLED="1", GUARDRAILS_MAX_15MIN_RATE="0.0001")
     answer = await site.chat(max_tokens=500)
     assert answer.status_code == 402
+    assert answer.reason_phrase == "Payment Required"
     assert answer.headers["x-guardrails-exceeded"] == "true"
     error = answer.json()["error"]
     assert (error["code"], error["message"]) == ("spending_limit", "Spending limit exceeded")
@@ -203,9 +213,12 @@ async def test_what_was_spent_is_read_again_after_some_seconds(
     make_site: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("appliance.accounts.guardrails.REREAD_S", 0.0)
-    site = await make_site(GUARDRAILS_ENABLED="1", GUARDRAILS_MAX_5MIN_RATE="0.5")
+    site = await make_site(
+        GUARDRAILS_ENABLED="1", GUARDRAILS_MAX_5MIN_RATE="0.5", RATE_LIMIT_REQUESTS_PER_MINUTE="0"
+    )
     shown = []
-    for _ in range(60):
+    for _ in range(250):
+        await asyncio.sleep(0.02)  # it is settled and read meanwhile
         answer = await site.chat(max_tokens=50)
         shown.append(answer.headers["x-guardrails-5min"])
         if float(shown[-1]):
