@@ -63,7 +63,7 @@ class RequestMeter(Protocol):
         ...
 
     def end_attempt(self, outcome: Outcome, usage: TokenCounts | None) -> None:
-        """Charge the attempt that runs; nothing if none runs.
+        """Charge the attempt that runs; nothing if none runs. Does not raise: the response is there.
 
         Args:
             outcome: How it ended.
@@ -72,5 +72,5 @@ class RequestMeter(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what is held; an attempt that still runs ends as if the client had left."""
+        """Give back what is held; an attempt that still runs ends as if the client had left; never raises."""
         ...

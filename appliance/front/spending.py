@@ -19,6 +19,7 @@ from appliance.base.clock import Clock
 from appliance.base.errors import PaymentRequired
 from appliance.base.inline import in_task
 from appliance.base.jsons import read_typed
+from appliance.base.logs import get_logger
 from appliance.base.money import to_dollars
 from appliance.engines.billing import TokenCounts
 from appliance.engines.outcome import Outcome
@@ -27,6 +28,7 @@ from appliance.engines.types import EngineRequest, Operation
 from appliance.engines.upstream.exchange import count_choices
 from appliance.front.pipeline.response import render_fields
 
+log = get_logger("spending")
 MAX_UNREAD_BYTES = 8192  # of a body that is estimated by its size alone, whatever is in it
 MAX_TOKENS_NAMES = ("max_completion_tokens", "max_tokens")
 STOP_REASON = "credits_exhausted"
@@ -263,7 +265,13 @@ class RequestSpending:
         self._meter.took_whole(text_bytes)
 
     def end_attempt(self, outcome: Outcome, usage: TokenCounts | None) -> None:
-        """Charge the attempt that runs (see RequestMeter)."""
+        """Charge the attempt that runs (see RequestMeter); a fault is logged, the response goes out."""
+        try:
+            self._charge(outcome, usage)
+        except Exception as error:  # the journal has it: what was held is settled at the next start
+            log.error("not_charged", id=self._receipt.id, error=repr(error), exc_info=error)
+
+    def _charge(self, outcome: Outcome, usage: TokenCounts | None) -> None:
         own = TokenUsage(usage.prompt, usage.cached, usage.completion) if usage is not None else None
         ending = Ending.COMPLETE if outcome is Outcome.OK else ENDING_OF_OUTCOME[outcome.value]
         settlement = self._meter.end(ending, own)
@@ -287,9 +295,11 @@ class RequestSpending:
         }
 
     def close(self) -> None:
-        """Give back what is held, and the place among the requests at the same time."""
+        """Give back what is held, and the place among the requests at the same time; a fault is logged."""
         try:
             self._meter.close()
+        except Exception as error:
+            log.error("not_released", id=self._receipt.id, error=repr(error), exc_info=error)
         finally:
             self._admission.end(tokens=self._tokens)
 

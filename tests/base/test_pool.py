@@ -711,6 +711,7 @@ async def test_queue_is_first_come_first_served() -> None:
         response = await ask(wire, server)
         hold.set()
         assert await until(lambda: wire.stats()["waiting"] == 4)
+        all_wait.set()
         await response.read()  # its connection comes free in this moment,
         await one("first again")  # and the one who asks again at once does not overtake
 
@@ -719,11 +720,11 @@ async def test_queue_is_first_come_first_served() -> None:
             await peer.request()
             peer.say(OK[:-2])
             if len(server.requests) == 1:
-                assert await until(lambda: wire.stats()["waiting"] == 4)
+                await all_wait.wait()
             peer.say(OK[-2:])
 
     async with RawServer(script) as server, ConnectionPool(PoolLimits(max_connections=1)) as wire:
-        hold = asyncio.Event()
+        hold, all_wait = asyncio.Event(), asyncio.Event()
         tasks = [start(first())]
         await hold.wait()
         tasks += [start(one(str(number))) for number in range(4)]

@@ -105,7 +105,8 @@ async def over_one(pieces: list[bytes], **settings: Any) -> Seen:
             await until_idle(server, connection)
     await until_idle(server, connection)
     assert server.pipeline.in_flight == 0
-    return plain(transport.out), server.inner.data, transport.calls, server.inner.calls
+    asked = [call for call in server.inner.calls if call != "is_idle"]  # how often depends on the cuts
+    return plain(transport.out), server.inner.data, transport.calls, asked
 
 
 async def over_new(requests: list[bytes], **settings: Any) -> Seen:
@@ -216,6 +217,12 @@ def cut(data: bytes, chance: random.Random) -> list[bytes]:
     return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
 
 
+def without_times(calls: list[str]) -> list[str]:
+    """Leave out what depends on how long the machine takes: pauses, and the end of a wait for the client's end."""
+    left_out = {"pause_reading", "resume_reading"} | ({"abort"} if "write_eof" in calls else set())
+    return [call for call in calls if call not in left_out]
+
+
 @pytest.mark.parametrize("part", range(4))
 async def test_a_sequence_is_read_as_new_connections_read_it(part: int) -> None:
     known = 0
@@ -233,8 +240,8 @@ async def test_a_sequence_is_read_as_new_connections_read_it(part: int) -> None:
             if b"".join(pieces) != data:
                 continue
             found = await over_one(pieces)
-            resumed = [call for call in found[2] if call not in {"pause_reading", "resume_reading"}]
-            assert (found[0], found[1], resumed, found[3]) == expected, (seed, requests)
+            calls = (found[0], found[1], without_times(found[2]), found[3])
+            assert calls == (*expected[:2], without_times(expected[2]), expected[3]), (seed, requests)
         with every_coroutine_in_a_task():
             found = await over_one([data])
         assert (found[0], found[1], found[3]) == (expected[0], expected[1], expected[3]), (seed, requests)

@@ -227,6 +227,28 @@ async def test_who_pays_by_the_token_is_sent_where_they_are_counted(
     assert refused.value.code == "price_unknown"
 
 
+@pytest.mark.parametrize("fault", ["journal", "settle"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_fault_in_the_accounts_reaches_no_client(
+    scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch, fault: str, stream: bool
+) -> None:
+    def boom(*_: Any) -> None:
+        raise OSError("a fault of ours")
+
+    it = scene()
+    if fault == "journal":
+        monkeypatch.setattr(it.bench.journal, "end", boom)
+    else:
+        monkeypatch.setattr(it.bench.metering, "settle", boom)
+    reply = await it.ask(chat(), stream=stream)
+    if reply.events is not None:
+        assert b"".join([piece async for piece in reply.events]).endswith(b"data: [DONE]\n\n")
+        await reply.events.aclose()
+    else:
+        assert b"choices" in (reply.body or b"")
+    assert (it.bench.allowance.held_musd, it.backend.in_flight) == (0, 0)
+
+
 async def test_callers_without_an_account_are_not_billed(scene: Callable[..., Scene]) -> None:
     spending = scene().spending
     assert spending.billing_of(ANYBODY, peer="") is None

@@ -42,10 +42,6 @@ def access_log(running: Running, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(running.appliance.pipeline.access_log, "write", boom)
 
 
-def settlement(running: Running, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(running.appliance.pipeline, "release", boom)
-
-
 def closing_the_stream(running: Running, patch: pytest.MonkeyPatch) -> None:
     closed = UpstreamStream.aclose
 
@@ -79,7 +75,6 @@ STEPS = [
     request_metrics,
     engine_metrics,
     access_log,
-    settlement,
     closing_the_stream,
     backend_time,
     latencies,
