@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -196,6 +196,52 @@ def test_the_readmes_commands_work_word_for_word(folder: Folder) -> None:
     )
     for secret in ("a-secret-of-stdin", "password123", SECRET, TOKEN, key, second[1]):
         assert secret not in written
+
+
+def test_what_the_administrator_changes_holds_while_it_serves(folder: Folder, tmp_path: Path) -> None:
+    folder.done("migrate")
+    folder.start()
+    user = {"email": "a@example.com", "password": "a long password"}
+    assert folder.ask("POST", "/api/v1/auth/register", user | {"name": "A"})[0] == 201
+    status, said = folder.ask("POST", "/api/v1/auth/login", user)
+    assert status == 200, said
+    access = json.loads(said)["tokens"]["access_token"]
+
+    def me() -> int:
+        return folder.ask("GET", "/api/v1/user", Authorization=f"Bearer {access}")[0]
+
+    # credits and prices
+    match = re.search(r"^Key: (.+)$", folder.done("create-apikey", "a@example.com", "k"), re.M)
+    assert match is not None
+    key = match[1]
+    assert folder.chat(key) == 200
+    prices = tmp_path / "prices.json"
+    prices.write_text('{"prices": [{"model": "*", "in": "1.00", "out": "1.00"}]}')
+    folder.done("prices", "set", str(prices))
+    until(lambda: folder.chat(key), 402)
+    folder.done("grant", "a@example.com", "5")
+    until(lambda: folder.chat(key), 200)
+    # a user who may not call, and its sessions
+    assert me() == 200
+    assert "Total: 1 sessions" in folder.done("sessions", "a@example.com")
+    assert folder.done("end-sessions", "a@example.com") == "Ended sessions: 1\n"
+    until(me, 401)
+    folder.done("deactivate", "a@example.com")
+    until(lambda: folder.chat(key), 401)
+    folder.done("activate", "a@example.com")
+    until(lambda: folder.chat(key), 200)
+    assert folder.stop() == 0
+    assert "the money is right" in folder.done("audit")
+    usage = folder.done("usage", "a@example.com")
+    assert re.search(r"^m +\d", usage, re.M) or "COST" in usage
+
+
+def until(ask: Callable[[], int], status: int, within_s: float = 5.0) -> None:
+    """Ask until the answer has a status: it is 2 s at most by the contract."""
+    end = time.monotonic() + within_s
+    while (found := ask()) != status:
+        assert time.monotonic() < end, found
+        time.sleep(0.05)
 
 
 def test_sqlite_that_is_held_is_told_with_what_to_do(on_sqlite: Folder) -> None:
