@@ -284,4 +284,7 @@ def _account_service(appliance: Appliance) -> object | None:
     from appliance.accounts.audit_log import Author  # loads the database's libraries
     from appliance.control.account_service import AccountService
 
-    return AccountService(accounts.identity, accounts.money.store, author=Author("operator"))
+    money = accounts.money
+    return AccountService(
+        accounts.identity, money.store, author=Author("operator"), file_prices=lambda: money.file_prices
+    )

@@ -127,6 +127,9 @@ def journey(environment: Environment) -> None:
         "GPU_SPOOF_STATE_DIR": str(environment.folder / "gpu"),
         "NAT_REDIRECT": "off",
     }
+    for program in ("aiserve-gpuproxyd", "aiserve-gpuproxy-admin"):
+        done = subprocess.run([environment.folder / "bin" / program, "-h"], capture_output=True, text=True)
+        assert (done.returncode, program in done.stdout) == (0, True), done.stderr
     checked = environment.run("check", **variables)
     assert (checked.returncode, checked.stderr) == (0, "The settings are fine.\n")
     log = environment.folder / "log"

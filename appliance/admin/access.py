@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from appliance.base.errors import ApplianceError
+from appliance.base.errors import ApplianceError, Unavailable
 from appliance.cli.client import (
     FAILED,
     REFUSED,
@@ -93,8 +93,9 @@ class LocalAccess:
             return self._runner.run(getattr(self._service, name)(request))
         except StoreUnavailable as error:
             raise CallFailed(f"The database cannot be used: {error.reason}.", UNREACHABLE) from None
-        except ApplianceError as error:
-            raise CallFailed(error.message) from None
+        except ApplianceError as error:  # Unavailable: Redis, where it alone keeps the sessions
+            code = UNREACHABLE if isinstance(error, Unavailable) else FAILED
+            raise CallFailed(error.message, code) from None
 
 
 def open_access(

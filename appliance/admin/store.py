@@ -11,11 +11,13 @@ from appliance.accounts.money import MoneyStore
 from appliance.accounts.settings import AccountSettings
 from appliance.base.clock import SystemClock
 from appliance.base.money import parse_musd
+from appliance.base.settings import InvalidSettings
 from appliance.base.tasks import Tasks
 from appliance.control.account_service import AccountService
 from appliance.control.settings import ControlSettings
 from appliance.host.settings import HostSettings
 from appliance.settings import effective_environ
+from appliance.settings_prices import read_prices
 from appliance.storage.database import Database, StoreUnavailable, Transaction
 from appliance.storage.open import build_database
 from appliance.storage.redis_store import RedisStore, build_redis
@@ -59,6 +61,7 @@ async def opened_service(settings: StoreSettings) -> AsyncIterator[AccountServic
     """Open the database, and Redis where there is one; close both at the end.
 
     Raises:
+        InvalidSettings: PRICES_FILE cannot be read.
         StoreHeld: Another process uses SQLite's file.
         StoreRefused: The database can be reached, and cannot be used.
         StoreUnavailable: It cannot be reached.
@@ -75,7 +78,10 @@ async def opened_service(settings: StoreSettings) -> AsyncIterator[AccountServic
                 await redis.open()
             identity, store = _build(settings, database, redis, tasks)
             try:
-                yield AccountService(identity, store, author=Author("command"))
+                prices, problems = read_prices(settings.accounts.model_copy(update={"accounts": True}))
+                if problems:
+                    raise InvalidSettings(problems)
+                yield AccountService(identity, store, author=Author("command"), file_prices=lambda: prices)
             finally:
                 identity.passwords.close()
         finally:

@@ -4,6 +4,8 @@
 database itself (`appliance/admin`). So both have the same rules and the same words.
 """
 
+from collections.abc import Callable, Iterable
+
 from appliance.accounts.actor import read_models, read_scopes
 from appliance.accounts.api_keys import read_expiry_ms, read_key_name
 from appliance.accounts.audit import find_differences
@@ -13,7 +15,7 @@ from appliance.accounts.identity import Identity
 from appliance.accounts.issued_keys import KeyRequest
 from appliance.accounts.ledger import balances
 from appliance.accounts.money import MoneyStore
-from appliance.accounts.prices import PriceBook
+from appliance.accounts.prices import Price, PriceBook
 from appliance.accounts.totals import read_totals
 from appliance.accounts.user_forms import read_change
 from appliance.accounts.users import MAX_LISTED, StoredUser
@@ -44,13 +46,22 @@ class AccountService:
         identity: Users, keys and sessions.
         store: Wallets, prices, spending.
         author: Who makes changes, for the audit.
+        file_prices: Returns those of PRICES_FILE, which hold where the database has none of a model.
     """
 
-    def __init__(self, identity: Identity, store: MoneyStore, *, author: Author) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        store: MoneyStore,
+        *,
+        author: Author,
+        file_prices: Callable[[], Iterable[Price]] = tuple,
+    ) -> None:
         self._users, self._keys, self._sessions = identity.users, identity.keys, identity.sessions
         self._store = store
         self._database, self._clock = identity.database, identity.clock
         self._author = author
+        self._file_prices = file_prices
 
     # ---- users
 
@@ -228,7 +239,9 @@ class AccountService:
 
     async def ListPrices(self, request: pb.ListPricesRequest) -> pb.ListPricesResponse:
         """Return the prices that are in force."""
-        book = PriceBook(await self._store.prices.read())
+        stored = await self._store.prices.read()
+        names = {price.model for price in stored}
+        book = PriceBook([*stored, *(one for one in self._file_prices() if one.model not in names)])
         now_ms = int(self._clock.now_s() * 1000)
         return pb.ListPricesResponse(prices=[to_model_price(price) for price in book.current(now_ms)])
 

@@ -92,6 +92,8 @@ def code_of(error: ApplianceError) -> grpc.StatusCode:
 def http_status_of(error: ApplianceError) -> int:
     """Return the HTTP status that a receipt shows for a failed call."""
     status = error.details.get("status")
+    if error.kind is Kind.PAYMENT_REQUIRED:  # its code is that of too many requests, too
+        return 402
     return status if isinstance(status, int) else HTTP_OF_CODE[code_of(error)]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from appliance.admin.program import COMMANDS, main
+from tests.redis_server import closed_port
 from tests.storage_servers import PostgresServer, make_sqlite, postgres_name
 
 ROOT = Path(__file__).parents[2]
@@ -199,6 +200,30 @@ def test_prices_are_checked_and_set_from_a_file(ready: Terminal, tmp_path: Path)
     assert "line 2, model 'b', field \"in\"" in ready.err
     assert ready.run("prices", "set", str(tmp_path / "missing")) == 1
     assert "No such file" in ready.err
+
+
+def test_prices_of_the_settings_file_are_listed_below_those_set(
+    ready: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    of_settings, other = tmp_path / "settings.json", tmp_path / "other.json"
+    of_settings.write_text('{"prices": [{"model": "a", "in": "1"}, {"model": "b", "in": "2"}]}')
+    other.write_text('{"prices": [{"model": "a", "in": "3"}]}')
+    monkeypatch.setenv("PRICES_FILE", str(of_settings))
+    ready.done("prices", "set", str(other))
+    rows = [line.split()[:2] for line in ready.done("prices").splitlines()]
+    assert rows[1:3] == [["a", "$3.00"], ["b", "$2.00"]]
+    of_settings.write_text("{}")
+    assert ready.run("prices") == 78
+    assert "error: PRICES_FILE=" in ready.err
+
+
+def test_sessions_that_redis_alone_keeps_need_it(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal.done("create-user", EMAIL, PASSWORD, "John Doe")
+    monkeypatch.setenv("SESSION_MODE", "redis")
+    monkeypatch.setenv("REDIS_HOST", "127.0.0.1")
+    monkeypatch.setenv("REDIS_PORT", str(closed_port()))
+    assert terminal.run("sessions", EMAIL) == 3
+    assert len(terminal.err.splitlines()) == 1
 
 
 def test_guard_rails_are_shown_and_reset(ready: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from appliance.accounts.money import MoneyStore
 from appliance.base.clock import SystemClock
 from appliance.base.errors import PaymentRequired
 from appliance.control.account_service import AccountService
-from appliance.control.errors import code_of, rich_status
+from appliance.control.errors import code_of, http_status_of, rich_status
 from appliance.control.v1 import control_pb2 as pb
 from appliance.storage.database import Database
 from tests.accounts.parts import PASSWORD, identity_on, settings_of
@@ -260,3 +260,4 @@ def test_what_cannot_be_paid_is_resource_exhausted_with_its_reason() -> None:
     assert code_of(error) is CODES.RESOURCE_EXHAUSTED
     status = rich_status(error)
     assert b"INSUFFICIENT_CREDITS" in status.details[0].value
+    assert http_status_of(error) == 402
