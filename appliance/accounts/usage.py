@@ -33,6 +33,17 @@ ADD_TO_KEY = (
     "INSERT INTO key_spend(key_id, month, spent_musd) VALUES (:key_id, :month, :spent_musd) "
     "ON CONFLICT (key_id, month) DO UPDATE SET spent_musd = key_spend.spent_musd + excluded.spent_musd"
 )
+NOTE_SESSION = (
+    "INSERT INTO credits(id, client_id, ip, date, time, duration, credits_remaining_musd, "
+    "credits_total_musd, credits_overage_musd, credits_cap_musd, credits_auto_renew, created_at, "
+    "updated_at) VALUES (:id, :client, :ip, :date, :time, :duration, :remaining, :total, :overage, "
+    ":cap, :renew, :begun, :ended) ON CONFLICT (id) DO UPDATE SET duration = excluded.duration, "
+    "credits_remaining_musd = excluded.credits_remaining_musd, "
+    "credits_total_musd = excluded.credits_total_musd, "
+    "credits_overage_musd = excluded.credits_overage_musd, "
+    "credits_cap_musd = excluded.credits_cap_musd, "
+    "credits_auto_renew = excluded.credits_auto_renew, updated_at = excluded.updated_at"
+)
 GROUPS = {
     "model": "model",
     "backend": "backend",
@@ -245,28 +256,54 @@ class UsageStore:
         for one in new:
             if one.note.client_id:
                 spans[one.note.client_id, one.note.ip, one.note.wallet_id].append(one.note.at_ms)
+        if not spans:
+            return
+        known = await self._latest_sessions(transaction, {(one[0], one[1]): min(spans[one]) for one in spans})
+        rows = []
         for (client_id, ip, wallet_id), times in sorted(spans.items()):
             wallet = parts[wallet_id].wallet
             if wallet is not None:
                 used = wallet.used_musd + parts[wallet_id].used_musd
-                await self._note_session(transaction, client_id, ip, times, wallet, used)
+                row = self._session_row(known.get((client_id, ip)), times, wallet, used)
+                rows.append({**row, "client": client_id, "ip": ip})
+        if rows:
+            await transaction.execute(NOTE_SESSION, rows)
 
-    async def _note_session(
-        self, transaction: Transaction, client_id: str, ip: str, times: list[int], wallet: Wallet, used: int
-    ) -> None:
-        first, last = min(times), max(times)
+    async def _latest_sessions(
+        self, transaction: Transaction, firsts_ms: dict[tuple[str, str], int]
+    ) -> dict[tuple[str, str], Any]:
+        """Return the session that goes on for each client and address; those without one are missing.
+
+        Args:
+            transaction: Of the batch.
+            firsts_ms: The first attempt of each in the batch, epoch milliseconds.
+        """
+        clients = sorted({client_id for client_id, _ in firsts_ms})
         rows = await transaction.execute(
-            "SELECT id, created_at, updated_at FROM credits WHERE client_id = :client AND ip = :ip "
-            "AND updated_at >= :since ORDER BY updated_at DESC LIMIT 1",
-            {"client": client_id, "ip": ip, "since": first - SESSION_PAUSE_MS},
+            self._sql(
+                "SELECT id, client_id, ip, created_at, updated_at FROM credits "
+                "WHERE client_id = ANY(:ids) AND updated_at >= :since ORDER BY updated_at"
+            ),
+            {
+                "ids": list_for(self._database.kind, clients),
+                "since": min(firsts_ms.values()) - SESSION_PAUSE_MS,
+            },
         )
-        begun = min(first, rows[0].created_at) if rows else first
-        ended = max(last, rows[0].updated_at) if rows else last
+        found: dict[tuple[str, str], Any] = {}
+        for row in rows:
+            first = firsts_ms.get((row.client_id, row.ip))
+            if first is not None and row.updated_at >= first - SESSION_PAUSE_MS:
+                found[row.client_id, row.ip] = row
+        return found
+
+    def _session_row(self, known: Any, times: list[int], wallet: Wallet, used: int) -> dict[str, Any]:
+        """Return what is stored of a session; `known`: how it was until now, None = it begins."""
+        first, last = min(times), max(times)
+        begun = min(first, known.created_at) if known is not None else first
+        ended = max(last, known.updated_at) if known is not None else last
         moment = datetime.fromtimestamp(begun / 1000, UTC)
-        row: dict[str, Any] = {
-            "id": rows[0].id if rows else self._ids.new(begun),
-            "client": client_id,
-            "ip": ip,
+        return {
+            "id": known.id if known is not None else self._ids.new(begun),
             "date": moment.strftime("%Y-%m-%d"),
             "time": moment.strftime("%H:%M:%S"),
             "duration": (ended - begun) // 1000,
@@ -278,18 +315,6 @@ class UsageStore:
             "begun": begun,
             "ended": ended,
         }
-        await transaction.execute(
-            "INSERT INTO credits(id, client_id, ip, date, time, duration, credits_remaining_musd, "
-            "credits_total_musd, credits_overage_musd, credits_cap_musd, credits_auto_renew, created_at, "
-            "updated_at) VALUES (:id, :client, :ip, :date, :time, :duration, :remaining, :total, :overage, "
-            ":cap, :renew, :begun, :ended) ON CONFLICT (id) DO UPDATE SET duration = excluded.duration, "
-            "credits_remaining_musd = excluded.credits_remaining_musd, "
-            "credits_total_musd = excluded.credits_total_musd, "
-            "credits_overage_musd = excluded.credits_overage_musd, "
-            "credits_cap_musd = excluded.credits_cap_musd, "
-            "credits_auto_renew = excluded.credits_auto_renew, updated_at = excluded.updated_at",
-            row,
-        )
 
     # ---- what users and operators see
 
