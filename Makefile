@@ -20,7 +20,7 @@ SCRIPTS := $(shell find entrypoint.sh .ci shims examples etc/debian_llama_server
     -exec awk 'FNR == 1 && /^\#!.*sh$$/ {print FILENAME}' {} + 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev run check quick test lint unit docs format image image-test vllm test-vllm test-gpu test-agents bench bench-peers fuzz endurance lock dist proto clean
+.PHONY: help dev run check quick test lint unit docs format build image image-test vllm test-vllm test-gpu test-agents bench bench-peers fuzz endurance lock dist proto clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ dev: $(VENV)/dev.stamp proto $(BIN)/appliance  ## set everything up for developm
 
 run: proto $(BIN)/appliance  ## serve on http://127.0.0.1:14000: the demo engine, or with NOVITA_API_KEY the hosted models
 	@exec $(BIN)/appliance serve
+
+build: proto $(BIN)/appliance  ## put aiserve-gpuproxyd and its administrator's program into bin/ (docs/accounts.md)
+	@mkdir -p bin && ln -sfn $(abspath $(BIN))/aiserve-gpuproxyd $(abspath $(BIN))/aiserve-gpuproxy-admin bin/
 
 check: proto $(BIN)/appliance  ## read the environment as `run` would, and name every problem
 	@$(BIN)/appliance check

@@ -6,6 +6,7 @@ import pytest
 
 from appliance.base.settings import InvalidSettings
 from appliance.gpuproxy_environ import read_env_file, read_environ
+from appliance.settings import load
 
 BASE = {"PROXY_PORT": "8080", "ACCOUNTS": "1", "REGISTRATION": "open"}
 
@@ -67,6 +68,59 @@ def test_values_are_read_as_godotenv_reads_them(tmp_path: Path, line: str, value
     path = tmp_path / ".env"
     path.write_text(f"# a comment\n\n{line}\n")
     assert read_env_file(path) == {"A": value}
+
+
+def test_the_names_and_values_of_the_projects_example_are_all_taken(tmp_path: Path) -> None:
+    path = tmp_path / ".env"
+    path.write_text(
+        """
+SERVER_HOST=::
+SERVER_PORT=8080
+GRPC_PORT=9090
+ENVIRONMENT=development
+DB_HOST=localhost
+DB_PORT=5432
+DB_USER=postgres
+DB_PASSWORD=changeme
+DB_NAME=gpuproxy
+DB_SSLMODE=disable
+DB_MAX_CONNS=200                      # many
+DB_MIN_CONNS=20                       # some
+DB_MAX_CONN_LIFETIME=15m              # a duration
+DB_MAX_CONN_IDLE_TIME=5m
+DB_HEALTH_CHECK_PERIOD=1m
+DB_CONNECT_TIMEOUT=5s
+DB_USE_PGBOUNCER=true
+DB_PGBOUNCER_POOL_MODE=transaction    # a word
+                                      # a comment that goes on
+REDIS_HOST=localhost
+REDIS_PORT=6379
+REDIS_PASSWORD=
+REDIS_DB=0
+REDIS_POOL_SIZE=50
+REDIS_MIN_IDLE_CONNS=10
+REDIS_DIAL_TIMEOUT=5s
+SESSION_MODE=balanced                 # sql, redis, or balanced
+JWT_SECRET=0f3d9a1c7b5e2846a0c4d8e6f2b19375
+JWT_EXPIRATION=24h
+REFRESH_EXPIRATION=168h
+API_KEY_LENGTH=32
+GPU_API_TIMEOUT=30s
+CRYPTO_ENABLED=true
+LB_ENABLED=true
+LB_STRATEGY=round_robin
+GUARDRAILS_ENABLED=false
+GUARDRAILS_MAX_5MIN_RATE=0
+SYSLOG_ENABLED=false
+"""
+    )
+    found = read_environ({"STATE_DIR": str(tmp_path)}, path)
+    assert len(found.without_effect) == 6
+    settings, problems = load(found.values)
+    assert settings is not None
+    assert [str(problem) for problem in problems] == []
+    assert (settings.front.proxy_port, settings.storage.db_max_conns) == (8080, 200)
+    assert settings.accounts.registration == "open"
 
 
 @pytest.mark.parametrize("line", ["A", "1A=b", 'A="b', "A='b' c"])
