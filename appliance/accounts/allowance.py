@@ -27,6 +27,7 @@ SWEEP_EVERY_S = 10.0
 IDLE_SWEEPS = 6
 DRY_PAUSE_S = 1.0
 RETURN_WAIT_S = 0.25
+LONGEST_WAIT_S = 5.0  # of a request for the database
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +194,19 @@ class Allowance:
         self.ask_not_before_s = 0.0
         self.ask_for_more()
         try:
-            return await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.exception() is None and turn.result():
-                self.release(musd)  # it was given just now, and is not wanted any more
-            raise
+            async with asyncio.timeout(LONGEST_WAIT_S):
+                try:
+                    return await turn
+                except asyncio.CancelledError:
+                    if turn.done() and not turn.cancelled() and turn.exception() is None and turn.result():
+                        self.release(musd)  # it was given just now, and is not wanted any more
+                    raise
+        except TimeoutError:
+            raise Unavailable(
+                "The database of accounts takes too long. Try again later.",
+                code="store_unavailable",
+                retry_after_s=LONGEST_WAIT_S,
+            ) from None
 
     # ---- for Allowances
 

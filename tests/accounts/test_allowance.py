@@ -261,3 +261,18 @@ async def test_a_process_that_slept_reads_its_leases_before_it_spends(tasks: Tas
     assert await one.of().hold_or_wait(7)
     one.check()
     bank.check()
+
+
+async def test_a_request_does_not_wait_long_for_a_slow_database(
+    tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.accounts.allowance.LONGEST_WAIT_S", 0.01)
+    bank = FakeBank({W: FakeWallet(100_000)})
+    one = Replica(bank, tasks)
+    one.store.delay_s = 0.05
+    with pytest.raises(Unavailable, match="takes too long") as caught:
+        await one.of().hold_or_wait(10)
+    assert (caught.value.code, one.of().held_musd) == ("store_unavailable", 0)
+    await asyncio.sleep(0.1)
+    assert one.of().hold(10)  # what was granted later is there
+    one.check()
