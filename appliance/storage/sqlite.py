@@ -112,7 +112,10 @@ class _Thread:
             timeout_s: When the statement is interrupted.
         """
         loop = asyncio.get_running_loop()
-        work = self._executor.submit(self._use, function)
+        try:
+            work = self._executor.submit(self._use, function)
+        except RuntimeError:  # its thread has ended
+            raise StoreUnavailable(CLOSED) from None
         if timeout_s is not None:
             alarm = loop.call_later(timeout_s, self._interrupt)
             work.add_done_callback(lambda _: loop.call_soon_threadsafe(alarm.cancel))
@@ -261,7 +264,8 @@ class SqliteDatabase(Database):
                 raise self._failure(exc, is_reading=True) from exc
             finally:
                 try:
-                    await thread.call(_undo)
+                    if not self._is_closed:  # a failure here would take the place of a cancellation
+                        await thread.call(_undo)
                 finally:
                     self._free_readers.append(thread)
 
