@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from sqlalchemy import create_engine
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, CursorResult, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
@@ -43,7 +43,6 @@ from appliance.storage.database import (
     StoreUnavailable,
     Transaction,
     TransactionConflict,
-    compiled,
 )
 
 log = get_logger("storage")
@@ -165,10 +164,16 @@ class SqliteTransaction(Transaction):
         if self._turn is not None and self._turn.is_over:
             raise StoreUnavailable(TOO_LONG)
         self._database.statements += 1
-        clause = compiled(statement) if isinstance(statement, str) else statement
         return await self._thread.call(
-            lambda connection: Rows(connection.execute(clause, parameters)), self._timeout_s
+            lambda connection: Rows(_run(connection, statement, parameters)), self._timeout_s
         )
+
+
+def _run(connection: Connection, statement: Statement, parameters: Parameters | None) -> CursorResult[Any]:
+    """Run a statement; a text goes to SQLite as it is, which knows parameters by name itself."""
+    if isinstance(statement, str):
+        return connection.exec_driver_sql(statement, parameters)
+    return connection.execute(statement, parameters)
 
 
 class SqliteDatabase(Database):
