@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from appliance.base.errors import Forbidden, Invalid
+from appliance.base.money import parse_musd
 
 Level = Literal["public", "client", "account", "operator"]
 ActorKind = Literal["anybody", "static", "operator", "user"]
@@ -258,10 +259,14 @@ def _read_limit(name: str, value: object) -> int | None:
 def _read_cap(value: object) -> int | None:
     if value is None:
         return None
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1_000_000_000:
-        return round(value * 1_000_000)
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return parse_musd(value)
+    except ValueError:
+        pass
     raise Invalid(
-        f"limits.monthly_cap: {_shown(value)} is not allowed: dollars from 0 to 1000000000, or null.",
+        f"limits.monthly_cap: {_shown(value)} is not allowed: dollars from 0 to 1000000000 with up to 6 "
+        "decimals, or null.",
         param="limits.monthly_cap",
     )
 

@@ -1,6 +1,7 @@
 """What callers send about users: e-mail addresses, names, and what an administrator changes."""
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,12 +31,13 @@ class UserChange:
 
 
 def read_email(value: object) -> str:
-    """Read an e-mail address; it is kept in lower case.
+    """Read an e-mail address; it is kept in lower case, and in one form of letters that have several (NFKC).
 
     Raises:
         Invalid: It is none.
     """
-    text = value.strip().lower() if isinstance(value, str) else ""
+    given = value if isinstance(value, str) and len(value) <= 4 * MAX_EMAIL_CHARACTERS else ""
+    text = unicodedata.normalize("NFKC", given).strip().lower()
     if len(text) <= MAX_EMAIL_CHARACTERS and text.isprintable() and _EMAIL.fullmatch(text):
         return text
     raise Invalid(

@@ -83,6 +83,11 @@ class UserRules:
     max_gpu_seconds: int = 360_000
 
 
+def email_of_deleted(user_id: str) -> str:
+    """Return what stands in place of the e-mail address of a deleted user; no registration takes it."""
+    return f"deleted-{user_id}@invalid"
+
+
 class Users:
     """All users.
 
@@ -379,7 +384,7 @@ class Users:
         """Remove what tells who it was; what was spent keeps the ids, and the audit has nothing else."""
         now_ms = self._now_ms()
         values = {
-            "email": f"deleted-{user_id}@invalid",
+            "email": email_of_deleted(user_id),
             "name": "",
             "password_hash": "",
             "is_active": False,
@@ -458,11 +463,15 @@ class Users:
         action: str,
         details: dict[str, Any],
     ) -> None:
+        is_it = (users.c.id == user_id) & (users.c.email != email_of_deleted(user_id))
         done = await transaction.execute(
-            update(users).where(users.c.id == user_id).values(**values, updated_at=self._now_ms())
+            update(users).where(is_it).values(**values, updated_at=self._now_ms())
         )
         if not done.changed:
-            raise NotFound(f"There is no user {user_id[:64]!r}.", code="user_unknown")
+            raise NotFound(
+                f"There is no user {user_id[:64]!r}, or it was deleted, which cannot be undone.",
+                code="user_unknown",
+            )
         await self._audit(transaction, author, action, user_id, details)
         await self._changes.note(transaction, "user", [user_id])
 

@@ -468,7 +468,8 @@ class Wallets:
         Raises:
             NotFound: There is no such wallet.
             Invalid: The amount is 0 or too large.
-            Conflict: So much cannot be taken away, or `ref` was used for another amount.
+            Conflict: So much cannot be taken away, `ref` was used for another amount, or the wallet is
+                closed, since its user was deleted.
         """
         if not amount_musd or abs(amount_musd) > MAX_MUSD:
             raise Invalid(
@@ -647,7 +648,13 @@ class Wallets:
         self, wallet_id: str, entry: LedgerEntry, amounts: Mapping[str, int], alongside: Alongside | None
     ) -> Wallet:
         async def change(transaction: Transaction) -> Wallet:
-            await self._locked(transaction, wallet_id)
+            wallet = await self._locked(transaction, wallet_id)
+            if wallet.state == "closed" and sum(amounts.values()) > 0:
+                raise Conflict(
+                    f"Wallet {wallet_id[:64]!r} is closed, since its user was deleted: credits could not be "
+                    "spent.",
+                    code="wallet_closed",
+                )
             if await post(transaction, entry):
                 await self._add(transaction, wallet_id, amounts)
                 if alongside is not None:

@@ -118,6 +118,8 @@ def test_models_that_are_refused(value: object) -> None:
         ({"rpm": 10**13}, "limits.rpm"),
         ({"rps": 1}, "limits.rps: there is no such limit"),
         ({"monthly_cap": -1}, "limits.monthly_cap: -1"),
+        ({"monthly_cap": 0.0000004}, "up to 6 decimals"),
+        ({"monthly_cap": "5"}, "limits.monthly_cap: '5'"),
         ({"monthly_cap": float("nan")}, "limits.monthly_cap: nan"),
     ],
 )

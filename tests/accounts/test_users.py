@@ -266,6 +266,11 @@ async def test_deleted_user_is_anonymous_and_calls_no_more(identity: Identity) -
             gone.append("10.0.0.1")
         assert not [one for one in gone if one in text], table.name
     assert len(await rows_of(identity, select(wallets))) == 1
+    for change in (UserChange(is_active=True), UserChange(is_admin=True)):
+        with pytest.raises(NotFound, match="it was deleted"):
+            await identity.users.change(user.id, change, author=AUTHOR)
+    with pytest.raises(NotFound, match="it was deleted"):
+        await identity.users.set_password(user.id, PASSWORD, author=AUTHOR)
     await identity.users.register("a@example.org", PASSWORD, "Another", peer="10.0.0.1")
 
 
@@ -310,6 +315,10 @@ async def test_users_are_searched_and_listed_by_pages(identity: Identity) -> Non
     assert (await identity.users.find_by_email("U2@example.org ")).id == every[2].id
     with pytest.raises(NotFound):
         await identity.users.find_by_email("nobody@example.org")
+
+
+def test_email_addresses_that_look_the_same_are_the_same() -> None:
+    assert read_email(" \uff41LICE@Example.org ") == read_email("alice@example.org")
 
 
 @pytest.mark.parametrize(

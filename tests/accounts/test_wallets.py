@@ -326,6 +326,16 @@ async def test_a_grant_is_given_once_for_each_reference(database: Database) -> N
     await money.check()
 
 
+async def test_a_closed_wallet_gets_no_credits(database: Database) -> None:
+    money = Money(database)
+    await money.open("w1", extra=100)
+    await money.wallets.set_state("w1", "closed")
+    with pytest.raises(Conflict, match="is closed"):
+        await money.wallets.grant("w1", 500, ref="g1")
+    assert (await money.wallets.grant("w1", -100, ref="g2")).extra_musd == 0
+    await money.check()
+
+
 async def test_24_grants_of_one_reference_at_once_give_once(database: Database) -> None:
     money = Money(database)
     await money.open("w1")
