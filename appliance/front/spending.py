@@ -278,8 +278,8 @@ class RequestSpending:
         if settlement is not None:
             self._note(settlement)
             if self._meter.is_stopped:
-                stopped = self._spending.stopped
-                stopped[STOP_REASON] = stopped.get(STOP_REASON, 0) + 1
+                stopped, reason = self._spending.stopped, self.stop_reason
+                stopped[reason] = stopped.get(reason, 0) + 1
 
     def _note(self, settlement: Settlement) -> None:
         """Show the charge in the receipt; what was spent for several attempts is added up."""
