@@ -81,7 +81,7 @@ image:  ## build the container image `appliance`, bringing up a container engine
 	    --build-arg VERSION="$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)" \
 	    --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || true)" .
 
-image-test: $(VENV)/dev.stamp  ## build the image, run it hardened, and test it for real
+image-test: $(VENV)/dev.stamp proto  ## build the image, run it hardened, and test it for real
 	@tests/image/run
 
 vllm: $(BIN)/python  ## install vLLM for the CPU where it is missing (2.5 GB, two minutes)
