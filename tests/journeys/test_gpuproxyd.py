@@ -324,4 +324,12 @@ def test_wrong_flags_and_settings_are_refused(
 def test_modes_for_developers_change_the_log(on_sqlite: Folder) -> None:
     on_sqlite.start("-dv", "--debug-mode")
     assert not [line for line in on_sqlite.log.splitlines() if line.startswith("{")]
-    assert "[debug" in on_sqlite.log
+    done = subprocess.run(
+        [sys.executable, "-m", "appliance", "ctl", "settings", "--set-only"],
+        env=on_sqlite.environ | {"CONTROL_ADDRESS": f"127.0.0.1:{on_sqlite.control}", "CONTROL_TOKEN": TOKEN},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "LOG_LEVEL\tdebug\t" in done.stdout, done.stderr
+    assert "LOG_FORMAT\tconsole\t" in done.stdout
