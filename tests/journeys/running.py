@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +113,7 @@ class Process:
 
 
 Spawn = Callable[..., Process]
+SERVE = ("appliance", "serve")
 
 
 @pytest.fixture
@@ -127,7 +128,7 @@ def spawning(tmp_path: Path) -> Iterator[Spawn]:
     """Start `python -m appliance serve` with given variables; wait until it answers; end it at the end."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def begin(*, wait: bool = True, **variables: str) -> Process:
+    def begin(*, wait: bool = True, program: Sequence[str] = SERVE, **variables: str) -> Process:
         port, control = free_port(), free_port()
         environ = {
             "PATH": os.environ["PATH"],
@@ -143,9 +144,7 @@ def spawning(tmp_path: Path) -> Iterator[Spawn]:
         }
         log = tmp_path / f"appliance-{port}.log"
         with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "appliance", "serve"], env=environ, stdout=out, stderr=out
-            )
+            process = subprocess.Popen([sys.executable, "-m", *program], env=environ, stdout=out, stderr=out)
         started.append(process)
         running = Process(process, f"http://127.0.0.1:{port}", f"127.0.0.1:{control}", log)
         for _ in range(1500 if wait else 0):
