@@ -33,8 +33,10 @@ from tests.journeys.paying import (
     user_of,
 )
 from tests.journeys.running import Running, Spawn, Start, until
+from tests.redis_server import RedisServer, redis_server
 from tests.storage_servers import PostgresServer, make_template, postgres_name
 
+__all__ = ["redis_server"]
 CHAT = DIALECTS["chat"]
 TOKENS = 10
 UNKNOWN = "apk_abcdefgh_" + "x" * 43
@@ -273,13 +275,18 @@ async def _reach(wanted: list[set[int]], ask_all: Callable[[], Awaitable[list[se
 
 
 async def test_what_is_revoked_ends_on_three_replicas_within_2_s(
-    spawn: Spawn, tmp_path: Path, own_server: PostgresServer, stack: AsyncExitStack
+    spawn: Spawn,
+    tmp_path: Path,
+    own_server: PostgresServer,
+    redis_server: RedisServer,
+    stack: AsyncExitStack,
 ) -> None:
     engine = await stack.enter_async_context(CountingEngine(tokens=TOKENS))
     name = await stack.enter_async_context(postgres_name(own_server))
     store = await stack.enter_async_context(store_at(own_server.settings(name), tmp_path))
     http = await stack.enter_async_context(httpx.AsyncClient(timeout=20))
-    given = environ(tmp_path, BACKENDS=f"e={engine.url}", CONTROL="0", **own_server.environ(name))
+    reached = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(redis_server.port), **own_server.environ(name)}
+    given = environ(tmp_path, BACKENDS=f"e={engine.url}", CONTROL="0", **reached)
     folders = [tmp_path / f"state-{number}" for number in range(3)]
     for folder in folders:
         folder.mkdir()
@@ -290,7 +297,8 @@ async def test_what_is_revoked_ends_on_three_replicas_within_2_s(
     for is_heard in (True, False):
         four = await Revoked.make(store)
         await _reach([{200}] * 4, lambda four=four: four.statuses(http, urls))  # type: ignore[misc]
-        if not is_heard:  # the connections that listen are cut, so that nothing is heard
+        if not is_heard:  # Redis ends and the connections that listen are cut, so that nothing is heard
+            redis_server.stop()
             cut = await own_server.sql(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%LISTEN%' "
                 f"AND datname = '{name}' AND pid <> pg_backend_pid()"
