@@ -30,6 +30,7 @@ from appliance.front.pipeline.response import render_fields
 
 log = get_logger("spending")
 MAX_UNREAD_BYTES = 8192  # of a body that is estimated by its size alone, whatever is in it
+OPEN_RESPONSE_TOKENS = 16_384  # held for a whole response without a limit, where another one runs
 MAX_TOKENS_NAMES = ("max_completion_tokens", "max_tokens")
 STOP_REASON = "credits_exhausted"
 STORE_AWAY = "store_unavailable"
@@ -77,6 +78,7 @@ class Spending:
         self.latest = latest
         self.clock = clock
         self.stopped: dict[str, int] = {}
+        self.open_responses: dict[str, int] = {}  # whole ones without a limit that run, by wallet
         self._supplies: dict[str, Price] = {}
 
     def billing_of(self, actor: Actor, *, peer: str) -> "CallerBilling | None":
@@ -87,6 +89,14 @@ class Spending:
             peer: The caller's address.
         """
         return CallerBilling(self, actor, peer) if actor.user is not None else None
+
+    def end_open(self, wallet_id: str) -> None:
+        """Note that a whole response without a limit has ended."""
+        left = self.open_responses[wallet_id] - 1
+        if left:
+            self.open_responses[wallet_id] = left
+        else:
+            del self.open_responses[wallet_id]
 
     def supply_of(self, backend: str) -> Price:
         """Return what a backend that bills us takes: it is not known, so nothing."""
@@ -130,7 +140,10 @@ class CallerBilling:
         """
         if self._has_models:
             check_model(self._actor, request.public_model)  # 1
-        return self._begin(self._order(request), request.receipt)
+        order = self._order(request)
+        if order.is_gradual or order.max_tokens or not order.price.out_per_mtok or order.kind == "embedding":
+            return self._begin(order, request.receipt)
+        return self._begin_open(order, request.receipt)
 
     async def begin_flat(
         self, model: str, receipt: Receipt, *, is_counted_elsewhere: bool = False
@@ -156,9 +169,29 @@ class CallerBilling:
         order = MeterOrder(self._payer, price, model, 0, is_gradual=False, kind="embedding")
         return await self._begin(order, receipt)
 
-    async def _begin(self, order: MeterOrder, receipt: Receipt) -> "RequestSpending":
+    async def _begin_open(self, order: MeterOrder, receipt: Receipt) -> "RequestSpending":
+        """Begin a whole response without a limit, whose cost is known at its end only.
+
+        The first one of a wallet holds what most responses cost, each other one at the same time far more:
+        else many at once could cost a multiple of what the wallet has.
+        """
+        running, wallet_id = self._spending.open_responses, self._payer.wallet_id
+        if wallet_id in running:
+            order = msgspec.structs.replace(order, max_tokens=OPEN_RESPONSE_TOKENS)
+        running[wallet_id] = running.get(wallet_id, 0) + 1
+        try:
+            begun = await self._begin(order, receipt, is_open=True)
+        except BaseException:
+            self._spending.end_open(wallet_id)
+            raise
+        begun.is_open = True
+        return begun
+
+    async def _begin(
+        self, order: MeterOrder, receipt: Receipt, *, is_open: bool = False
+    ) -> "RequestSpending":
         spending, actor = self._spending, self._actor
-        tokens = order.prompt_tokens + order.max_tokens
+        tokens = order.prompt_tokens + (0 if is_open else order.max_tokens)
         try:
             admission = spending.limits.begin(actor, tokens=tokens)  # 2
             if admission is None:
@@ -221,7 +254,7 @@ class CallerBilling:
 class RequestSpending:
     """The meter of one request (see `engines.billing.RequestMeter`)."""
 
-    __slots__ = ("_admission", "_meter", "_order", "_receipt", "_spending", "_tokens", "took")
+    __slots__ = ("_admission", "_meter", "_order", "_receipt", "_spending", "_tokens", "is_open", "took")
 
     def __init__(
         self,
@@ -237,6 +270,7 @@ class RequestSpending:
         self._order = order
         self._receipt = receipt
         self._tokens = 0
+        self.is_open = False  # a whole response without a limit runs
         self.took = meter.took  # called for each piece: without a step between
 
     @property
@@ -302,6 +336,9 @@ class RequestSpending:
             log.error("not_released", id=self._receipt.id, error=repr(error), exc_info=error)
         finally:
             self._admission.end(tokens=self._tokens)
+            if self.is_open:
+                self.is_open = False
+                self._spending.end_open(self._order.payer.wallet_id)
 
 
 def read_max_tokens(request: EngineRequest) -> int:
@@ -314,7 +351,7 @@ def read_max_tokens(request: EngineRequest) -> int:
         if b"tokens" not in raw:
             return 0
         if request.choices and (asked := read_typed(_decode_limits, raw)) is not None:
-            most = max(asked.max_completion_tokens or 0, 0) or max(asked.max_tokens or 0, 0)
+            most = max(asked.max_completion_tokens or 0, asked.max_tokens or 0, 0)
             return most * request.choices
     body = request.body
     found = [
@@ -322,9 +359,7 @@ def read_max_tokens(request: EngineRequest) -> int:
         for name in MAX_TOKENS_NAMES
         if isinstance(value := body.get(name), int) and not isinstance(value, bool) and value > 0
     ]
-    return (
-        max(found) * (request.choices or count_choices(body)) if found else 0
-    )  # engines differ in which counts
+    return max(found) * (request.choices or count_choices(body)) if found else 0
 
 
 def estimate_request(request: EngineRequest) -> int:

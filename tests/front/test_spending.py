@@ -99,6 +99,39 @@ async def test_a_whole_chat_costs_what_the_engine_counted(scene: Callable[..., S
     assert it.bench.bank.wallets["w"].used_musd == cost
 
 
+@pytest.mark.parametrize(
+    ("more", "is_refused"),
+    [({}, True), ({"max_tokens": 5}, False), ({"stream": True}, False)],
+)
+async def test_whole_chats_without_a_limit_hold_far_more_where_several_run(
+    scene: Callable[..., Scene], more: dict[str, Any], is_refused: bool
+) -> None:
+    it = scene(total_musd=20_000)
+    billing = it.spending.billing_of(actor(), peer="1.2.3.4")
+    assert billing is not None
+
+    def begin(**more: Any) -> Any:
+        is_stream = bool(more.get("stream"))
+        body = chat(**more)
+        request = EngineRequest(
+            Operation.CHAT, body, jsons.dumps(body), "m", is_stream, Receipt("r"), public_model="m"
+        )
+        return billing.begin(request)
+
+    running = await begin()
+    if is_refused:
+        with pytest.raises(PaymentRequired, match="are needed to begin"):
+            await begin(**more)
+    else:
+        (await begin(**more)).close()
+    running.close()
+    running.close()
+    (await begin()).close()
+    assert it.spending.open_responses == {}
+    it.bench.allowance.release(0)
+    assert it.bench.allowance.held_musd == 0
+
+
 async def test_embeddings_have_a_price_of_their_own(scene: Callable[..., Scene]) -> None:
     it = scene(prices=[EMBEDDING])
     reply = await it.ask({"model": "m", "input": ["a b c"]}, operation=Operation.EMBEDDING)
