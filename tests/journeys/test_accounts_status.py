@@ -123,8 +123,8 @@ async def test_the_metrics_tell_what_was_charged(make_site: Any) -> None:
 
 async def test_streams_ended_for_their_credits_are_counted(make_site: Any) -> None:
     site = await make_site(SIGNUP_CREDITS_USD="0.0005", HOLD_SLICE_TOKENS="8")
-    many = [{"role": "user", "content": "word " * 100}]
-    answer = await site.chat(stream=True, messages=many, max_tokens=5000)
+    many = [{"role": "user", "content": "demo: long 2000"}]
+    answer = await site.chat(stream=True, messages=many)
     assert "credits_exhausted" in answer.text
     assert await until(lambda: bool(site.accounts.spending.stopped))
     found = numbers((await site.get("/metrics")).text)
