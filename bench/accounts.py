@@ -212,7 +212,7 @@ def show_store(name: str, found: dict[str, float]) -> None:
 
 
 def memory(folder: Path, keys: int, before: Path | None) -> None:
-    """Measure the memory of a process that nobody has asked anything."""
+    """Measure the memory of a process without requests."""
     folder.mkdir()
     if before is not None:
         show_memory(folder / "before", "before there were accounts", {}, before)
