@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,10 @@ async def one(start: Start, tmp_path: Path) -> AsyncIterator[Scene]:
             yield scene
 
 
-@pytest.mark.parametrize("path", QUERIES)
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_who_leaves_at_any_token_pays_for_those_that_came(one: Scene, dialect: str, path: str) -> None:
-    call, query = DIALECTS[dialect], QUERIES[path]
-    for tokens in range(TOKENS + 1):
+async def test_who_leaves_at_any_token_pays_for_those_that_came(one: Scene, dialect: str) -> None:
+    call = DIALECTS[dialect]
+    for tokens, query in product(range(TOKENS + 1), QUERIES.values()):
         one.engine.stall_at = tokens
         if tokens == 0:
             await one.leave_before_anything(call, query=query)
@@ -120,14 +120,13 @@ async def test_who_leaves_at_any_token_pays_for_those_that_came(one: Scene, dial
             assert row.charged_musd == cost_of(row) > 2 * tokens
         else:  # the engine may have been done
             assert row.charged_musd == cost_of(row) >= 2 * tokens
-    assert len(one.engine.served) == TOKENS + 1
+    assert len(one.engine.served) == len(QUERIES) * (TOKENS + 1)
 
 
-@pytest.mark.parametrize("path", QUERIES)
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_a_response_costs_what_the_engine_has_told(one: Scene, dialect: str, path: str) -> None:
-    call, query = DIALECTS[dialect], QUERIES[path]
-    for stream in (False, True):
+async def test_a_response_costs_what_the_engine_has_told(one: Scene, dialect: str) -> None:
+    call = DIALECTS[dialect]
+    for stream, query in product((False, True), QUERIES.values()):
         for usage in ("right", "zero", "none"):
             one.engine.usage = usage
             answer = await post(one.http, call, stream=stream, query=query)
