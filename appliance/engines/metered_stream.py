@@ -81,16 +81,20 @@ class MeteredStream(Stream):
         await in_task()
         if await self._meter.took_later(events, len(piece)):
             return piece
-        return await self._pass_paid(piece) + await self._stop()
+        paid = await self._pass_paid(piece)
+        return paid if len(paid) == len(piece) else paid + await self._stop()
 
     async def _pass_paid(self, piece: bytes) -> bytes:
-        """Return the events of a refused piece, up to the first one that is not paid for."""
+        """Return the events of a refused piece, up to the first one that is not paid for.
+
+        All of it, where other requests have given money back meanwhile: the response goes on.
+        """
         end, meter = 0, self._meter
         while (found := piece.find(b"\n\n", end)) >= 0:
             event = piece[end : found + 2]
             counts = (int(event.startswith(b"data: ")), len(event))
-            if event == DONE or not (meter.took(*counts) or await meter.took_later(*counts)):
-                break
+            if event != DONE and not (meter.took(*counts) or await meter.took_later(*counts)):
+                return piece[:end]
             end = found + 2
         return piece[:end]
 

@@ -274,6 +274,27 @@ async def test_what_of_a_piece_is_paid_for_is_passed_on(read: Any, paid: int) ->
     assert meter.told == [("end", "closed", None), ("close",)]
 
 
+class OtherMeter(RecordingMeter):
+    """Refuses a piece of several events once; each of its events is paid for with what others gave back."""
+
+    def took(self, events: int, n_bytes: int) -> bool:
+        return events < 2 and super().took(events, n_bytes)
+
+    async def took_later(self, events: int, n_bytes: int) -> bool:
+        return False
+
+
+@READERS
+async def test_a_stream_goes_on_where_every_event_of_a_refused_piece_is_paid(read: Any) -> None:
+    meter = OtherMeter()
+    pieces = (event("a"), event("b") + event("c"), event("d") + event("e") + b"data: [DONE]\n\n")
+    request = engine_request(stream=True)
+    stream = MeteredStream(Source(*pieces), meter, request)
+    assert b"".join(await read(stream)) == b"".join(pieces)
+    assert [row[0] for row in meter.told] == ["took"] * 5 + ["end", "close"]
+    assert (meter.told[-2][1], request.receipt.stop_reason) == ("ok", "")
+
+
 async def test_a_completion_that_is_ended_has_the_shape_of_one() -> None:
     request = engine_request({"prompt": "x"}, stream=True, operation=Operation.COMPLETION)
     stream = MeteredStream(Source(b"data: nonsense\n\n"), RecordingMeter(pieces=0), request)
