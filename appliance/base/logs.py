@@ -102,7 +102,7 @@ def secrets_of_words(words: Sequence[str]) -> Iterator[str]:
     """Yield the secrets in a command line, as its flags and its addresses name them.
 
     1. `--api-key VALUE`, `--api-key=VALUE`, `NAME_TOKEN=VALUE`, also in the words of a shell's command
-    2. `http://name:password@host`
+    2. `http://user:password@host`
     """
     parts = [part for word in words for part in ([word] if " " not in word else word.split())]
     for name, after in pairwise([*parts, ""]):

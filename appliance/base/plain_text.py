@@ -34,7 +34,7 @@ def one_line(text: str) -> str:
 def hide_in_addresses(text: str, shown: str = "***") -> str:
     """Return a text with `shown` for what may be a secret in each address in it.
 
-    1. name and password: `http://name:word@host`
+    1. name and password: `http://user:password@host`
     2. the values of its query: `http://host/path?key=value`
     """
     if "://" not in text:
