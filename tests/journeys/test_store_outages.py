@@ -290,8 +290,14 @@ async def test_what_is_revoked_ends_on_three_replicas_within_2_s(
     folders = [tmp_path / f"state-{number}" for number in range(3)]
     for folder in folders:
         folder.mkdir()
+    deaf = {"DB_USE_PGBOUNCER": "1", "REDIS_HOST": ""}  # it hears nothing, and has to ask
     replicas = await asyncio.gather(
-        *(asyncio.to_thread(spawn, **given | {"STATE_DIR": str(folder)}) for folder in folders)
+        *(
+            asyncio.to_thread(
+                spawn, **given | {"STATE_DIR": str(folder)} | (deaf if folder == folders[-1] else {})
+            )
+            for folder in folders
+        )
     )
     urls = [one.base_url for one in replicas]
     for is_heard in (True, False):
@@ -303,7 +309,7 @@ async def test_what_is_revoked_ends_on_three_replicas_within_2_s(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%LISTEN%' "
                 f"AND datname = '{name}' AND pid <> pg_backend_pid()"
             )
-            assert len(cut) >= 3
+            assert len(cut) >= 2
         await four.revoke(store)
         took_s = await _reach(
             [{401}, {401}, {401}, {403}],
