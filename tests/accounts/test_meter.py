@@ -292,8 +292,8 @@ async def test_a_client_that_leaves_while_its_stream_waits_pays_for_what_came(
     bench: Callable[..., Bench],
 ) -> None:
     one = bench(most_musd=600)
-    one.store.delay_s = 5
     meter = await one.metering.begin(order(prompt_tokens=1))
+    one.store.delay_s = 1
     meter.attempt("s", "b")
     stream(meter, 5000)
     taken = meter.counted_tokens
