@@ -294,15 +294,24 @@ def announce(appliance: Appliance) -> None:
     )
     host, port = appliance.http_addresses[0]
     host = "127.0.0.1" if host in LOOPBACK_OF else host
-    base = f"http://{host}:{port}"
-    print(  # noqa: T201 - for the person at the terminal
-        f"""
-The demo engine answers every model. Three commands to try:
+    needs_key = appliance.accounts is not None or bool(appliance.settings.front.appliance_api_keys)
+    print(commands_to_try(f"http://{host}:{port}", needs_key=needs_key), file=sys.stderr)  # noqa: T201
 
-  curl {base}/v1/chat/completions -H 'content-type: application/json' \\
+
+def commands_to_try(base: str, *, needs_key: bool) -> str:
+    """Return the commands that are shown to the person at the terminal, when the demo engine answers.
+
+    Args:
+        base: The address of the HTTP server.
+        needs_key: Whether requests without a key are refused.
+    """
+    key = "-H 'authorization: Bearer KEY' " if needs_key else ""
+    note = ", with a key of yours for KEY" if needs_key else ""
+    return f"""
+The demo engine answers every model. Three commands to try{note}:
+
+  curl {base}/v1/chat/completions {key}-H 'content-type: application/json' \\
        -d '{{"messages": [{{"role": "user", "content": "Hello"}}]}}'
-  curl -N {base}/api/chat -d '{{"model": "demo", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+  curl -N {base}/api/chat {key}-d '{{"model": "demo", "messages": [{{"role": "user", "content": "Hello"}}]}}'
   curl {base}/healthz
-""",
-        file=sys.stderr,
-    )
+"""

@@ -11,6 +11,7 @@ import pytest
 
 from appliance.accounts.prices import Price
 from appliance.accounts.settings import AccountSettings
+from appliance.app import commands_to_try
 from appliance.settings import load
 from appliance.settings_accounts import check_prices
 from appliance.settings_prices import price_differences
@@ -35,6 +36,21 @@ def found(environ: dict[str, str]) -> dict[str, str]:
 def test_accounts_do_not_start_with(environ: dict[str, str], variable: str, text: str) -> None:
     assert load(ON | environ)[0] is None
     assert text in found(ON | environ)[variable]
+
+
+def test_a_weak_secret_is_told_once_and_not_as_a_missing_one() -> None:
+    told = [str(problem) for problem in load(ON | {"JWT_SECRET": "short"})[1]]
+    assert told == [
+        "JWT_SECRET=(hidden): allowed: at least 32 characters, no well-known word. "
+        "It has 5 characters, and needs 32."
+    ]
+
+
+@pytest.mark.parametrize("needs_key", [True, False])
+def test_commands_to_try_have_a_key_where_one_is_needed(needs_key: bool) -> None:
+    text = commands_to_try("http://127.0.0.1:14000", needs_key=needs_key)
+    assert text.count("-H 'authorization: Bearer KEY'") == (2 if needs_key else 0)
+    assert "curl http://127.0.0.1:14000/healthz\n" in text
 
 
 @pytest.mark.parametrize(

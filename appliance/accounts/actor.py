@@ -123,6 +123,10 @@ def check_access(actor: Actor, level: Level, scope: str, *, has_operator_keys: b
     | client   | no      | yes                      | yes          | with the scope             | yes     |
     | account  | no      | 403 account_required     | 403 likewise | with the scope             | yes     |
     | operator | no      | without operator keys    | yes          | scope admin + of an admin  | admins  |
+    | … money  | no      | 403 operator_only        | yes          | scope admin + of an admin  | admins  |
+
+    The last row is operators' addresses with the scope `admin`, of users, prices and money: clients have
+    static keys, and with them any of them could grant credits.
 
     Args:
         scope: Which the address asks of API keys: `inference` at clients' addresses; "" = any API key may.
@@ -141,6 +145,12 @@ def check_access(actor: Actor, level: Level, scope: str, *, has_operator_keys: b
             "This address belongs to an account, and the key sent is one of the settings. "
             "Send an API key of a user, or log in and send the access token.",
             code="account_required",
+        )
+    elif level == "operator" and kind == "static" and scope == "admin":
+        raise Forbidden(
+            "This address needs a key of OPERATOR_API_KEYS, or an administrator: a key of APPLIANCE_API_KEYS "
+            "does not open users, prices and money.",
+            code="operator_only",
         )
     elif level == "operator" and kind != "operator" and (kind != "static" or has_operator_keys):
         raise Forbidden("This address needs a key of OPERATOR_API_KEYS.", code="operator_only")

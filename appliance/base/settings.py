@@ -62,7 +62,7 @@ class Problem:
     Attributes:
         variable: Its name.
         value: Hidden for secrets.
-        allowed: What it may be.
+        allowed: What it may be; "" = the remedy says it.
         remedy: What to do, a sentence.
         is_fatal: False = a warning only.
 
@@ -82,9 +82,8 @@ class Problem:
 
     def __str__(self) -> str:
         shown = f"{self.variable}={self.value}" if self.value else self.variable
-        return (
-            f"{shown}: allowed: {self.allowed}. {self.remedy}" if self.is_fatal else f"{shown}: {self.remedy}"
-        )
+        allowed = f"allowed: {self.allowed}. " if self.is_fatal and self.allowed else ""
+        return f"{shown}: {allowed}{self.remedy}"
 
 
 class InvalidSettings(Exception):
@@ -249,11 +248,12 @@ def read_settings(
             try:
                 model(**{name: value for name, value in raw.items() if name not in bad})
             except ValidationError as again:
-                problems += [
+                over_several = [
                     _problem_of(model, raw, error)
                     for error in again.errors(include_url=False)
                     if not error["loc"]
-                ]
+                ]  # such as that a secret is missing, which is there and not valid: told already
+                problems += [one for one in over_several if one.variable.lower() not in bad]
         return None, problems
     return (None, problems) if problems else (value, [])
 
@@ -264,7 +264,7 @@ def _problem_of(model: type[PackageSettings], raw: Mapping[str, str], error: Any
     reason = str(error["msg"]).removeprefix("Value error, ")
     if field is None:  # a check over several fields names the variable itself: "NAME: what to do"
         variable, _, remedy = reason.partition(": ")
-        return Problem(variable, "", "see the remedy", remedy or reason)
+        return Problem(variable, "", "", remedy or reason)
     given = raw.get(name, "")
     shown = HIDDEN if given and is_secret(field) else hide_in_addresses(given)
     if error["type"] == "value_error":

@@ -132,7 +132,8 @@ def _write_reload(screen: Screen, response: pb.ReloadResponse) -> None:
         ]
         screen.table(["VARIABLE", "OLD", "NEW", "TAKES EFFECT"], rows)
     for p in response.problems:
-        screen.say(f"problem: {p.variable}={p.value}: allowed: {p.allowed}. {p.remedy}")
+        allowed = f"allowed: {p.allowed}. " if p.allowed else ""
+        screen.say(f"problem: {p.variable}={p.value}: {allowed}{p.remedy}")
     screen.say(response.message)
 
 

@@ -32,7 +32,8 @@ programs at `/openapi.json` (OpenAPI 3.1, with the shapes of requests and answer
 - *Access*: `public` is open to all; `client` needs a key of `APPLIANCE_API_KEYS`, where keys are set;
   `operator` needs a key of `OPERATOR_API_KEYS`, or a caller on this machine where no keys are set;
   `account` needs a user's access token, or an API key with the scope that is named. With `ACCOUNTS=1` these
-  open `client` (scope `inference`) and, of administrators, `operator` (scope `admin`), too;
+  open `client` (scope `inference`) and, of administrators, `operator` (scope `admin`), too, and a key of
+  `APPLIANCE_API_KEYS` opens none of `/api/v1/admin`, also where there are no operators' keys;
   `or ticket`: a browser's EventSource may send a ticket of `/v1/tickets` instead.
 - *Errors*: `openai` is `{"error": {"message", "type", "param", "code"}}`, `ollama` is `{"error": text}`,
   `anthropic` is `{"type": "error", "error": {"type", "message"}, "request_id"}`, `detail` is

@@ -19,7 +19,7 @@ from appliance.host.settings import HostSettings
         ({"GPU_SPOOF_NAME": "a,b"}, "1 to 64 printable ASCII characters"),
         ({"GPU_SPOOF_DRIVER": "new"}, "Not a driver version; write it like 535.00"),
         ({"WORKER": "kuzco", "WORKER_COMMAND": "x", "CODE": "c"}, "both set; unset one of them"),
-        ({"WORKER": "kuzco"}, "CODE: allowed: see the remedy. WORKER=kuzco needs the registration code"),
+        ({"WORKER": "kuzco"}, "CODE: WORKER=kuzco needs the registration code"),
         ({"KEEPALIVE": "perhaps"}, "allowed: 0 or 1. Expected 1 or 0 (also true/false, yes/no, on/off)"),
         ({"GPU_SIM_COUNT": "17"}, "a whole number from 1 to 16"),
     ],

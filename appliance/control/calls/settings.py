@@ -40,7 +40,11 @@ def _error_of(result: ReloadResult) -> Invalid | RolledBack:
     """Return the error of a reload that was not applied; problems with changes: it was rolled back."""
     text = f"{result.message} {'; '.join(str(problem) for problem in result.problems)}"
     violations = [
-        (problem.variable, f"allowed: {problem.allowed}. {problem.remedy}") for problem in result.problems
+        (
+            problem.variable,
+            f"allowed: {problem.allowed}. {problem.remedy}" if problem.allowed else problem.remedy,
+        )
+        for problem in result.problems
     ]
     if result.changes:
         return RolledBack(text, details={"violations": violations})

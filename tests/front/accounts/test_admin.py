@@ -62,6 +62,20 @@ async def test_operators_keys_open_them(api: AccountsApi, root: Login) -> None:
     assert (await api.call("GET", "/admin/users", key="client")).code == (403, "operator_only")
 
 
+async def test_clients_static_keys_never_open_them(api: AccountsApi) -> None:
+    user = await api.log_in()
+    api.identity.callers.apply(client_keys=("client",), operator_keys=(), stay_local_keys=())
+    for method, path, body in (
+        ("GET", "/admin/users", None),
+        ("POST", f"/admin/users/{user.id}/grant", {"amount": 5}),
+        ("PATCH", f"/admin/users/{user.id}", {"is_admin": True}),
+        ("PUT", "/admin/prices", {"prices": []}),
+    ):
+        refused = await api.call(method, path, body, key="client")
+        assert refused.code == (403, "operator_only"), path
+        assert "does not open users, prices and money" in refused.json["error"]
+
+
 async def test_a_demoted_administrator_is_refused_at_once(api: AccountsApi, root: Login) -> None:
     other = await api.log_in("other@example.org", is_admin=True)
     changed = await api.call("PATCH", f"/admin/users/{other.id}", {"is_admin": False}, login=root)
