@@ -109,7 +109,7 @@ async def test_chats_at_the_servers_own_address_get_prompt_and_fields(managed: M
     assert used["a"]["prompt_tokens"] > used["b"]["prompt_tokens"] + 5
 
 
-@pytest.mark.parametrize("body", [b"n_predict=100", b"[1]", gzip.compress(b'{"prompt": "hello"}')])
+@pytest.mark.parametrize("body", [b"n_predict=100", b"[1]", gzip.compress(b'{"prompt": "hello"}', mtime=0)])
 async def test_bodies_that_cannot_be_changed_are_refused(managed: Managed, body: bytes) -> None:
     appliance = await managed("a", a={"force": {"max_tokens": FORCED}})
     async with appliance.session.post(f"{appliance.running.base_url}/completion", data=body) as made:
