@@ -218,9 +218,12 @@ class SqliteDatabase(Database):
     # ---- opening
 
     def _connect(self) -> sqlite3.Connection:
-        try:  # SQLite's own files get the mode of this one
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE))
-        except OSError:  # SQLite says why
+        # SQLite's own files get the mode of this one. A file that is there is not opened: closing it would
+        # drop the locks that this process has on it (fcntl), and another program, such as sqlite3 that copies
+        # the file, would take itself for the last one and delete the log that we write to.
+        try:
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE))
+        except OSError:  # it is there, or SQLite says why not
             pass
         connection = sqlite3.connect(
             self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False, cached_statements=256

@@ -71,6 +71,34 @@ async def test_a_killed_process_leaves_what_it_acknowledged(tmp_path: Path) -> N
         await check(database, acknowledged)
 
 
+COPY = """
+import sqlite3, sys
+source, copy = sqlite3.connect(sys.argv[1]), sqlite3.connect(sys.argv[2])
+source.backup(copy)
+print(copy.execute("SELECT count(*) FROM changes").fetchone()[0])
+copy.close()
+source.close()
+"""
+
+
+async def test_a_copy_by_another_program_leaves_the_log_that_is_written_to(tmp_path: Path) -> None:
+    def copy(name: str) -> int:
+        words = [sys.executable, "-c", COPY, str(tmp_path / "gpuproxy.db"), str(tmp_path / name)]
+        return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+    async with opened(StorageSettings(), tmp_path) as database:
+        await add_pair(database, "before")
+        for _ in range(4):  # each reader has a connection of its own
+            async with database.transaction(is_read_only=True) as transaction:
+                await transaction.execute("SELECT 1")
+        log = tmp_path / "gpuproxy.db-wal"
+        written_to = log.stat().st_ino
+        assert await asyncio.to_thread(copy, "first.db") == 2
+        assert log.stat().st_ino == written_to
+        await add_pair(database, "after")
+        assert await asyncio.to_thread(copy, "second.db") == 4
+
+
 async def test_a_crash_of_postgres_leaves_what_was_acknowledged(
     own_server: PostgresServer, tmp_path: Path
 ) -> None:
