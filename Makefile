@@ -9,12 +9,14 @@ export STATE_DIR
 
 ENGINE := tests/tools/container-engine
 QUICK := tests/base tests/downloads tests/engines tests/front tests/control tests/cli tests/host tests/models \
-    tests/storage tests/accounts \
+    tests/accounts \
     tests/test_names.py tests/test_docs.py
-# What takes longest there: random input of all sorts, clients that wait on purpose, commands against a whole appliance.
+# What takes longest there: random input of all sorts, clients that wait on purpose, commands against a whole appliance,
+# databases.
 NOT_QUICK := tests/front/test_plain_chat.py tests/front/test_known_heads.py tests/front/test_request_fuzz.py \
     tests/front/test_upstream_answers.py tests/front/test_hostile_clients.py tests/host/test_worker.py \
-    tests/storage/test_away.py tests/storage/test_migrations.py tests/storage/test_pgbouncer.py tests/storage/test_kept.py \
+    tests/accounts/test_money_*.py tests/accounts/test_sessions.py tests/accounts/test_users.py \
+    tests/accounts/test_changes.py tests/accounts/test_wallets.py tests/accounts/test_issued_keys.py \
     tests/engines/test_kv_follower.py tests/downloads/test_hf.py tests/cli/test_ctl_*.py
 SCRIPTS := $(shell find entrypoint.sh .ci shims examples etc/debian_llama_server tests/tools tests/image -type f -not -name '*.py*' \
     -exec awk 'FNR == 1 && /^\#!.*sh$$/ {print FILENAME}' {} + 2>/dev/null)
