@@ -12,6 +12,7 @@ import string
 from dataclasses import dataclass
 from typing import Final
 
+from appliance.accounts.user_forms import read_name
 from appliance.base.clock import parse_moment_s
 from appliance.base.errors import Invalid
 
@@ -72,13 +73,7 @@ def read_key_name(value: object) -> str:
     Raises:
         Invalid: It is no printable text of 1 to 100 characters.
     """
-    text = value.strip() if isinstance(value, str) else ""
-    if 0 < len(text) <= MAX_NAME_CHARACTERS and text.isprintable():
-        return text
-    raise Invalid(
-        f"name: {repr(value)[:60]} is not allowed: 1 to {MAX_NAME_CHARACTERS} printable characters.",
-        param="name",
-    )
+    return read_name(value, most=MAX_NAME_CHARACTERS)
 
 
 def read_expiry_ms(value: object, now_s: float) -> int | None:

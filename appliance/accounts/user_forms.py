@@ -47,17 +47,20 @@ def read_email(value: object) -> str:
     )
 
 
-def read_name(value: object) -> str:
-    """Read a user's name.
+def read_name(value: object, *, most: int = MAX_NAME_CHARACTERS) -> str:
+    """Read the name of a user, or that which a user gives to a key.
+
+    Args:
+        most: Its characters.
 
     Raises:
-        Invalid: It is no printable text of 1 to 200 characters.
+        Invalid: It is no printable text of 1 to `most` characters.
     """
     text = value.strip() if isinstance(value, str) else ""
-    if 0 < len(text) <= MAX_NAME_CHARACTERS and text.isprintable():
+    if 0 < len(text) <= most and text.isprintable():
         return text
     raise Invalid(
-        f"name: {repr(value)[:60]} is not allowed: 1 to {MAX_NAME_CHARACTERS} printable characters.",
+        f"name: {repr(value)[:60]} is not allowed: 1 to {most} printable characters.",
         param="name",
     )
 

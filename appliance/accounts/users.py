@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from sqlalchemy import func, insert, or_, select, update
@@ -13,6 +12,7 @@ from appliance.accounts.changes import ChangeFeed
 from appliance.accounts.directory import Directory
 from appliance.accounts.issued_keys import limits_text, render_ms
 from appliance.accounts.passwords import Passwords
+from appliance.accounts.renewals import next_period_end_ms
 from appliance.accounts.sessions import IssuedTokens, Sessions, printable
 from appliance.accounts.snapshot_reader import stored_limits
 from appliance.accounts.user_forms import MAX_EMAIL_CHARACTERS, UserChange, read_email, read_name
@@ -306,14 +306,6 @@ class Users:
         async with self._database.transaction(is_read_only=True) as transaction:
             return [_from_row(row) for row in await transaction.execute(query)]
 
-    async def find_facts(self, user_id: str) -> UserFacts | None:
-        """Return what requests need of a user, from memory or the database; None = there is none.
-
-        Raises:
-            StoreUnavailable: The database is down, and the user is not in memory.
-        """
-        return await self._directory.user(user_id)
-
     # ---- change
 
     async def rename(self, user_id: str, name: object, *, author: Author) -> StoredUser:
@@ -417,14 +409,12 @@ class Users:
         await transaction.execute(insert(wallets), [row])
 
     async def _make_quota(self, transaction: Transaction, user_id: str, now_ms: int) -> None:
-        today = datetime.fromtimestamp(now_ms / 1000, UTC)
-        next_month = datetime(today.year + today.month // 12, today.month % 12 + 1, 1, tzinfo=UTC)
         quota = {
             "id": new_id(self._clock),
             "user_id": user_id,
             "max_requests": self._rules.max_requests,
             "max_gpu_seconds": self._rules.max_gpu_seconds,
-            "reset_at": round(next_month.timestamp() * 1000),
+            "reset_at": next_period_end_ms(1, now_ms),
             "created_at": now_ms,
             "updated_at": now_ms,
         }

@@ -146,7 +146,7 @@ class MeteredStream(Stream):
         try:
             await self._source.aclose()
         finally:
-            note_stop(self._meter, self._request.receipt)
+            self._request.receipt.stop_reason = self._meter.stop_reason
             self._charge(Outcome.CLOSED, None)
         return render_stop(self._request, self._first, counted, self._meter.stop_reason)
 
@@ -174,11 +174,6 @@ def read_usage(receipt: Receipt, meter: RequestMeter) -> TokenCounts | None:
         prompt = counted.prompt if prompt is None else prompt
         completion = counted.completion if completion is None else completion
     return TokenCounts(prompt, receipt.cached_tokens, completion)
-
-
-def note_stop(meter: RequestMeter, receipt: Receipt) -> None:
-    """Record why we ended a response."""
-    receipt.stop_reason = meter.stop_reason
 
 
 def render_stop(request: EngineRequest, first: bytes, counted: TokenCounts, reason: str) -> bytes:

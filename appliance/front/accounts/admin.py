@@ -14,7 +14,7 @@ from appliance.accounts.users import MAX_LISTED, Users
 from appliance.accounts.wallets import Wallets
 from appliance.base.clock import Clock
 from appliance.base.errors import Invalid
-from appliance.base.ids import new_id
+from appliance.base.ids import is_id, new_id
 from appliance.base.money import MAX_MUSD, to_dollars
 from appliance.front.accounts.bodies import (
     amount_of,
@@ -23,7 +23,7 @@ from appliance.front.accounts.bodies import (
     read_fields,
     text_of,
 )
-from appliance.front.accounts.caller import BASE, author_of, id_of, is_id
+from appliance.front.accounts.caller import BASE, author_of, id_of
 from appliance.front.accounts.guardrails import window_of
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.query import Query

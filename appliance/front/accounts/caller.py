@@ -1,15 +1,14 @@
 """Who calls, for handlers whose address the pipeline has opened: the user, and the author of a change."""
 
-import re
 from typing import Final
 
 from appliance.accounts.actor import Actor, UserFacts
 from appliance.accounts.audit_log import Author
 from appliance.base.errors import Forbidden, NotFound
+from appliance.base.ids import is_id
 from appliance.front.pipeline.request import Request
 
 BASE: Final = "/api/v1"
-_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 SHOWN_CHARACTERS: Final = 64
 
 
@@ -66,8 +65,3 @@ def id_of(request: Request, *, what: str, code: str) -> str:
     if not is_id(text):
         raise NotFound(f"There is no {what} {text[:SHOWN_CHARACTERS]!r}.", code=code)
     return text
-
-
-def is_id(text: str) -> bool:
-    """Whether a text has the form of our ids."""
-    return _ID.fullmatch(text) is not None

@@ -13,9 +13,10 @@ from appliance.accounts.usage import UsageStore
 from appliance.accounts.wallets import Wallets
 from appliance.base.clock import Clock, format_rfc3339
 from appliance.base.errors import Invalid, TooLarge
+from appliance.base.ids import is_id
 from appliance.base.money import to_dollars
 from appliance.front.accounts.bodies import moment_of
-from appliance.front.accounts.caller import BASE, author_of, is_id
+from appliance.front.accounts.caller import BASE, author_of
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.query import Query
 from appliance.front.pipeline.request import Request
