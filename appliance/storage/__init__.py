@@ -8,6 +8,7 @@ Modules:
     open: settings to a database.
     postgres: PostgreSQL, by a pool of connections.
     postgres_pool: which connection is used, kept, tried and closed.
+    probed: whether a store is up; tries one that is down.
     redis_store: Redis: commands, scripts, counters, messages.
     revisions: which revisions this code can use.
     schema: every table.

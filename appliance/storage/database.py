@@ -24,9 +24,9 @@ from sqlalchemy.sql.expression import Executable
 from appliance.base.errors import Unavailable
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
+from appliance.storage.probed import ProbedStore
 
 log = get_logger("storage")
-PROBE_EVERY_S = 0.5
 MAX_RUNS = 8
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.005, 0.5
 RETRY_AFTER_S = 1.0
@@ -115,7 +115,7 @@ class Transaction(ABC):
         """
 
 
-class Database(ABC):
+class Database(ProbedStore):
     """One database.
 
     Args:
@@ -128,25 +128,11 @@ class Database(ABC):
 
     kind: ClassVar[Literal["sqlite", "postgres"]]
     can_listen: bool = False
+    probe_name: ClassVar[str] = "store_probe"
 
     def __init__(self, tasks: Tasks, on_change: Callable[[bool], None] | None = None) -> None:
         self.statements = 0
-        self._tasks = tasks
-        self._on_change = on_change
-        self._is_up = False
-        self._reason = "it was not opened yet"
-        self._is_probing = False
-        self._is_closed = False
-
-    @property
-    def is_up(self) -> bool:
-        """Whether the last use of it worked."""
-        return self._is_up
-
-    @property
-    def reason(self) -> str:
-        """Why it is down; "" = it is up."""
-        return "" if self._is_up else self._reason
+        super().__init__(tasks, on_change)
 
     @property
     def connections(self) -> tuple[int, int] | None:
@@ -214,9 +200,7 @@ class Database(ABC):
         async with self.transaction(is_read_only=is_read_only) as transaction:
             return await function(transaction)
 
-    async def listen(  # noqa: B027 - not every database can
-        self, channel: str, callback: Callable[[str | None], None]
-    ) -> None:
+    async def listen(self, channel: str, callback: Callable[[str | None], None]) -> None:
         """Call `callback` with the text of each notification, and with None where some may have been missed.
 
         Where `can_listen` is False nothing is ever called.
@@ -232,42 +216,19 @@ class Database(ABC):
         if not self._is_up:
             raise StoreUnavailable(self._reason)
 
-    def _note_up(self) -> None:
-        if not self._is_up and not self._is_closed:
-            self._is_up = True
-            log.info("store_up", database=self.kind)
-            if self._on_change is not None:
-                self._on_change(True)
+    def _reason_of(self, error: Exception) -> str | None:
+        if isinstance(error, StoreUnavailable):
+            return error.reason
+        return str(error) if isinstance(error, StoreRefused) else None
 
-    def _note_down(self, reason: str) -> None:
-        """Refuse transactions from now on, and try it in the background."""
-        was_up, self._is_up, self._reason = self._is_up, False, reason
-        if self._is_closed:
-            return
-        if not self._is_probing:
-            self._is_probing = True
-            log.error("store_down", database=self.kind, reason=reason)
-            self._tasks.start(self._probe(), name="store_probe")
-        if was_up and self._on_change is not None:
-            self._on_change(False)
+    def _log_up(self) -> None:
+        log.info("store_up", database=self.kind)
 
-    async def _probe(self) -> None:
-        """Try it until it can be used again."""
-        try:
-            while not self._is_closed:
-                await asyncio.sleep(PROBE_EVERY_S)
-                try:
-                    await self._try()
-                except (StoreUnavailable, StoreRefused) as exc:
-                    reason = exc.reason if isinstance(exc, StoreUnavailable) else str(exc)
-                    if reason != self._reason:
-                        log.error("store_down", database=self.kind, reason=reason)
-                    self._reason = reason
-                else:
-                    self._note_up()
-                    return
-        finally:
-            self._is_probing = False
+    def _log_down(self, reason: str) -> None:
+        log.error("store_down", database=self.kind, reason=reason)
+
+    def _log_other_reason(self, reason: str) -> None:
+        self._log_down(reason)
 
 
 @lru_cache(maxsize=512)

@@ -8,19 +8,19 @@ import asyncio
 import hashlib
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from appliance.base.errors import Unavailable
 from appliance.base.logs import get_logger
 from appliance.base.redis_client import RedisAddress, open_redis, redis_failures
 from appliance.base.tasks import Tasks
+from appliance.storage.probed import ProbedStore
 from appliance.storage.settings import StorageSettings
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 log = get_logger("storage")
-PROBE_EVERY_S = 0.5
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 SILENCE_S = 15.0  # a subscription that hears nothing is tried
 MAX_ERROR_CHARS = 300
@@ -44,7 +44,7 @@ class RedisUnavailable(Unavailable):
         return f"Redis is not available: {self.reason}"
 
 
-class RedisStore:
+class RedisStore(ProbedStore):
     """One Redis, for sessions, limits and messages.
 
     Args:
@@ -56,6 +56,8 @@ class RedisStore:
         on_change: Called with True and False when it comes up or goes down.
     """
 
+    probe_name: ClassVar[str] = "redis_probe"
+
     def __init__(
         self,
         address: RedisAddress,
@@ -66,6 +68,7 @@ class RedisStore:
         tasks: Tasks,
         on_change: Callable[[bool], None] | None = None,
     ) -> None:
+        super().__init__(tasks, on_change)
         self.address = address
         self._options: dict[str, Any] = {
             "connect_timeout_s": connect_timeout_s,
@@ -73,23 +76,8 @@ class RedisStore:
         }
         self._max_connections = max_connections
         self._limit_s = connect_timeout_s + reply_timeout_s
-        self._tasks, self._on_change = tasks, on_change
         self._redis: Redis | None = None
         self._failures: tuple[type[Exception], ...] = (OSError, TimeoutError)
-        self._is_up = False
-        self._is_probing = False
-        self._is_closed = False
-        self._reason = "it was not opened yet"
-
-    @property
-    def is_up(self) -> bool:
-        """Whether its last use worked."""
-        return self._is_up
-
-    @property
-    def reason(self) -> str:
-        """Why it is down; "" = it is up."""
-        return "" if self._is_up else self._reason
 
     async def open(self) -> None:
         """Use it for the first time. One that cannot be reached is tried from now on in the background."""
@@ -98,7 +86,9 @@ class RedisStore:
         try:
             await self._try()
         except self._failures as exc:
-            self._note_down(exc)
+            self._note_down(self._describe(exc))
+        else:
+            self._note_up()
 
     async def send(self, commands: Sequence[Command], *, is_transaction: bool = False) -> list[Any]:
         """Send commands together; return their replies, texts as bytes.
@@ -205,7 +195,7 @@ class RedisStore:
         except self._failures as exc:
             if _is_answer(exc):  # it works, and this command does not
                 raise RedisUnavailable(self._describe(exc)) from None
-            self._note_down(exc)
+            self._note_down(self._describe(exc))
             raise RedisUnavailable(self._reason) from None
 
     async def _try(self) -> None:
@@ -214,37 +204,18 @@ class RedisStore:
             return
         async with asyncio.timeout(self._limit_s):
             await redis.execute_command("PING")
-        if not self._is_up and not self._is_closed:
-            self._is_up = True
-            log.info("redis_up", redis=str(self.address))
-            if self._on_change is not None:
-                self._on_change(True)
 
     def _describe(self, exc: Exception) -> str:
         return f"{self.address}: {str(exc)[:MAX_ERROR_CHARS] or type(exc).__name__}"
 
-    def _note_down(self, exc: Exception) -> None:
-        was_up, self._is_up, self._reason = self._is_up, False, self._describe(exc)
-        if self._is_closed:
-            return
-        if not self._is_probing:
-            self._is_probing = True
-            log.warning("redis_down", redis=str(self.address), reason=self._reason)
-            self._tasks.start(self._probe(), name="redis_probe")
-        if was_up and self._on_change is not None:
-            self._on_change(False)
+    def _reason_of(self, error: Exception) -> str | None:
+        return self._describe(error) if isinstance(error, self._failures) else None
 
-    async def _probe(self) -> None:
-        try:
-            while not self._is_closed:
-                await asyncio.sleep(PROBE_EVERY_S)
-                try:
-                    await self._try()
-                    return
-                except self._failures as exc:
-                    self._reason = self._describe(exc)
-        finally:
-            self._is_probing = False
+    def _log_up(self) -> None:
+        log.info("redis_up", redis=str(self.address))
+
+    def _log_down(self, reason: str) -> None:
+        log.warning("redis_down", redis=str(self.address), reason=reason)
 
     async def _listen(self, channel: str, callback: Callable[[str | None], None]) -> None:
         pause_s = FIRST_PAUSE_S
