@@ -9,7 +9,7 @@ from typing import Any, Final
 from sqlalchemy import insert, select
 
 from appliance.base import jsons
-from appliance.base.clock import Clock, format_rfc3339
+from appliance.base.clock import Clock, format_rfc3339_ms
 from appliance.base.ids import new_id
 from appliance.storage.database import Database, Transaction
 from appliance.storage.schema import audit
@@ -105,7 +105,7 @@ async def read_audit(
     return [
         {
             "id": row.id,
-            "at": format_rfc3339(row.at / 1000, fraction_digits=3),
+            "at": format_rfc3339_ms(row.at),
             "actor_kind": row.actor_kind,
             "actor_id": row.actor_id,
             "action": row.action,

@@ -19,7 +19,7 @@ from appliance.accounts.changes import ChangeFeed
 from appliance.accounts.directory import Directory
 from appliance.accounts.snapshot_reader import stored_limits
 from appliance.base import jsons
-from appliance.base.clock import Clock, format_rfc3339
+from appliance.base.clock import Clock, format_rfc3339_ms
 from appliance.base.errors import Conflict, Forbidden, NotFound
 from appliance.base.ids import is_id, new_id
 from appliance.storage.database import Database, Transaction
@@ -317,4 +317,4 @@ def _from_row(row: Any) -> StoredKey:
 
 def render_ms(at_ms: int | None) -> str | None:
     """Render a time in milliseconds since 1970 as RFC 3339; None stays None."""
-    return None if at_ms is None else format_rfc3339(at_ms / 1000, fraction_digits=3)
+    return None if at_ms is None else format_rfc3339_ms(at_ms)

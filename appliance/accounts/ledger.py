@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.base.clock import format_rfc3339
+from appliance.base.clock import format_rfc3339_ms
 from appliance.base.money import to_dollars
 from appliance.storage.database import Database, Transaction
 
@@ -171,7 +171,7 @@ async def entries_of(
                 "id": row.id,
                 "kind": row.kind,
                 "ref": row.ref,
-                "at": format_rfc3339(row.at / 1000, fraction_digits=3),
+                "at": format_rfc3339_ms(row.at),
                 "amount": to_dollars(row.amount_musd),
                 "note": row.note,
             }

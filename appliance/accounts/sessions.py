@@ -12,7 +12,7 @@ from appliance.accounts.callers import user_inactive
 from appliance.accounts.refresh_rules import RefreshVerdict, SessionRow, judge_refresh
 from appliance.accounts.session_stores import SessionStore, SessionsUnavailable
 from appliance.accounts.tokens import AccessTokens, RefreshToken, RefreshTokens
-from appliance.base.clock import Clock, format_rfc3339
+from appliance.base.clock import Clock, format_rfc3339, format_rfc3339_ms
 from appliance.base.errors import NotFound, Unauthenticated
 from appliance.base.ids import is_id, new_id
 from appliance.base.logs import get_logger
@@ -279,9 +279,9 @@ def session_to_json(row: SessionRow, *, current: str = "") -> dict[str, Any]:
         "id": row.id,
         "ip_address": row.ip_address,
         "user_agent": row.user_agent,
-        "created_at": format_rfc3339(row.created_at_ms / 1000, fraction_digits=3),
-        "last_used_at": format_rfc3339(used_at_ms / 1000, fraction_digits=3),
-        "expires_at": format_rfc3339(row.expires_at_ms / 1000, fraction_digits=3),
+        "created_at": format_rfc3339_ms(row.created_at_ms),
+        "last_used_at": format_rfc3339_ms(used_at_ms),
+        "expires_at": format_rfc3339_ms(row.expires_at_ms),
         "is_current": row.id == current,
     }
 

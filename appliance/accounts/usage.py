@@ -15,7 +15,7 @@ from appliance.accounts.ledger import LedgerEntry, post_all, wallet_account
 from appliance.accounts.settlement import AttemptIds, Settlement
 from appliance.accounts.statements import list_for, statement_for
 from appliance.accounts.wallets import Wallet, Wallets, read_wallet
-from appliance.base.clock import format_rfc3339
+from appliance.base.clock import format_rfc3339_ms
 from appliance.base.errors import Invalid
 from appliance.base.money import to_dollars
 from appliance.storage.database import Transaction
@@ -344,7 +344,7 @@ class UsageStore:
             return [
                 {
                     "attempt_id": row.attempt_id,
-                    "at": format_rfc3339(row.at / 1000, fraction_digits=3),
+                    "at": format_rfc3339_ms(row.at),
                     "model": row.model,
                     "served_model": row.served_model,
                     "backend": row.backend,

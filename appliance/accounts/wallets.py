@@ -14,7 +14,7 @@ from appliance.accounts.allowance import LeaseAnswer
 from appliance.accounts.guardrails import Guardrails
 from appliance.accounts.ledger import LedgerEntry, is_posted, post, receivable_account, wallet_account
 from appliance.accounts.statements import list_for, statement_for
-from appliance.base.clock import Clock, format_rfc3339
+from appliance.base.clock import Clock, format_rfc3339_ms
 from appliance.base.errors import Conflict, Invalid, NotFound
 from appliance.base.money import MAX_MUSD, format_dollars, to_dollars
 from appliance.storage.database import ConstraintViolated, Database, Rows, Transaction
@@ -114,9 +114,7 @@ class Wallet:
             "credits_auto_renew": self.auto_renew,
             "credits_held": to_dollars(self.leased_musd),
             "credits_owed": to_dollars(self.owed_musd),
-            "period_end": None
-            if self.period_end_ms is None
-            else format_rfc3339(self.period_end_ms / 1000, fraction_digits=3),
+            "period_end": None if self.period_end_ms is None else format_rfc3339_ms(self.period_end_ms),
         }
 
 
@@ -623,7 +621,7 @@ class Wallets:
                 "credits_overage": to_dollars(row.credits_overage_musd),
                 "credits_cap": to_dollars(row.credits_cap_musd),
                 "credits_auto_renew": bool(row.credits_auto_renew),
-                "created_at": format_rfc3339(row.created_at / 1000, fraction_digits=3),
+                "created_at": format_rfc3339_ms(row.created_at),
             }
             for row in await self.database.run(read, is_read_only=True)
         ]

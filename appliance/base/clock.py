@@ -55,6 +55,11 @@ def format_rfc3339(at_s: float, *, fraction_digits: int = 6) -> str:
     return text[: -(6 - fraction_digits)] + "Z" if fraction_digits < 6 else text + "Z"
 
 
+def format_rfc3339_ms(at_ms: int) -> str:
+    """Render a time as RFC 3339 in UTC with milliseconds, `2026-11-20T10:11:12.123Z`; epoch milliseconds."""
+    return format_rfc3339(at_ms / 1000, fraction_digits=3)
+
+
 _AGO = re.compile(r"(\d{1,9})(s|m|h|d)")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 

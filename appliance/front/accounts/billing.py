@@ -10,7 +10,7 @@ from typing import Any, Final
 from appliance.accounts.issued_keys import IssuedKeys
 from appliance.accounts.usage import UsageStore
 from appliance.accounts.wallets import Wallets
-from appliance.base.clock import Clock, format_rfc3339
+from appliance.base.clock import Clock, format_rfc3339_ms
 from appliance.base.errors import Invalid
 from appliance.front.accounts.bodies import cursor_of, moment_of
 from appliance.front.accounts.caller import BASE, user_of
@@ -112,8 +112,8 @@ class BillingHandlers:
                 "usage": rows,
                 "count": len(rows),
                 "group": groups,
-                "since": format_rfc3339(since_ms / 1000, fraction_digits=3),
-                "until": format_rfc3339(until_ms / 1000, fraction_digits=3),
+                "since": format_rfc3339_ms(since_ms),
+                "until": format_rfc3339_ms(until_ms),
             }
         )
 

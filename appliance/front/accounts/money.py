@@ -11,7 +11,7 @@ from appliance.accounts.price_store import PriceStore
 from appliance.accounts.prices import Price, PriceBook
 from appliance.accounts.usage import UsageStore
 from appliance.accounts.wallets import Wallets
-from appliance.base.clock import Clock, format_rfc3339
+from appliance.base.clock import Clock, format_rfc3339_ms
 from appliance.base.errors import Invalid, TooLarge
 from appliance.base.ids import is_id
 from appliance.base.money import to_dollars
@@ -171,7 +171,7 @@ def price_to_json(price: Price) -> dict[str, Any]:
     return {
         "model": price.model,
         "version": price.version,
-        "valid_from": format_rfc3339(price.valid_from_ms / 1000, fraction_digits=3),
+        "valid_from": format_rfc3339_ms(price.valid_from_ms),
         "in": to_dollars(price.in_per_mtok),
         "cached_in": to_dollars(price.cached_in_per_mtok),
         "out": to_dollars(price.out_per_mtok),
