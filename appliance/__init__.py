@@ -30,6 +30,7 @@ Modules:
     interfaces: builds the interfaces from the parts.
     lifecycle: the state of the process, from start to end.
     machine: the results of `prepare`, the worker's port, the worker.
+    market: renting GPUs from markets; loaded only with MARKET=1.
     model_files: takes in model files that came or changed.
     models: models that run here: table, scheduler, processes.
     parts: the parts of a running appliance.
@@ -41,6 +42,7 @@ Modules:
     settings_checks: checks that concern settings of several packages.
     settings_file: the section `settings` of the configuration file.
     settings_folders: checks of the folders that settings name.
+    settings_market: checks of the settings of the markets.
     settings_prices: the prices of PRICES_FILE.
     settings_text: all settings, rendered for people.
     sidecar: the verb `sidecar`.

@@ -32,6 +32,7 @@ from appliance.engines.settings import EngineSettings
 from appliance.engines.specs import FleetSpec, read_fleet
 from appliance.front.settings import FrontSettings, split_keys
 from appliance.host.settings import HostSettings
+from appliance.market.settings import MarketSettings
 from appliance.models.settings import ModelSettings
 from appliance.models.table.catalogue import Catalogue
 from appliance.models.table.catalogue_reader import read_catalogue
@@ -40,6 +41,7 @@ from appliance.settings_addresses import check_own_addresses, check_proxies
 from appliance.settings_checks import check_adapter_names, check_aliases, check_default_model, check_together
 from appliance.settings_file import below, check_api, read_section, tell_place
 from appliance.settings_folders import check_folders
+from appliance.settings_market import check_market
 from appliance.settings_prices import read_prices
 from appliance.storage.settings import StorageSettings
 
@@ -91,6 +93,7 @@ class Settings:
     control: ControlSettings
     storage: StorageSettings
     accounts: AccountSettings
+    market: MarketSettings
     environ: Mapping[str, str] = field(repr=False)
     given: Mapping[str, str] = field(repr=False)
     fleet: FleetSpec = field(default_factory=FleetSpec)
@@ -157,6 +160,7 @@ PACKAGES: dict[str, type[PackageSettings]] = {
     "control": ControlSettings,
     "storage": StorageSettings,
     "accounts": AccountSettings,
+    "market": MarketSettings,
 }
 # Lists of settings (the command line, gRPC) have always shown the variables of downloads under this heading.
 SHOWN_UNDER = {"downloads": "models"}
@@ -300,6 +304,7 @@ def _load(
         has_accounts=settings.accounts.accounts,
     )
     problems += check_accounts(settings.accounts, settings.storage, settings.front)
+    problems += check_market(settings.market, settings.accounts)
     problems += check_default_model(settings.engines, fleet, catalogue)
     problems += check_aliases(settings.engines, fleet, catalogue)
     problems += check_api(config, catalogue.api, settings.front)

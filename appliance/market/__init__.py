@@ -1,0 +1,7 @@
+"""Renting GPUs from markets: offers, rentals, reservations. Loaded only with MARKET=1.
+
+Modules:
+    providers: one module per market, all behind one contract.
+    settings: MARKET, the markets' keys, and what may be rented; always imported.
+    types: what markets offer, what is launched, what runs there, and how a market says that it does not know.
+"""
