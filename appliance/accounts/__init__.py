@@ -37,7 +37,6 @@ Modules:
     snapshot: what is known of users and keys, in memory.
     snapshot_file: the snapshot on disk, for restarts without the database.
     snapshot_reader: reads the snapshot from the database.
-    statements: SQL for both databases.
     tokens: access tokens and refresh tokens: made, verified, derived.
     totals: how much there is of everything.
     usage: settlements in the database.

@@ -7,10 +7,10 @@ from typing import Any
 
 from appliance.accounts.renewals import next_period_end_ms
 from appliance.accounts.settlement import AttemptIds
-from appliance.accounts.statements import statement_for
 from appliance.base.clock import Clock, format_rfc3339
 from appliance.base.errors import Exhausted
 from appliance.storage.database import Database, StoreUnavailable, Transaction
+from appliance.storage.statements import statement_for
 
 BLOCKS = 100  # a block is a hundredth of the quota
 

@@ -13,12 +13,12 @@ from typing import Any
 from appliance.accounts.guardrails import ADD_TO_BUCKET, bucket_of
 from appliance.accounts.ledger import LedgerEntry, post_all, wallet_account
 from appliance.accounts.settlement import AttemptIds, Settlement
-from appliance.accounts.statements import list_for, statement_for
 from appliance.accounts.wallets import Wallet, Wallets, read_wallet
 from appliance.base.clock import format_rfc3339_ms
 from appliance.base.errors import Invalid
 from appliance.base.money import to_dollars
 from appliance.storage.database import Transaction
+from appliance.storage.statements import list_for, statement_for
 
 SESSION_PAUSE_MS = 15 * 60_000
 MAX_ROWS = 1000

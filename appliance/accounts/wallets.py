@@ -13,11 +13,11 @@ from typing import Any
 from appliance.accounts.allowance import LeaseAnswer
 from appliance.accounts.guardrails import Guardrails
 from appliance.accounts.ledger import LedgerEntry, is_posted, post, receivable_account, wallet_account
-from appliance.accounts.statements import list_for, statement_for
 from appliance.base.clock import Clock, format_rfc3339_ms
 from appliance.base.errors import Conflict, Invalid, NotFound
 from appliance.base.money import MAX_MUSD, format_dollars, to_dollars
 from appliance.storage.database import ConstraintViolated, Database, Rows, Transaction
+from appliance.storage.statements import list_for, statement_for
 
 HEADROOM = "plan_musd + extra_musd + cap_musd - used_musd - leased_musd"
 AMOUNT = (

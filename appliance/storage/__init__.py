@@ -14,4 +14,5 @@ Modules:
     schema: every table.
     settings: the variables; always imported.
     sqlite: SQLite, by one writer that commits what waits together.
+    statements: SQL for both databases.
 """

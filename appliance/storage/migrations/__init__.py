@@ -5,4 +5,5 @@ A revision works with the release before it: it adds; what is no longer used is 
 Modules:
     r0001_accounts: users, keys, sessions, changes, replicas, audit.
     r0002_money: wallets, ledger, usage, prices, quotas, credits.
+    r0003_rentals: rentals, reservations, what is known of the markets.
 """
