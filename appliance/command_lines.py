@@ -73,6 +73,7 @@ ACCOUNT_COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "activate": ("let a user call again", "email"),
         "deactivate": ("refuse a user's calls, and end its sessions", "email"),
         "password": ("set a user's password, as for create; its sessions end", "email"),
+        "delete": ("delete a user for good, its keys and sessions; the ledger keeps its id", "email"),
         "usage": ("quotas, credits, what was used by model", "email"),
         "sessions": ("a user's sessions", "email"),
         "logout": ("end one of a user's sessions, or all", "email session?"),
@@ -132,6 +133,8 @@ def _add_account_options(command: str, parser: argparse.ArgumentParser) -> None:
     """Add what a single command has."""
     if command == "users create":
         parser.add_argument("--admin", action="store_true", help="as an administrator")
+    elif command == "users delete":
+        parser.add_argument("--yes", action="store_true", help="needed, since it cannot be undone")
     elif command == "keys create":
         parser.add_argument(
             "--scope",

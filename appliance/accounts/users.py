@@ -353,12 +353,24 @@ class Users:
         The wallet is closed: it gets no plan any more, and nothing can be spent of it.
 
         Raises:
-            NotFound: There is no such user.
+            NotFound: There is no such user, or it was deleted before.
+            Conflict: It is the only administrator who is active.
             StoreUnavailable: The database is down.
         """
         keys: list[str] = []
 
+        async def check(transaction: Transaction) -> None:
+            query = select(users.c.id).where(users.c.is_admin, users.c.is_active).order_by(users.c.id)
+            admins = [row.id for row in await transaction.execute(query.with_for_update())]
+            if admins == [user_id]:  # locked, so that of two the second one sees that the first is gone
+                raise Conflict(
+                    "This is the only administrator who is active, and a deleted user does not come back. "
+                    "Make another user an administrator first.",
+                    code="last_admin",
+                )
+
         async def work(transaction: Transaction) -> None:
+            await check(transaction)
             rows = await transaction.execute(select(api_keys.c.id).where(api_keys.c.user_id == user_id))
             keys[:] = [row.id for row in rows]
             await self._anonymise(transaction, user_id, keys)
@@ -366,7 +378,9 @@ class Users:
             await self._changes.note(transaction, "key", keys)
             await self._audit(transaction, author, "user.delete", user_id, {"keys": len(keys)})
 
-        await self.get(user_id)
+        if (await self.get(user_id)).email == email_of_deleted(user_id):
+            raise NotFound(f"The user {user_id} was deleted before.", code="user_unknown")
+        await self._database.run(check)
         await self._sessions.end_all(user_id)
         await self._database.run(work)
         await self._directory.apply("user", [user_id])

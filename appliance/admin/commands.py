@@ -122,6 +122,17 @@ class Commands:
         user = self._set(email, password=password)
         self._changed(user, f"The password of {user.email} is set; its sessions have ended")
 
+    def delete_user(self, email: str, *, is_confirmed: bool) -> None:
+        """Delete a user; the ledger keeps its id.
+
+        Raises:
+            WrongUsage: It was not confirmed.
+        """
+        if not is_confirmed:
+            raise WrongUsage(f"Deleting {email[:100]} cannot be undone. Add --yes to do it.")
+        user = self.access.call("DeleteUser", pb.DeleteUserRequest(user=email)).user
+        self._changed(user, f"User {email} is deleted; rows of usage and money stay under {user.id}")
+
     def _set(self, email: str, **values: Any) -> Any:
         return self.access.call("SetUser", pb.SetUserRequest(user=email, **values)).user
 

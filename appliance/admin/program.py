@@ -199,6 +199,12 @@ COMMANDS: Final = {
         lambda run: run.commands.set_active(run.word(0), is_active=False),
     ),
     "set-password": AdminCommand("<email> <pass>", "Set password of user, end its sessions", _set_password),
+    "delete-user": AdminCommand(
+        "[-yes] <email>",
+        "Delete user for good, its keys and sessions",
+        lambda run: run.commands.delete_user(run.word(0), is_confirmed=run.flag("yes") == "1"),
+        switches(["yes"]),
+    ),
     "keys": AdminCommand("<email>", "List API keys of user", lambda run: run.commands.list_keys(run.word(0))),
     "revoke-apikey": AdminCommand(
         "<email> <key>",

@@ -114,6 +114,9 @@ _RUN: Final[dict[tuple[str, str], Callable[[Commands, Options], int | None]]] = 
     ("users", "no-admin"): lambda commands, options: commands.set_admin(options.email, is_admin=False),
     ("users", "activate"): lambda commands, options: commands.set_active(options.email, is_active=True),
     ("users", "deactivate"): lambda commands, options: commands.set_active(options.email, is_active=False),
+    ("users", "delete"): lambda commands, options: commands.delete_user(
+        options.email, is_confirmed=options.yes
+    ),
     ("users", "usage"): lambda commands, options: commands.show_usage(options.email),
     ("users", "sessions"): lambda commands, options: commands.list_sessions(options.email),
     ("users", "logout"): lambda commands, options: commands.end_sessions(options.email, options.session),

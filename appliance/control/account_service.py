@@ -92,6 +92,12 @@ class AccountService:
             await self._users.set_password(user.id, request.password, author=self._author)
         return pb.SetUserResponse(user=to_user(user))
 
+    async def DeleteUser(self, request: pb.DeleteUserRequest) -> pb.DeleteUserResponse:
+        """Delete a user: what tells who it was is removed."""
+        user = await self._find(request.user)
+        await self._users.delete(user.id, author=self._author)
+        return pb.DeleteUserResponse(user=to_user(await self._users.get(user.id)))
+
     # ---- keys and sessions
 
     async def ListApiKeys(self, request: pb.ListApiKeysRequest) -> pb.ListApiKeysResponse:

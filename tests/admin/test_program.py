@@ -95,6 +95,19 @@ def test_a_user_is_created_renders_its_id_and_cannot_be_twice(ready: Terminal) -
     assert "error: There is a user with this e-mail address." in ready.err
 
 
+def test_a_user_is_deleted_where_that_is_confirmed(ready: Terminal) -> None:
+    assert ready.run("delete-user", EMAIL) == 2
+    assert "cannot be undone. Add --yes" in ready.err
+    said = ready.done("delete-user", "-yes", EMAIL)
+    assert re.fullmatch(
+        rf"User {EMAIL} is deleted; rows of usage and money stay under [0-9a-f-]{{36}}\n", said
+    )
+    assert ready.run("delete-user", "-yes", EMAIL) == 1
+    ready.done("create-user", "-admin", EMAIL, PASSWORD, "Again")
+    assert ready.run("delete-user", "-yes", EMAIL) == 1
+    assert "only administrator" in ready.err
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [

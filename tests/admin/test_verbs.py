@@ -61,6 +61,8 @@ def test_users_are_made_listed_and_changed(shell: Shell) -> None:
     assert "Requests: 0 / 10000 (0.0%)" in shell.done(f"users usage {EMAIL}")
     assert "Total: 0 sessions" in shell.done(f"users sessions {EMAIL}")
     assert shell.done(f"users logout {EMAIL}") == "Ended sessions: 0\n"
+    assert "is deleted; rows of usage and money stay" in shell.done(f"users delete {EMAIL} --yes")
+    assert "Total: 0 users" in shell.done(f"users list {EMAIL}")
 
 
 def test_keys_are_made_with_what_they_open(shell: Shell) -> None:
@@ -106,6 +108,7 @@ def test_credits_prices_and_the_audit(shell: Shell, tmp_path: Path) -> None:
         ("users create a@example.com A", 2, "there is no password on standard input"),
         ("credits grant a@example.com much", 2, "'much' is no amount"),
         (f"keys create {EMAIL} k --expires soon", 2, "--expires soon: use a time such as"),
+        (f"users delete {EMAIL}", 2, f"error: Deleting {EMAIL} cannot be undone. Add --yes to do it."),
         ("users admin x@example.com", 1, "error: There is no user 'x@example.com'."),
         (f"keys create {EMAIL} k --scope all", 1, "error: scopes: ['all'] is not allowed"),
         ("prices set /missing.json", 1, "No such file"),

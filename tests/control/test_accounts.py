@@ -25,6 +25,7 @@ CALLS = [
     "ListUsers",
     "CreateUser",
     "SetUser",
+    "DeleteUser",
     "GrantCredits",
     "ListApiKeys",
     "CreateApiKey",
@@ -86,6 +87,20 @@ async def test_users_are_created_listed_and_changed(control: OpenControl) -> Non
     assert (changed.is_admin, changed.name, changed.plan, changed.is_active) == (True, "Other", "gold", True)
     changed = (await stub.SetUser(pb.SetUserRequest(user=changed.email, is_active=False))).user
     assert (changed.is_admin, changed.is_active) == (True, False)
+
+
+async def test_a_deleted_user_keeps_its_id_alone(control: OpenControl) -> None:
+    gone = (await control.stub.DeleteUser(pb.DeleteUserRequest(user=EMAIL))).user
+    assert (gone.email, gone.name, gone.is_active) == (f"deleted-{gone.id}@invalid", "", False)
+    for name in (gone.id, EMAIL):
+        error = await refused(control.stub.DeleteUser(pb.DeleteUserRequest(user=name)))
+        assert error.code() is grpc.StatusCode.NOT_FOUND
+    made = await control.stub.CreateUser(
+        pb.CreateUserRequest(email=EMAIL, password=PASSWORD, name="A", is_admin=True)
+    )
+    error = await refused(control.stub.DeleteUser(pb.DeleteUserRequest(user=made.user.id)))
+    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "Make another user an administrator first." in error.details()
 
 
 async def test_keys_are_made_listed_and_revoked(control: OpenControl) -> None:

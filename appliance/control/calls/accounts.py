@@ -25,6 +25,10 @@ class AccountCalls(CallGroup):
         """Change a user."""
         return await self._run_uninterrupted(self._service().SetUser(request))
 
+    async def DeleteUser(self, request: pb.DeleteUserRequest, context: AnyContext) -> pb.DeleteUserResponse:
+        """Delete a user."""
+        return await self._run_uninterrupted(self._service().DeleteUser(request))
+
     async def ListApiKeys(
         self, request: pb.ListApiKeysRequest, context: AnyContext
     ) -> pb.ListApiKeysResponse:

@@ -75,6 +75,8 @@ class AdminUserHandlers:
             ours(("POST",), f"{BASE}/admin/users", self.create),
             ours(("GET",), f"{BASE}/admin/users/{{id}}", self.user),
             ours(("PATCH",), f"{BASE}/admin/users/{{id}}", self.change),
+            ours(("DELETE",), f"{BASE}/admin/users/{{id}}", self.delete),
+            ours(("POST",), f"{BASE}/admin/users/{{id}}/password", self.set_password),
             ours(("POST",), f"{BASE}/admin/users/{{id}}/grant", self.grant),
             ours(("PATCH",), f"{BASE}/admin/users/{{id}}/credits", self.set_credits),
             ours(("PATCH",), f"{BASE}/admin/users/{{id}}/quota", self.set_quota),
@@ -137,6 +139,31 @@ class AdminUserHandlers:
         wanted = read_change(read_fields(request, CHANGES))
         user = await self._users.change(user_id, wanted, author=author_of(request))
         return json_response({"user": user.to_json()})
+
+    async def set_password(self, request: Request) -> Response:
+        """Set a user's password without the old one: `{password}`; all its sessions end.
+
+        Returns:
+            `{message, id}`.
+        """
+        user_id = _user_id(request)
+        body = read_fields(request, ("password",), needed=("password",))
+        await self._users.set_password(user_id, body["password"], author=author_of(request))
+        return json_response({"message": "Password changed", "id": user_id})
+
+    async def delete(self, request: Request) -> Response:
+        """Delete a user, as it can itself: what tells who it was is removed; it cannot be undone.
+
+        Its keys and sessions end, its credits lapse; rows of usage and money stay, under an id. The only
+        administrator who is active is not deleted: 409 `last_admin`.
+
+        Returns:
+            `{message, id}`.
+        """
+        user_id = _user_id(request)
+        read_fields(request, (), is_optional=True)
+        await self._users.delete(user_id, author=author_of(request))
+        return json_response({"message": "User deleted", "id": user_id})
 
     async def grant(self, request: Request) -> Response:
         """Give a user credits that stay: `{amount, note?}`, dollars; below 0 takes them away.

@@ -236,6 +236,8 @@ SHAPES: dict[tuple[str, str], Shape] = {
         ),
         answer=ref("UserAnswer"),
     ),
+    ("DELETE", f"{_V1}/admin/users/{{id}}"): Shape(answer=ref("Done")),
+    ("POST", f"{_V1}/admin/users/{{id}}/password"): Shape(shape({"password": _PASSWORD}), answer=ref("Done")),
     ("POST", f"{_V1}/admin/users/{{id}}/grant"): Shape(
         shape({"amount": _MONEY}, {"note": TEXT}),
         answer=shape({"credits": ref("Credits"), "amount": NUMBER}),

@@ -14,6 +14,8 @@ ADDRESSES = [
     ("POST", "/admin/users"),
     ("GET", f"/admin/users/{UNKNOWN}"),
     ("PATCH", f"/admin/users/{UNKNOWN}"),
+    ("DELETE", f"/admin/users/{UNKNOWN}"),
+    ("POST", f"/admin/users/{UNKNOWN}/password"),
     ("POST", f"/admin/users/{UNKNOWN}/grant"),
     ("PATCH", f"/admin/users/{UNKNOWN}/credits"),
     ("PATCH", f"/admin/users/{UNKNOWN}/quota"),
@@ -140,6 +142,73 @@ async def test_an_inactive_user_is_out_at_once(api: AccountsApi, root: Login) ->
     await api.call("PATCH", f"/admin/users/{login.id}", {"is_active": False}, login=root)
     assert (await api.call("GET", "/user", login=login)).status == 401
     assert (await api.call("GET", "/user", key=key)).status == 401
+
+
+async def test_a_password_is_reset_and_all_sessions_end(api: AccountsApi, root: Login) -> None:
+    login = await api.log_in("ada@example.org")
+    path = f"/admin/users/{login.id}/password"
+    answer = await api.call("POST", path, {"password": "another-password"}, login=root)
+    assert answer.json == {"message": "Password changed", "id": login.id}
+    assert (await api.call("GET", "/user", login=login)).status == 401
+    tokens = {"refresh_token": login.refresh_token}
+    assert (await api.call("POST", "/auth/refresh", tokens)).status == 401
+    for password, status in ((PASSWORD, 401), ("another-password", 200)):
+        body = {"email": "ada@example.org", "password": password}
+        assert (await api.call("POST", "/auth/login", body)).status == status
+    rows = await audit_of(api, root, login.id)
+    assert "user.password" in [row["action"] for row in rows]
+    assert "another-password" not in str(rows)
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({}, "Missing required fields"),
+        ({"password": "short"}, "at least 10"),
+        ({"password": 5}, "it must be a text"),
+        ({"password": "another-password", "old_password": "x"}, "There is no field 'old_password'"),
+    ],
+)
+async def test_passwords_that_are_refused(api: AccountsApi, root: Login, body: Any, text: str) -> None:
+    login = await api.log_in()
+    answer = await api.call("POST", f"/admin/users/{login.id}/password", body, login=root)
+    assert answer.status == 400
+    assert text in answer.json["error"]
+    assert (await api.call("GET", "/user", login=login)).status == 200
+
+
+async def test_a_user_is_deleted_by_an_operator_once(api: AccountsApi, root: Login) -> None:
+    login = await api.log_in("ada@example.org")
+    path = f"/admin/users/{login.id}"
+    await api.call("POST", f"{path}/grant", {"amount": 2}, login=root)
+    answer = await api.call("DELETE", path, login=root)
+    assert answer.json == {"message": "User deleted", "id": login.id}
+    assert (await api.call("GET", "/user", login=login)).status == 401
+    shown = (await api.call("GET", path, login=root)).json
+    assert (shown["user"]["name"], shown["user"]["is_active"]) == ("", False)
+    assert (await api.call("DELETE", path, login=root)).code == (404, "user_unknown")
+    assert (await api.call("POST", f"{path}/password", {"password": PASSWORD}, login=root)).status == 404
+    rows = await audit_of(api, root, login.id)
+    assert [row["actor_id"] for row in rows if row["action"] == "user.delete"] == [root.id]
+    assert "ada@example.org" not in str(rows)
+    money = (await api.call("GET", "/admin/money?check=1", login=root)).json
+    assert money["differences"] == []
+
+
+async def test_the_last_administrator_is_not_deleted(api: AccountsApi, root: Login) -> None:
+    second = await api.log_in("second@example.org", is_admin=True)
+    await api.call("PATCH", f"/admin/users/{second.id}", {"is_active": False}, login=root)
+    for path in (f"/admin/users/{root.id}", "/user"):
+        assert (await api.call("DELETE", path, login=root)).code == (409, "last_admin")
+    assert (await api.call("GET", "/user", login=root)).status == 200
+    await api.call("PATCH", f"/admin/users/{second.id}", {"is_active": True}, login=root)
+    assert (await api.call("DELETE", f"/admin/users/{root.id}", login=root)).status == 200
+
+
+async def test_of_two_administrators_deleted_at_once_one_stays(api: AccountsApi, root: Login) -> None:
+    second = await api.log_in("second@example.org", is_admin=True)
+    calls = [api.call("DELETE", "/user", login=one) for one in (root, second)]
+    assert sorted(one.status for one in await asyncio.gather(*calls)) == [200, 409]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/admin/users"): {"email": "new@example.org", "password": PASSWORD, "name": "New"},
     ("GET", USER): None,
     ("PATCH", USER): {"plan": "pro"},
+    ("DELETE", USER): None,
+    ("POST", f"{USER}/password"): {"password": PASSWORD},
     ("POST", f"{USER}/grant"): {"amount": 1},
     ("PATCH", f"{USER}/credits"): {"plan": 1},
     ("PATCH", f"{USER}/quota"): {"max_requests": 1},
