@@ -73,6 +73,8 @@ ACCOUNT_COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "activate": ("let a user call again", "email"),
         "deactivate": ("refuse a user's calls, and end its sessions", "email"),
         "password": ("set a user's password, as for create; its sessions end", "email"),
+        "plan": ("set the name of a user's plan, or none", "email plan?"),
+        "limits": ("set a user's limits; without options, show them", "email"),
         "delete": ("delete a user for good, its keys and sessions; the ledger keeps its id", "email"),
         "usage": ("quotas, credits, what was used by model", "email"),
         "sessions": ("a user's sessions", "email"),
@@ -101,6 +103,13 @@ ACCOUNT_COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "audit": ("compute every wallet anew from the ledger; exit 1 on a difference", ""),
         "stats": ("how much there is of everything", ""),
     },
+}
+USER_LIMITS = {  # of a user: flag → what it limits
+    "rpm": "requests in a minute",
+    "rpd": "requests in a day",
+    "tpm": "tokens in a minute",
+    "tpd": "tokens in a day",
+    "concurrency": "requests at the same time",
 }
 ACCOUNTS_TEXT = (
     "It works on the database of accounts itself, with the environment of `serve`, and ACCOUNTS=1; where a "
@@ -133,6 +142,9 @@ def _add_account_options(command: str, parser: argparse.ArgumentParser) -> None:
     """Add what a single command has."""
     if command == "users create":
         parser.add_argument("--admin", action="store_true", help="as an administrator")
+    elif command == "users limits":
+        for name, words in USER_LIMITS.items():
+            parser.add_argument(f"--{name}", metavar="N", default="", help=f"{words}; none ends it")
     elif command == "users delete":
         parser.add_argument("--yes", action="store_true", help="needed, since it cannot be undone")
     elif command == "keys create":

@@ -87,8 +87,19 @@ def read_change(body: object) -> UserChange:
         is_active=_read_flag(body, "is_active"),
         is_admin=_read_flag(body, "is_admin"),
         plan=_read_plan(body["plan"]) if "plan" in body else None,
-        limits=read_limits(body["limits"]) if "limits" in body else None,
+        limits=_read_limits(body["limits"]) if "limits" in body else None,
     )
+
+
+def _read_limits(value: object) -> Limits:
+    limits = read_limits(value)
+    if limits.monthly_cap_musd is not None:
+        raise Invalid(
+            "limits.monthly_cap is of API keys; a user has none. What a user may spend is set by its credits "
+            "(plan, cap) and by the limits on spending (GUARDRAILS_…).",
+            param="limits.monthly_cap",
+        )
+    return limits
 
 
 def _read_flag(body: dict[str, Any], field: str) -> bool | None:

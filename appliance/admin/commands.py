@@ -4,7 +4,7 @@ Texts and tables of the commands that aiserve-gpuproxyd's README has are that pr
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,12 +19,14 @@ from appliance.cli import messages as pb
 from appliance.cli.client import FAILED, CallFailed
 from appliance.cli.render.values import as_object
 from appliance.cli.screen import clean
+from appliance.command_lines import USER_LIMITS
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
 PAGE: Final = 500
 ID_CHARS: Final = 8
+LIMIT_DIGITS: Final = 18
 WINDOW_LABELS: Final = {
     "5min": "5 minutes",
     "15min": "15 minutes",
@@ -121,6 +123,38 @@ class Commands:
         """Set a user's password."""
         user = self._set(email, password=password)
         self._changed(user, f"The password of {user.email} is set; its sessions have ended")
+
+    def set_plan(self, email: str, plan: str) -> None:
+        """Set the name of a user's plan; "" = none."""
+        user = self._set(email, plan=plan)
+        self._changed(user, f"The plan of {user.email}: {user.plan or 'none'}")
+
+    def set_limits(self, email: str, given: Mapping[str, str]) -> None:
+        """Set some of a user's limits, and print all of them.
+
+        Args:
+            given: By the names of USER_LIMITS; `none` ends a limit, and one that is not given stays.
+
+        Raises:
+            WrongUsage: A value is neither a number nor `none`.
+        """
+        wanted = {name: read_limit(name, text) for name, text in given.items()}
+        user = self.access.call("GetUsage", pb.GetUsageRequest(user=email)).user
+        if wanted:
+            limits = user.limits
+            for name, value in wanted.items():
+                limits.ClearField(name)
+                if value is not None:
+                    setattr(limits, name, value)
+            user = self._set(user.id, limits=limits)
+        if self._as_json(as_object(user)):
+            return
+        rows = []
+        for name, words in USER_LIMITS.items():
+            value = getattr(user.limits, name) if user.limits.HasField(name) else None
+            shown = "none" if value is None else str(value)
+            rows.append([words, shown])
+        self._say(align([["LIMIT", f"OF {user.email}"], *rows]))
 
     def delete_user(self, email: str, *, is_confirmed: bool) -> None:
         """Delete a user; the ledger keeps its id.
@@ -459,6 +493,23 @@ def read_prices(path: Path) -> "list[pb.ModelPrice]":
             message.valid_from.FromMilliseconds(price.valid_from_ms)
         found.append(message)
     return found
+
+
+def read_limit(name: str, text: str) -> int | None:
+    """Return a limit of a command line; None = `none`, which ends it.
+
+    Args:
+        name: Of USER_LIMITS.
+        text: A whole number, or `none`.
+
+    Raises:
+        WrongUsage: It is neither.
+    """
+    if text == "none":
+        return None
+    if text.isascii() and text.isdecimal() and len(text) <= LIMIT_DIGITS:
+        return int(text)
+    raise WrongUsage(f"{text[:40]!r} is no limit of {USER_LIMITS[name]}: use a whole number, or none")
 
 
 def read_signed_musd(text: str) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from appliance.admin.flags import GoFlag, WrongUsage, parse_flags, switches
 from appliance.admin.passwords import hide_argument, read_password
+from appliance.command_lines import USER_LIMITS
 
 if TYPE_CHECKING:
     from appliance.admin.commands import Commands
@@ -199,6 +200,19 @@ COMMANDS: Final = {
         lambda run: run.commands.set_active(run.word(0), is_active=False),
     ),
     "set-password": AdminCommand("<email> <pass>", "Set password of user, end its sessions", _set_password),
+    "set-plan": AdminCommand(
+        "<email> [plan]",
+        "Set plan of user (default: none)",
+        lambda run: run.commands.set_plan(run.word(0), run.word(1)),
+    ),
+    "set-limits": AdminCommand(
+        "[-rpm=N …] <email>",
+        "Set limits of user, of rpm rpd tpm tpd concurrency",
+        lambda run: run.commands.set_limits(
+            run.word(0), {name: run.flag(name) for name in USER_LIMITS if run.flag(name)}
+        ),
+        {name: GoFlag(name, has_value=True) for name in USER_LIMITS},
+    ),
     "delete-user": AdminCommand(
         "[-yes] <email>",
         "Delete user for good, its keys and sessions",

@@ -20,6 +20,7 @@ from appliance.base import logs
 from appliance.base.clock import SystemClock, parse_moment_s
 from appliance.cli.client import FAILED, USAGE, CallFailed
 from appliance.cli.screen import clean
+from appliance.command_lines import USER_LIMITS
 
 Options = argparse.Namespace
 INTERRUPTED: Final = 130
@@ -114,6 +115,10 @@ _RUN: Final[dict[tuple[str, str], Callable[[Commands, Options], int | None]]] = 
     ("users", "no-admin"): lambda commands, options: commands.set_admin(options.email, is_admin=False),
     ("users", "activate"): lambda commands, options: commands.set_active(options.email, is_active=True),
     ("users", "deactivate"): lambda commands, options: commands.set_active(options.email, is_active=False),
+    ("users", "plan"): lambda commands, options: commands.set_plan(options.email, options.plan),
+    ("users", "limits"): lambda commands, options: commands.set_limits(
+        options.email, {name: getattr(options, name) for name in USER_LIMITS if getattr(options, name)}
+    ),
     ("users", "delete"): lambda commands, options: commands.delete_user(
         options.email, is_confirmed=options.yes
     ),

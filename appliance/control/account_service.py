@@ -5,6 +5,7 @@ database itself (`appliance/admin`). So both have the same rules and the same wo
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from appliance.accounts.actor import read_models, read_scopes
 from appliance.accounts.api_keys import read_expiry_ms, read_key_name
@@ -24,6 +25,7 @@ from appliance.base.ids import new_id
 from appliance.base.money import MUSD_PER_DOLLAR
 from appliance.control.convert.accounts import (
     from_model_price,
+    from_user_limits,
     to_api_key,
     to_credits,
     to_model_price,
@@ -82,9 +84,12 @@ class AccountService:
 
     async def SetUser(self, request: pb.SetUserRequest) -> pb.SetUserResponse:
         """Change a user; the password last, since another refusal must not leave it changed."""
-        values = {name: getattr(request, name) for name in CHANGES if request.HasField(name)}
+        values: dict[str, Any] = {name: getattr(request, name) for name in CHANGES if request.HasField(name)}
+        if request.HasField("limits"):
+            values["limits"] = from_user_limits(request.limits)
         if not values and not request.HasField("password"):
-            raise Invalid(f"There is nothing to change. Set one of {', '.join((*CHANGES, 'password'))}.")
+            known = ", ".join((*CHANGES, "limits", "password"))
+            raise Invalid(f"There is nothing to change. Set one of {known}.")
         user = await self._find(request.user)
         if values:
             user = await self._users.change(user.id, read_change(values), author=self._author)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from appliance.admin.program import COMMANDS, main
+from appliance.storage.revisions import NEWEST
 from tests.redis_server import closed_port
 from tests.storage_servers import PostgresServer, make_sqlite, postgres_name
 
@@ -93,6 +94,15 @@ def test_a_user_is_created_renders_its_id_and_cannot_be_twice(ready: Terminal) -
     )
     assert ready.run("create-user", "C@example.com", PASSWORD, "Carla C") == 1
     assert "error: There is a user with this e-mail address." in ready.err
+
+
+def test_plans_and_limits_are_set(ready: Terminal) -> None:
+    assert ready.done("set-plan", EMAIL, "gold") == f"The plan of {EMAIL}: gold\n"
+    shown = ready.done("set-limits", "-tpd=5000", "--rpm", "7", EMAIL)
+    assert re.search(r"^tokens in a day +5000$", shown, re.M)
+    assert re.search(r"^requests in a minute +7$", shown, re.M)
+    assert ready.run("set-limits", "-tpd=-1", EMAIL) == 2
+    assert "'-1' is no limit of tokens in a day" in ready.err
 
 
 def test_a_user_is_deleted_where_that_is_confirmed(ready: Terminal) -> None:
@@ -272,7 +282,7 @@ def test_migrate_makes_the_tables_and_can_only_show_them(terminal: Terminal, tmp
         (["create-user", "a@example.com", PASSWORD, "John", "Doe"], "there are too many words; quote names"),
         (["make-admin"], "words are missing\nUsage: aiserve-gpuproxy-admin make-admin <email>"),
         (["stats", "-json=x"], "invalid boolean value 'x' for -json"),
-        (["migrate", "-to", "99"], "-to 99: revisions are 1 to 2"),
+        (["migrate", "-to", "99"], f"-to 99: revisions are 1 to {NEWEST}"),
         (["prices", "set"], "Usage: aiserve-gpuproxy-admin prices [list | check FILE | set FILE]"),
         (["grant", EMAIL, "much"], "'much' is no amount: write dollars as a decimal number"),
         (["create-user", "a@example.com", "-", "A"], "there is no password on standard input"),

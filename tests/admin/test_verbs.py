@@ -65,6 +65,21 @@ def test_users_are_made_listed_and_changed(shell: Shell) -> None:
     assert "Total: 0 users" in shell.done(f"users list {EMAIL}")
 
 
+def test_limits_and_plans_of_users_are_set(shell: Shell) -> None:
+    shown = shell.done(f"users limits {EMAIL} --rpm 3 --tpd 5000")
+    assert re.search(r"^requests in a minute +3$", shown, re.M)
+    assert re.search(r"^tokens in a day +5000$", shown, re.M)
+    shown = shell.done(f"users limits {EMAIL} --rpm none --concurrency 2")
+    assert re.search(r"^requests in a minute +none$", shown, re.M)
+    assert re.search(r"^requests at the same time +2$", shown, re.M)
+    assert re.search(r"^tokens in a day +5000$", shown, re.M)
+    assert shell.done(f"users limits {EMAIL}") == shown
+    [user] = json.loads(shell.done("users list --json"))
+    assert user["limits"] == {"concurrency": "2", "tpd": "5000"}
+    assert shell.done(f"users plan {EMAIL} gold") == f"The plan of {EMAIL}: gold\n"
+    assert shell.done(f"users plan {EMAIL}") == f"The plan of {EMAIL}: none\n"
+
+
 def test_keys_are_made_with_what_they_open(shell: Shell) -> None:
     made = json.loads(
         shell.done(
@@ -108,6 +123,8 @@ def test_credits_prices_and_the_audit(shell: Shell, tmp_path: Path) -> None:
         ("users create a@example.com A", 2, "there is no password on standard input"),
         ("credits grant a@example.com much", 2, "'much' is no amount"),
         (f"keys create {EMAIL} k --expires soon", 2, "--expires soon: use a time such as"),
+        (f"users limits {EMAIL} --rpm many", 2, "'many' is no limit of requests in a minute: use a whole"),
+        (f"users limits {EMAIL} --rpm 0", 1, "limits.rpm: 0 is not allowed"),
         (f"users delete {EMAIL}", 2, f"error: Deleting {EMAIL} cannot be undone. Add --yes to do it."),
         ("users admin x@example.com", 1, "error: There is no user 'x@example.com'."),
         (f"keys create {EMAIL} k --scope all", 1, "error: scopes: ['all'] is not allowed"),

@@ -89,6 +89,21 @@ async def test_users_are_created_listed_and_changed(control: OpenControl) -> Non
     assert (changed.is_admin, changed.is_active) == (True, False)
 
 
+async def test_limits_of_a_user_are_set_and_end(control: OpenControl) -> None:
+    limits = pb.UserLimits(rpm=3, concurrency=2)
+    user = (await control.stub.SetUser(pb.SetUserRequest(user=EMAIL, limits=limits, plan="gold"))).user
+    assert (user.limits, user.plan) == (limits, "gold")
+    [user] = (await control.stub.ListUsers(pb.ListUsersRequest())).users
+    assert user.limits == limits
+    facts = await control.fake.accounts._users.find_by_email(EMAIL)
+    assert (facts.limits.rpm, facts.limits.tpm, facts.limits.concurrency) == (3, None, 2)
+    await control.stub.SetUser(pb.SetUserRequest(user=EMAIL, name="B"))
+    [user] = (await control.stub.ListUsers(pb.ListUsersRequest())).users
+    assert (user.limits, user.name) == (limits, "B")
+    user = (await control.stub.SetUser(pb.SetUserRequest(user=EMAIL, limits=pb.UserLimits()))).user
+    assert user.limits == pb.UserLimits()
+
+
 async def test_a_deleted_user_keeps_its_id_alone(control: OpenControl) -> None:
     gone = (await control.stub.DeleteUser(pb.DeleteUserRequest(user=EMAIL))).user
     assert (gone.email, gone.name, gone.is_active) == (f"deleted-{gone.id}@invalid", "", False)
@@ -198,6 +213,12 @@ CODES = grpc.StatusCode
         ("SetUser", {"name": "B"}, CODES.INVALID_ARGUMENT, "`user` is required: an id or an e-mail address."),
         ("SetUser", {"user": "x\0@y", "name": "B"}, CODES.NOT_FOUND, "There is no user"),
         ("SetUser", {"user": EMAIL, "password": "x"}, CODES.INVALID_ARGUMENT, "at least 10 are needed"),
+        (
+            "SetUser",
+            {"user": EMAIL, "limits": {"rpm": 0}},
+            CODES.INVALID_ARGUMENT,
+            "limits.rpm: 0 is not allowed: a whole number from 1",
+        ),
         ("ListApiKeys", {"user": "nobody"}, CODES.NOT_FOUND, "There is no user 'nobody'."),
         ("CreateApiKey", {"user": EMAIL}, CODES.INVALID_ARGUMENT, "name: "),
         (

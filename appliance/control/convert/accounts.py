@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from appliance.accounts.actor import LIMIT_NAMES
 from appliance.accounts.issued_keys import StoredKey
 from appliance.accounts.price_file import MAX_MARKUP_PERCENT, MAX_MODEL_CHARS
 from appliance.accounts.prices import Price
@@ -28,7 +29,13 @@ def to_user(user: StoredUser) -> pb.User:
         is_active=user.is_active,
         plan=to_sendable(user.plan),
         created_at=_at(user.created_at_ms),
+        limits=pb.UserLimits(**{name: getattr(user.limits, name) for name in LIMIT_NAMES}),
     )
+
+
+def from_user_limits(message: pb.UserLimits) -> dict[str, int]:
+    """Return the limits of a message as JSON has them; whether they are allowed is not looked at."""
+    return {field.name: value for field, value in message.ListFields()}
 
 
 def to_credits(wallet: Wallet) -> pb.Credits:
