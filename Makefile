@@ -45,12 +45,13 @@ format: $(VENV)/dev.stamp  ## let ruff lay the code out
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix --select I .
 
-docs: proto  ## write the generated pages anew: settings, addresses, the example environment, compose's settings, the table's schema
+docs: proto  ## write the generated pages anew: settings, addresses, the example environment, compose's settings, the schemas
 	@$(BIN)/python -m appliance settings --markdown >docs/configuration.md
 	@$(BIN)/python -m appliance routes --markdown >docs/http-api.md
 	@$(BIN)/python -m appliance settings --env-example >etc/appliance.env.example
 	@$(BIN)/python -m appliance settings --compose >etc/compose.settings.yaml
 	@$(BIN)/python -m appliance models schema >etc/models.schema.json
+	@$(BIN)/python -m appliance prices schema >etc/prices.schema.json
 
 test: lint unit  ## lint, types, import contracts, and every test but the container's and vLLM's
 

@@ -97,6 +97,7 @@ ACCOUNT_COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "prices": {
         "list": ("the prices in force", ""),
         "check": ("what is wrong with a file of prices", "file"),
+        "schema": ("the JSON schema of such a file, for editors (as etc/prices.schema.json)", ""),
         "set": ("take a file's prices as new versions, where they differ", "file"),
     },
     "admin": {
@@ -222,7 +223,9 @@ VERBS: dict[str, Verb] = {
         _account_arguments("credits"),
         ACCOUNTS_TEXT,
     ),
-    "prices": Verb("the prices of models: list, check, set", _account_arguments("prices"), ACCOUNTS_TEXT),
+    "prices": Verb(
+        "the prices of models: list, check, set, schema", _account_arguments("prices"), ACCOUNTS_TEXT
+    ),
     "admin": Verb("the money of all accounts: audit, stats", _account_arguments("admin"), ACCOUNTS_TEXT),
     "support": Verb(
         "write a file for those who help: settings, status, log, metrics; no secrets   [-o FILE]",

@@ -27,6 +27,7 @@ GENERATED = {
     "etc/appliance.env.example": ["settings", "--env-example"],
     "etc/compose.settings.yaml": ["settings", "--compose"],
     "etc/models.schema.json": ["models", "schema"],
+    "etc/prices.schema.json": ["prices", "schema"],
 }
 
 

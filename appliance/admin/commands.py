@@ -462,6 +462,13 @@ def check_prices(path: Path, out: TextIO) -> None:
     out.write(f"{path}: {len(read_prices(path))} prices, no problem\n")
 
 
+def print_price_schema(out: TextIO) -> None:
+    """Print the JSON schema of a file of prices."""
+    from appliance.accounts.price_file import price_file_schema
+
+    out.write(jsons.dumps_pretty(price_file_schema()) + "\n")
+
+
 def read_prices(path: Path) -> "list[pb.ModelPrice]":
     """Return the prices of a file, as messages.
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from appliance.admin.access import open_access
-from appliance.admin.commands import Commands, check_prices
+from appliance.admin.commands import Commands, check_prices, print_price_schema
 from appliance.admin.flags import WrongUsage
 from appliance.admin.passwords import FROM_INPUT, read_password
 from appliance.admin.store import StoreSettings
@@ -43,6 +43,9 @@ def run_verb(verb: str, options: Options) -> int:
     try:
         if (verb, options.command) == ("prices", "check"):
             check_prices(Path(options.file), sys.stdout)
+            return 0
+        if (verb, options.command) == ("prices", "schema"):
+            print_price_schema(sys.stdout)
             return 0
         prepared = _prepare(verb, options)
         with ExitStack() as stack:

@@ -136,6 +136,30 @@ def test_a_file_is_read_exactly() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "is_right"),
+    [
+        ('{"$schema": "prices.schema.json", "prices": []}', True),
+        ('{"prices": [{"model": "m"}]}', True),
+        ('{"prices": [{"model": "m", "in": "0.000001", "out": 3}]}', True),
+        ("{}", False),
+        ('{"prices": [{}]}', False),
+        ('{"prices": [{"model": ""}]}', False),
+        ('{"prices": [{"model": "m", "input": 1}]}', False),
+        ('{"prices": [{"model": "m", "in": "1,5"}]}', False),
+        ('{"prices": [{"model": "m", "in": "0.1234567"}]}', False),
+        ('{"prices": [{"model": "m", "in": -1}]}', False),
+        ('{"prices": [{"model": "m", "in": null}]}', False),
+        ('{"prices": [{"model": "m", "gpu_hour_markup_percent": 10001}]}', False),
+        ('{"prices": ["m"]}', False),
+        ('{"price": []}', False),
+    ],
+)
+def test_the_schema_says_what_the_reader_says(text: str, is_right: bool) -> None:
+    assert jsonschema.Draft202012Validator(price_file_schema()).is_valid(jsons.loads(text)) is is_right
+    assert (not read_price_file(text.encode()).problems) is is_right
+
+
+@pytest.mark.parametrize(
     ("row", "problem"),
     [
         (
