@@ -93,7 +93,7 @@ main() {
         aiserve-gpuproxy-admin) program "$@" ;;
         -[EHPBMIN]* | --engine* | --host* | --port* | --pod* | --model*) sidecar "$@" ;;     # the sidecar's options without its verb
         migrate | users | keys | credits | prices | admin) program python3 -m appliance "$@" ;;
-        check | prepare | settings | routes | models | download | healthcheck | support | ctl | version | help | -*) become python3 -m appliance "$@" ;;
+        check | prepare | settings | routes | models | download | healthcheck | support | simulate | ctl | version | help | -*) become python3 -m appliance "$@" ;;
         *)  if ! type -P -- "$1" >/dev/null; then exec python3 -m appliance "$@"; fi      # which verb may be meant
             become "$@" ;;
     esac

@@ -245,6 +245,15 @@ def of_accounts(verb: str, arguments: list[str]) -> int:
     return run_verb(verb, options)
 
 
+def simulate(arguments: list[str]) -> int:
+    """Serve stand-ins for markets; return the exit code."""
+    parser = parser_of("simulate")
+    options = parser.parse_args(arguments)
+    from appliance.simulate.program import run
+
+    return run(options, parser)
+
+
 def ctl(arguments: list[str]) -> int:
     """Hand the arguments to the command line of the control API; return the exit code."""
     from appliance.cli.ctl import main as ctl_main
@@ -283,6 +292,7 @@ RUN: dict[str, Callable[[list[str]], int]] = {
     "serve": serve,
     "settings": show_settings,
     "sidecar": sidecar,
+    "simulate": simulate,
     "support": support,
     "users": partial(of_accounts, "users"),
     "version": show_version,

@@ -63,6 +63,31 @@ def _support(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _simulate(parser: argparse.ArgumentParser) -> None:
+    for name, service in SIMULATED.items():
+        text = f"serve {service} on this port; 0 = any free one"
+        parser.add_argument(f"--{name}", type=int, nargs="?", const=0, metavar="PORT", help=text)
+    parser.add_argument("--host", default="127.0.0.1", help="a loopback address (127.0.0.1)")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON: urls, ports, environ")
+    parser.add_argument(
+        "--speed",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="its clock runs X times as fast (1); 0 = it stands",
+    )
+    parser.add_argument(
+        "--start-s", type=float, default=30.0, metavar="S", help="seconds until an instance runs (30)"
+    )
+    parser.add_argument("--credit", default="100", metavar="DOLLARS", help="at each market (100)")
+    parser.add_argument(
+        "--offers", type=int, default=64, metavar="N", help="offers of vast.ai, 1 to 2000 (64)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of offers and chances (0)")
+
+
+SIMULATED = {"vast": "vast.ai", "ionet": "io.net"}
+
 # Verb → command → (what it does, its words; one with ? may be left out). `admin/verbs.py` runs them.
 ACCOUNT_COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "users": {
@@ -232,6 +257,14 @@ VERBS: dict[str, Verb] = {
         _support,
         "It has settings, status, the last log lines, receipts' heads, metrics, versions and facts about "
         "this machine. Run it with the environment of `serve`. Exit codes: 0 written · 1 not written · "
+        "2 wrong arguments.",
+    ),
+    "simulate": Verb(
+        "stand-ins for vast.ai and io.net on this machine, for rehearsals   [--vast PORT] …",
+        _simulate,
+        "Nothing is rented and nothing costs money; every answer says that it is simulated. Without a port "
+        "all services run on free ones. What goes wrong is asked for with POST /_fault, what really runs "
+        "is shown by /_truth: docs/simulate.md. Exit codes: 0 ended by a signal · 1 a port cannot be used · "
         "2 wrong arguments.",
     ),
     "ctl": Verb("control a running appliance over its control API (`ctl --help`)", None),
