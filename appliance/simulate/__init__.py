@@ -9,6 +9,7 @@ Modules:
     filters: the filters, the order and the pages of vast.ai's listings.
     fleet: the instances of one market: their life by the clock, what they cost, what became of them.
     ionet: io.net's API for containers.
+    ionet_rows: how io.net describes deployments and their containers.
     ionet_stock: the hardware and the locations that io.net offers.
     program: the verb: its command line, its output, its signals.
     rented_engines: the engine that answers on each instance that runs.
@@ -17,4 +18,5 @@ Modules:
     twin_clock: the time of the stand-ins, which can be advanced and run faster.
     vast: vast.ai's API.
     vast_offers: the offers of vast.ai.
+    vast_rows: how vast.ai's listing describes an instance.
 """

@@ -101,12 +101,12 @@ class TwinService(Protocol):
         """Return an error in the service's own form."""
         ...
 
-    def url(self, port: int) -> str:
-        """Return the address to configure."""
+    def url(self, origin: str) -> str:
+        """Return the address to configure, of a service that listens at `http://host:port`."""
         ...
 
-    def environ(self, port: int) -> dict[str, str]:
-        """Return the variables with which the appliance uses it."""
+    def environ(self, origin: str) -> dict[str, str]:
+        """Return the variables with which the appliance uses it there."""
         ...
 
     def settle(self) -> None:

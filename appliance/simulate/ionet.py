@@ -4,13 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from appliance.base import jsons
-from appliance.base.clock import format_rfc3339
 from appliance.base.money import shorten, to_dollars
 from appliance.simulate.answers import TwinAnswer, TwinRefusal, TwinRequest, TwinRoute
 from appliance.simulate.faults import Faults
 from appliance.simulate.fleet import MAX_LIVE, MS_PER_H, RentedFleet, RentedInstance, Stage
+from appliance.simulate.ionet_rows import (
+    STATUSES,
+    deployment_id,
+    describe_deployment,
+    describe_in_full,
+    describe_workers,
+)
 from appliance.simulate.ionet_stock import HARDWARE, LOCATIONS, IoHardware
-from appliance.simulate.rented_engines import LOOPBACK, MAX_PORTS
+from appliance.simulate.rented_engines import MAX_PORTS
 from appliance.simulate.twin_clock import TwinClock
 
 KEY = "simulated"
@@ -21,15 +27,6 @@ MAX_PAGE = 100
 MAX_TEXT = 16_384
 DEFAULT_PORT = 8000
 H_PER = {"hourly": 1, "daily": 24, "weekly": 168, "monthly": 720}
-STATUSES = {
-    Stage.CREATED: "deployment requested",
-    Stage.LOADING: "deployment requested",
-    Stage.RUNNING: "running",
-    Stage.STOPPED: "stopped",
-    Stage.EXITED: "failed",
-    Stage.ENDED: "completed",
-    Stage.DESTROYED: "destroyed",
-}
 
 
 class IoNetService:
@@ -91,13 +88,13 @@ class IoNetService:
         """Return an error in io.net's form."""
         return {"detail": text}
 
-    def url(self, port: int) -> str:
+    def url(self, origin: str) -> str:
         """Return the address to configure."""
-        return f"http://{LOOPBACK}:{port}{BASES[0]}"
+        return f"{origin}{BASES[0]}"
 
-    def environ(self, port: int) -> dict[str, str]:
+    def environ(self, origin: str) -> dict[str, str]:
         """Return the variables with which the appliance uses it."""
-        return {self.environ_key: self.url(port), "IONET_API_KEY": KEY}
+        return {self.environ_key: self.url(origin), "IONET_API_KEY": KEY}
 
     def settle(self) -> None:
         """Bring the deployments up to the present time."""
@@ -264,14 +261,14 @@ class IoNetService:
             paid_ms=hours * MS_PER_H,
         )
         self.fleet.create(new)
-        return TwinAnswer({"status": STATUSES[new.stage], "deployment_id": _id(new)})
+        return TwinAnswer({"status": STATUSES[new.stage], "deployment_id": deployment_id(new)})
 
     async def list_page(self, request: TwinRequest) -> TwinAnswer:
         """Answer a page of the deployments, ended ones too."""
         query = request.query
         page = self._count(query.get("page", "1"), "page", 100_000)
         size = self._count(query.get("page_size", "20"), "page_size", MAX_PAGE)
-        rows = [self._row(each) for each in self.fleet.instances.values()]
+        rows = [describe_deployment(each, off_s=self._off_s()) for each in self.fleet.instances.values()]
         wanted = {word.strip() for word in query.get("status", "").split(",") if word.strip()}
         rows = [row for row in rows if not wanted or row["status"] in wanted]
         by = query.get("sort_by") or "created_at"
@@ -285,7 +282,7 @@ class IoNetService:
 
     async def show(self, request: TwinRequest) -> TwinAnswer:
         """Answer one deployment."""
-        return _data(self._detail(self._deployment(request.params["id"])))
+        return _data(describe_in_full(self._deployment(request.params["id"]), off_s=self._off_s()))
 
     async def change(self, request: TwinRequest) -> TwinAnswer:
         """Change what the containers run with; they start anew."""
@@ -295,14 +292,14 @@ class IoNetService:
         }
         if instance.stage in (Stage.RUNNING, Stage.EXITED):
             self.fleet.move(instance, Stage.LOADING)
-        return TwinAnswer({"status": STATUSES[instance.stage], "deployment_id": _id(instance)})
+        return TwinAnswer({"status": STATUSES[instance.stage], "deployment_id": deployment_id(instance)})
 
     async def delete(self, request: TwinRequest) -> TwinAnswer:
         """End a deployment; nothing is paid back."""
         instance = self._live(request.params["id"])
         if self._faults.take(self.name, "destroy", ("destroy_lies",)) is None:
             self.fleet.move(instance, Stage.DESTROYED)
-        return TwinAnswer({"status": STATUSES[Stage.DESTROYED], "deployment_id": _id(instance)})
+        return TwinAnswer({"status": STATUSES[Stage.DESTROYED], "deployment_id": deployment_id(instance)})
 
     async def extend(self, request: TwinRequest) -> TwinAnswer:
         """Pay for more hours."""
@@ -316,37 +313,25 @@ class IoNetService:
         instance.paid_ms += hours * MS_PER_H
         if instance.ends_ms is not None:
             instance.ends_ms += hours * MS_PER_H
-        return _data(self._detail(instance))
+        return _data(describe_in_full(instance, off_s=self._off_s()))
 
     async def containers(self, request: TwinRequest) -> TwinAnswer:
         """Answer the containers of a deployment."""
-        instance = self._deployment(request.params["id"])
-        is_up = instance.stage is Stage.RUNNING
-        events = [
-            {"time": self._time(instance.stage_ms), "message": line} for line in list(instance.lines)[-20:]
-        ]
-        workers = [
-            {
-                "device_id": f"simulated-device-{number}",
-                "container_id": f"{_id(instance)}-{number}",
-                "hardware": instance.facts["gpu_name"],
-                "brand_name": "NVIDIA",
-                "created_at": self._time(instance.created_ms),
-                "uptime_percent": 100 if is_up else 0,
-                "gpus_per_container": instance.facts["gpus_per_container"],
-                "status": "running" if is_up else "pending" if instance.is_live else "completed",
-                "container_events": events,
-                "public_url": _public_url(instance, number) if is_up else "",
-            }
-            for number in range(instance.facts["replicas"])
-        ]
+        workers = describe_workers(self._deployment(request.params["id"]), off_s=self._off_s())
         return _data({"total": len(workers), "workers": workers})
+
+    def _off_s(self) -> float:
+        """Return by how much the market's clock is wrong."""
+        off = self._faults.find(self.name, "clock_off")
+        return off.parameters["seconds"] if off is not None else 0.0
 
     async def logs(self, request: TwinRequest) -> TwinAnswer:
         """Answer what a container printed, as text."""
         instance = self._deployment(request.params["id"])
         name = request.params["container"]
-        if name not in [f"{_id(instance)}-{number}" for number in range(instance.facts["replicas"])]:
+        if name not in [
+            f"{deployment_id(instance)}-{number}" for number in range(instance.facts["replicas"])
+        ]:
             raise self._missing(f"Container {name[:60]} not found")
         return TwinAnswer(text="\n".join(instance.lines) + "\n")
 
@@ -358,59 +343,6 @@ class IoNetService:
         """Give a deployment another name."""
         self._live(request.params["id"]).label = self._text(request.body, "cluster_name")
         return TwinAnswer({"status": "ok", "message": "Cluster name updated"})
-
-    # ---- rows
-
-    def _row(self, instance: RentedInstance) -> dict[str, Any]:
-        served, total = instance.running_ms // 60_000, instance.facts["hours"] * 60
-        left = max(0, total - served) if instance.is_live else 0
-        return {
-            "id": _id(instance),
-            "status": STATUSES[instance.stage],
-            "name": instance.label,
-            "completed_percent": round(100 * served / total, 2),
-            "hardware_quantity": instance.facts["num_gpus"],
-            "brand_name": "NVIDIA",
-            "hardware_name": instance.facts["gpu_name"],
-            "served": f"{served // 60}h {served % 60}m",
-            "remaining": f"{left // 60}h {left % 60}m",
-            "compute_minutes_served": served,
-            "compute_minutes_remaining": left,
-            "created_at": self._time(instance.created_ms),
-        }
-
-    def _detail(self, instance: RentedInstance) -> dict[str, Any]:
-        facts, row = instance.facts, self._row(instance)
-        place = LOCATIONS[facts["location_id"]]
-        return {
-            **{
-                name: row[name]
-                for name in ("id", "status", "completed_percent", "created_at", "hardware_name")
-            },
-            **{
-                name: row[name]
-                for name in ("brand_name", "compute_minutes_served", "compute_minutes_remaining")
-            },
-            "started_at": self._time(instance.first_run_ms),
-            "finished_at": self._time(instance.ended_ms),
-            "amount_paid": to_dollars(instance.paid_musd),
-            "total_gpus": facts["num_gpus"],
-            "gpus_per_container": facts["gpus_per_container"],
-            "total_containers": facts["replicas"],
-            "hardware_id": facts["hardware_id"],
-            "locations": [{"id": place.id, "iso2": place.iso2, "name": place.name}],
-            "container_config": {
-                "entrypoint": [],
-                "env_variables": {},
-                "traffic_port": facts["traffic_port"],
-                "image_url": facts["image"],
-            },
-        }
-
-    def _time(self, at_ms: int | None) -> str | None:
-        off = self._faults.find(self.name, "clock_off")
-        off_s = off.parameters["seconds"] if off is not None else 0.0
-        return None if at_ms is None else format_rfc3339(at_ms / 1000 + off_s, fraction_digits=3)
 
     # ---- reading
 
@@ -472,14 +404,6 @@ class IoNetService:
 
 def _data(value: Any) -> TwinAnswer:
     return TwinAnswer({"data": value})
-
-
-def _id(instance: RentedInstance) -> str:
-    return f"dep-{instance.id}"
-
-
-def _public_url(instance: RentedInstance, number: int) -> str:
-    return f"http://{LOOPBACK}:{instance.addresses[number][1]}" if number < len(instance.addresses) else ""
 
 
 def _number(value: Any) -> int | None:

@@ -90,7 +90,7 @@ def as_table(twin: Twin) -> str:
     """Return what is printed for people."""
     rows = [f"  {TITLES[name]:9} {url}" for name, url in twin.urls.items()]
     lines = [f"export {name}={value}" for name, value in twin.environ.items()]
-    control = f"http://127.0.0.1:{next(iter(twin.ports.values()))}"
+    control = next(iter(twin.origins.values()))
     return "\n".join(
         [
             "SIMULATED services: nothing here is real, and nothing costs money.",

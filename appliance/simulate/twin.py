@@ -56,6 +56,7 @@ class Twin:
 
     Attributes:
         urls: Service → the address to configure.
+        origins: Service → where it listens, `http://host:port`; /_truth and the others are there.
         ports: Service → its port.
         environ: The variables with which the appliance uses all of them.
         faults: What is to go wrong.
@@ -69,6 +70,7 @@ class Twin:
         self.services = {name: _BUILDERS[name](self, options) for name in options.ports}
         for name, service in self.services.items():
             self._routes[name] = frozenset(route.name for route in service.routes())
+        self.origins: dict[str, str] = {}
         self.urls: dict[str, str] = {}
         self.ports: dict[str, int] = {}
         self.environ: dict[str, str] = {}
@@ -128,8 +130,10 @@ class Twin:
             text = describe_listen_error(exc, host, port, settings=("--host", f"--{name}"))
             raise OSError(exc.errno, text) from exc
         self.ports[name] = int(runner.addresses[0][1])
-        self.urls[name] = service.url(self.ports[name])
-        self.environ |= service.environ(self.ports[name])
+        origin = f"http://{f'[{host}]' if ':' in host else host}:{self.ports[name]}"
+        self.origins[name] = origin
+        self.urls[name] = service.url(origin)
+        self.environ |= service.environ(origin)
 
     async def close(self) -> None:
         """Stop the engines."""

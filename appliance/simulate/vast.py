@@ -14,6 +14,7 @@ from appliance.simulate.fleet import MAX_LIVE, RentedFleet, RentedInstance, Stag
 from appliance.simulate.rented_engines import MAX_PORTS
 from appliance.simulate.twin_clock import TwinClock
 from appliance.simulate.vast_offers import VastAsk, make_offers
+from appliance.simulate.vast_rows import INSTANCE_FIELDS, describe_instance
 
 KEY = "simulated"
 DEFAULT_FOUND, MOST_FOUND = 64, 64
@@ -23,12 +24,6 @@ MAX_LOGS = 100
 DEFAULT_DISK_GB = 8.0
 RUNTYPES = ("ssh", "jupyter", "args", "ssh_direct", "ssh_proxy", "jupyter_direct", "jupyter_proxy")
 SEARCH_EXTRAS = ("type", "order", "limit", "allocated_storage", "disable_bundling", "select_cols")
-INSTANCE_FIELDS = frozenset(
-    [
-        *("id", "label", "machine_id", "host_id", "actual_status", "intended_status", "cur_state"),
-        *("gpu_name", "num_gpus", "dph_total", "start_date", "geolocation"),
-    ]
-)
 
 
 class VastService:
@@ -93,13 +88,13 @@ class VastService:
         """Return an error in vast.ai's form."""
         return {"success": False, "error": code, "msg": text}
 
-    def url(self, port: int) -> str:
+    def url(self, origin: str) -> str:
         """Return the address to configure."""
-        return f"http://127.0.0.1:{port}"
+        return origin
 
-    def environ(self, port: int) -> dict[str, str]:
+    def environ(self, origin: str) -> dict[str, str]:
         """Return the variables with which the appliance uses it."""
-        return {self.environ_key: self.url(port), "VASTAI_API_KEY": KEY}
+        return {self.environ_key: self.url(origin), "VASTAI_API_KEY": KEY}
 
     def settle(self) -> None:
         """Bring the instances up to the present time."""
@@ -320,37 +315,9 @@ class VastService:
         return instance
 
     def _instance_row(self, instance: RentedInstance) -> dict[str, Any]:
-        facts = instance.facts
-        ask = self._asks[facts["ask_id"]]
         off = self._faults.find(self.name, "clock_off")
         off_s = off.parameters["seconds"] if off is not None else 0.0
-        return {
-            **{name: ask.row[name] for name in COPIED},
-            "id": instance.id,
-            "ask_contract_id": ask.id,
-            "actual_status": instance.stage.value,
-            "intended_status": facts["intended"],
-            "cur_state": "stopped" if instance.stage is Stage.STOPPED else "running",
-            "next_state": facts["intended"],
-            "status_msg": instance.lines[-1] if instance.lines else "",
-            "label": instance.label or None,
-            "image_uuid": facts["image"],
-            "image_args": list(instance.args),
-            "image_runtype": facts["runtype"],
-            "extra_env": [[name, value] for name, value in instance.environ.items()],
-            "onstart": instance.onstart or None,
-            "disk_space": facts["disk_gb"],
-            "gpu_util": 0.0 if instance.stage is Stage.RUNNING else None,
-            "dph_base": to_dollars(instance.gpu_musd_per_h),
-            "dph_total": to_dollars(instance.gpu_musd_per_h + instance.disk_musd_per_h),
-            "storage_total_cost": to_dollars(instance.disk_musd_per_h),
-            "start_date": instance.created_ms / 1000 + off_s,
-            "end_date": instance.created_ms / 1000 + ask.row["duration"] + off_s,
-            "uptime_mins": instance.running_ms / 60_000 if instance.first_run_ms is not None else None,
-            "ssh_host": "127.0.0.1",
-            "ssh_port": None,
-            **_address(instance),
-        }
+        return describe_instance(instance, self._asks[instance.facts["ask_id"]], off_s=off_s)
 
     # ---- logs, account
 
@@ -405,29 +372,5 @@ class VastService:
         return value
 
 
-COPIED = (
-    *("machine_id", "host_id", "num_gpus", "gpu_name", "gpu_ram", "gpu_total_ram", "gpu_frac", "gpu_arch"),
-    *("compute_cap", "cuda_max_good", "driver_version", "cpu_name", "cpu_cores", "cpu_cores_effective"),
-    *("cpu_ram", "disk_bw", "inet_up", "inet_down", "inet_up_cost", "inet_down_cost", "direct_port_count"),
-    *("dlperf", "reliability2", "verification", "static_ip", "geolocation", "duration"),
-)
-
-
 def _as_id(text: str) -> int:
     return int(text) if text.isdecimal() and len(text) < 16 else -1
-
-
-def _address(instance: RentedInstance) -> dict[str, Any]:
-    """Return where an instance can be reached; known once it runs."""
-    if instance.stage is not Stage.RUNNING:
-        return {"public_ipaddr": None, "ports": {}, "direct_port_start": -1, "direct_port_end": -1}
-    ours = [port for _, port in instance.addresses]
-    ports = {
-        f"{inner}/tcp": [{"HostIp": "0.0.0.0", "HostPort": str(port)}] for inner, port in instance.addresses
-    }
-    return {
-        "public_ipaddr": "127.0.0.1",
-        "ports": ports,
-        "direct_port_start": min(ours, default=-1),
-        "direct_port_end": max(ours, default=-1),
-    }
