@@ -105,7 +105,8 @@ def _account_groups(appliance: Appliance) -> list[RouteGroup]:
         return []
     from appliance.front.accounts.groups import build_groups
 
-    return build_groups(accounts.identity, accounts.money.store)
+    money = accounts.money
+    return build_groups(accounts.identity, money.store, file_prices=lambda: money.file_prices)
 
 
 def _is_operator(pipeline: RequestPipeline, headers: dict[str, str], peer: str) -> bool:

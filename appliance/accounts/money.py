@@ -15,7 +15,7 @@ from appliance.accounts.price_snapshot import FILE_NAME as PRICES_FILE_NAME
 from appliance.accounts.price_snapshot import PriceSnapshot
 from appliance.accounts.price_store import KIND as PRICE_CHANGED
 from appliance.accounts.price_store import PriceStore
-from appliance.accounts.prices import Price, PriceBook
+from appliance.accounts.prices import Price, PriceBook, join_prices
 from appliance.accounts.quotas import RequestQuotas
 from appliance.accounts.recovery import read_replica_id, recover
 from appliance.accounts.renewals import renew_due
@@ -157,9 +157,7 @@ class Money:
 
     def _build_book(self) -> None:
         """Join the prices: a model's price of the database counts, else that of the file."""
-        stored = self.stored_prices or []
-        names = {price.model for price in stored}
-        rows = [*stored, *(price for price in self.file_prices if price.model not in names)]
+        rows = join_prices(self.stored_prices or [], self.file_prices)
         self.book = PriceBook(rows, is_unpriced_free=self.store.settings.unpriced == "free")
 
     async def _prices_changed(self, _: set[str]) -> None:

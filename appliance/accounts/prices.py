@@ -39,7 +39,7 @@ class Price:
 
     Attributes:
         model: The model's public name; `*` = every model without a price of its own.
-        version: Counts up with each change of the model's price; 0 = not of the price book.
+        version: Counts up with each change of the model's price in the database; 0 = it is not of there.
         valid_from_ms: When it begins, epoch milliseconds.
         in_per_mtok: Prompt tokens, micro-dollars per 1,000,000.
         cached_in_per_mtok: Prompt tokens from the engine's cache.
@@ -58,6 +58,11 @@ class Price:
     embedding_per_mtok: int = 0
     per_request_musd: int = 0
     gpu_hour_markup_percent: int = 0
+
+    @property
+    def source(self) -> str:
+        """Where it stands: in the `database`, or in the `file` of PRICES_FILE, which has no versions."""
+        return "database" if self.version else "file"
 
     @property
     def has_token_prices(self) -> bool:
@@ -97,6 +102,13 @@ class Price:
 
 
 FREE = Price("", in_per_mtok=0)
+
+
+def join_prices(stored: Iterable[Price], of_file: Iterable[Price]) -> list[Price]:
+    """Return the prices that count: those of the database, and of the file where that has none of a model."""
+    found = list(stored)
+    names = {price.model for price in found}
+    return [*found, *(price for price in of_file if price.model not in names)]
 
 
 @dataclass(slots=True)

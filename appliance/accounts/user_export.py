@@ -62,13 +62,15 @@ async def _rows(
 
 
 def _to_json(row: Any) -> dict[str, Any]:
-    """Return a row as JSON has it: times as text, money in dollars under its name without `_musd`."""
+    """Return a row as JSON has it: times as text, money in dollars and time of GPUs in hours, named so."""
     found: dict[str, Any] = {}
     for name, value in row.items():
         if name in _TIMES:
             found[name] = render_ms(value)
         elif name.endswith("_musd"):
             found[name.removesuffix("_musd")] = None if value is None else value / 1_000_000
+        elif name.endswith("_gpu_seconds"):
+            found[name.removesuffix("seconds") + "hours"] = round(value / 3600, 2)
         elif not isinstance(value, bytes):
             found[name] = value
     return found

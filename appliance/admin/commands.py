@@ -555,7 +555,7 @@ def _credits(one: Any) -> str:
 
 
 def _price_table(prices: Iterable[Any]) -> str:
-    rows = [["MODEL", "IN/1M", "CACHED/1M", "OUT/1M", "EMBED/1M", "REQUEST", "VERSION", "FROM"]]
+    rows = [["MODEL", "IN/1M", "CACHED/1M", "OUT/1M", "EMBED/1M", "REQUEST", "VERSION", "FROM", "SOURCE"]]
     rows += [
         [
             one.model,
@@ -566,6 +566,7 @@ def _price_table(prices: Iterable[Any]) -> str:
             f"${format_dollars(one.per_request_musd)}",
             str(one.version),
             _moment(one.valid_from),
+            one.source,
         ]
         for one in prices
     ]

@@ -16,7 +16,7 @@ from appliance.accounts.identity import Identity
 from appliance.accounts.issued_keys import KeyRequest
 from appliance.accounts.ledger import balances
 from appliance.accounts.money import MoneyStore
-from appliance.accounts.prices import Price, PriceBook
+from appliance.accounts.prices import Price, PriceBook, join_prices
 from appliance.accounts.totals import read_totals
 from appliance.accounts.user_forms import read_change
 from appliance.accounts.users import MAX_LISTED, StoredUser
@@ -250,9 +250,7 @@ class AccountService:
 
     async def ListPrices(self, request: pb.ListPricesRequest) -> pb.ListPricesResponse:
         """Return the prices that are in force."""
-        stored = await self._store.prices.read()
-        names = {price.model for price in stored}
-        book = PriceBook([*stored, *(one for one in self._file_prices() if one.model not in names)])
+        book = PriceBook(join_prices(await self._store.prices.read(), self._file_prices()))
         now_ms = int(self._clock.now_s() * 1000)
         return pb.ListPricesResponse(prices=[to_model_price(price) for price in book.current(now_ms)])
 

@@ -297,7 +297,21 @@ async def test_export_has_everything_and_no_secret(identity: Identity) -> None:
     }
     text = jsons.dumps_text(found)
     assert len(found["sessions"]) == len(found["api_keys"]) == 1
-    assert found["usage_quota"]["max_requests"] == 10_000
+    quota = found["usage_quota"]
+    assert set(quota) == {
+        "id",
+        "user_id",
+        "max_gpu_hours",
+        "used_gpu_hours",
+        "max_requests",
+        "used_requests",
+        "reset_at",
+        "reset_interval",
+        "created_at",
+        "updated_at",
+    }
+    assert (quota["max_gpu_hours"], quota["used_gpu_hours"], quota["max_requests"]) == (100.0, 0.0, 10_000)
+    assert (quota["user_id"], quota["reset_interval"]) == (user.id, "monthly")
     for secret in (key.text, tokens.refresh_token, tokens.access_token, "argon2", key.digest.hex()):
         assert secret not in text
 

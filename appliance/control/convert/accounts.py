@@ -92,6 +92,7 @@ def to_model_price(price: Price) -> pb.ModelPrice:
         embedding_musd=price.embedding_per_mtok,
         per_request_musd=price.per_request_musd,
         gpu_hour_markup_percent=price.gpu_hour_markup_percent,
+        source=price.source,
     )
 
 
@@ -99,7 +100,7 @@ def from_model_price(message: pb.ModelPrice, place: int) -> Price:
     """Return the price of a message.
 
     Args:
-        message: Its version does not count.
+        message: Its version and source do not count.
         place: Which one of the request it is, from 0, for the error.
 
     Raises:

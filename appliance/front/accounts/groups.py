@@ -1,5 +1,6 @@
 """All handler groups of accounts and money, joined: what a serving appliance has where ACCOUNTS is on."""
 
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from appliance.accounts.audit import find_differences
@@ -7,6 +8,7 @@ from appliance.accounts.audit_log import read_audit
 from appliance.accounts.identity import Identity
 from appliance.accounts.ledger import balances, entries_of
 from appliance.accounts.money import MoneyStore
+from appliance.accounts.prices import Price
 from appliance.accounts.user_export import export_user
 from appliance.front.accounts.admin import AdminUserHandlers
 from appliance.front.accounts.api_keys import ApiKeyHandlers
@@ -24,12 +26,15 @@ SECTIONS: tuple[tuple[str, tuple[type[RouteGroup], ...]], ...] = (
 )
 
 
-def build_groups(identity: Identity, store: MoneyStore) -> list[RouteGroup]:
+def build_groups(
+    identity: Identity, store: MoneyStore, *, file_prices: Callable[[], Iterable[Price]] = tuple
+) -> list[RouteGroup]:
     """Build all groups.
 
     Args:
         identity: Who calls.
         store: What of the money is in the database.
+        file_prices: Returns those of PRICES_FILE now.
     """
     clock, database = identity.clock, identity.database
     export = partial(
@@ -60,5 +65,7 @@ def build_groups(identity: Identity, store: MoneyStore) -> list[RouteGroup]:
         AdminUserHandlers(
             identity.users, identity.keys, store.wallets, store.quotas, store.guardrails, clock=clock
         ),
-        AdminMoneyHandlers(store.prices, store.wallets, store.usage, views=views, clock=clock),
+        AdminMoneyHandlers(
+            store.prices, store.wallets, store.usage, views=views, clock=clock, file_prices=file_prices
+        ),
     ]

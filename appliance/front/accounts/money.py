@@ -1,6 +1,6 @@
 """The addresses of operators about money: prices, the ledger's accounts, the audit of all changes."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -8,7 +8,7 @@ from typing import Any, Final
 from appliance.accounts.audit import Difference
 from appliance.accounts.price_file import MAX_BYTES, read_price_file
 from appliance.accounts.price_store import PriceStore
-from appliance.accounts.prices import Price, PriceBook
+from appliance.accounts.prices import Price, PriceBook, join_prices
 from appliance.accounts.usage import UsageStore
 from appliance.accounts.wallets import Wallets
 from appliance.base.clock import Clock, format_rfc3339_ms
@@ -53,12 +53,21 @@ class AdminMoneyHandlers:
         usage: All usage.
         views: What else is shown.
         clock: The time.
+        file_prices: Returns those of PRICES_FILE now.
     """
 
     def __init__(
-        self, prices: PriceStore, wallets: Wallets, usage: UsageStore, *, views: MoneyViews, clock: Clock
+        self,
+        prices: PriceStore,
+        wallets: Wallets,
+        usage: UsageStore,
+        *,
+        views: MoneyViews,
+        clock: Clock,
+        file_prices: Callable[[], Iterable[Price]] = tuple,
     ) -> None:
         self._prices = prices
+        self._file_prices = file_prices
         self._wallets = wallets
         self._usage = usage
         self._views = views
@@ -78,14 +87,15 @@ class AdminMoneyHandlers:
         """List the prices that are in force, in dollars; with `?all=1` every version: `{prices, count}`.
 
         Returns:
-            A price is `{model, version, valid_from, in, cached_in, out, embedding, per_request,
-            gpu_hour_markup_percent}`, per 1,000,000 tokens; the model `*` is every other one.
+            A price is `{model, source, version, valid_from, in, cached_in, out, embedding, per_request,
+            gpu_hour_markup_percent}`, per 1,000,000 tokens; the model `*` is every other one. `source` is
+            `database`, or `file` = PRICES_FILE, whose prices count for models that have none there.
         """
         query = Query(request.query, allowed=("all",))
-        stored = await self._prices.read()
+        found = join_prices(await self._prices.read(), self._file_prices())
         if not query.flag("all"):
-            stored = PriceBook(stored).current(round(self._clock.now_s() * 1000))
-        return json_response({"prices": [price_to_json(one) for one in stored], "count": len(stored)})
+            found = PriceBook(found).current(round(self._clock.now_s() * 1000))
+        return json_response({"prices": [price_to_json(one) for one in found], "count": len(found)})
 
     async def put_prices(self, request: Request) -> Response:
         """Add versions of prices; the body is as PRICES_FILE: `{prices: [{model, in, out, …}]}`.
@@ -170,6 +180,7 @@ def price_to_json(price: Price) -> dict[str, Any]:
     """Return a price as JSON has it, in dollars per 1,000,000 tokens."""
     return {
         "model": price.model,
+        "source": price.source,
         "version": price.version,
         "valid_from": format_rfc3339_ms(price.valid_from_ms),
         "in": to_dollars(price.in_per_mtok),

@@ -341,7 +341,7 @@ SCHEMAS: dict[str, Schema] = {
         {"error": TEXT, "code": TEXT},
     ),
     "PriceRow": shape(
-        {"model": TEXT},
+        {"model": TEXT, "source": {"enum": ["database", "file"]}},
         {
             **dict.fromkeys(("in", "cached_in", "out", "embedding", "per_request"), either(NUMBER, TEXT)),
             "version": WHOLE,

@@ -1,5 +1,6 @@
 """The addresses of accounts without a server: a request is admitted as the pipeline does it, and errors are rendered."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ from argon2 import PasswordHasher
 from appliance.accounts.actor import Actor
 from appliance.accounts.identity import Identity
 from appliance.accounts.money import MoneyStore
+from appliance.accounts.prices import Price
 from appliance.accounts.settings import AccountSettings
 from appliance.base import jsons
 from appliance.base.errors import ApplianceError
@@ -106,9 +108,11 @@ class AccountsApi:
         return Login(user.id, user.email, tokens.access_token, tokens.refresh_token)
 
 
-def build_api(identity: Identity, settings: AccountSettings) -> AccountsApi:
+def build_api(
+    identity: Identity, settings: AccountSettings, *, file_prices: Callable[[], Iterable[Price]] = tuple
+) -> AccountsApi:
     """Build all groups; passwords are hashed quickly."""
     identity.passwords._hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
     store = MoneyStore(settings, identity.database, identity.changes, clock=identity.clock, replica_id="r1")
     identity.users._open_wallet = store.wallets.open
-    return AccountsApi(identity, store, *build_groups(identity, store))
+    return AccountsApi(identity, store, *build_groups(identity, store, file_prices=file_prices))

@@ -1,11 +1,15 @@
 """Prices, the ledger's accounts and the audit, for operators."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from appliance.accounts.prices import Price
 from appliance.base.clock import FakeClock
-from tests.front.accounts.api import AccountsApi, Login
+from appliance.storage.database import Database
+from tests.accounts.parts import identity_on, settings_of
+from tests.front.accounts.api import AccountsApi, Login, build_api
 
 LLAMA = {"model": "llama-70b", "in": "0.60", "cached_in": "0.15", "out": "0.80"}
 
@@ -27,6 +31,7 @@ async def test_prices_are_added_as_versions(api: AccountsApi, root: Login) -> No
     assert (first.status, first.json["added"], first.json["unchanged"]) == (200, 2, 0)
     assert first.json["prices"][0] == {
         "model": "llama-70b",
+        "source": "database",
         "version": 1,
         "valid_from": "2027-01-15T08:00:00.000Z",
         "in": 0.6,
@@ -48,6 +53,23 @@ async def test_prices_are_added_as_versions(api: AccountsApi, root: Login) -> No
     assert every.json["count"] == 3
     rows = (await api.call("GET", "/admin/audit?action=price.set", login=root)).json["audit"]
     assert [(row["subject_id"], row["actor_id"]) for row in rows].count(("llama-70b", root.id)) == 2
+
+
+async def test_prices_of_the_file_are_listed_with_their_source(
+    sqlite_database: Database, tmp_path: Path
+) -> None:
+    of_file = [Price("llama-70b", in_per_mtok=1), Price("other", out_per_mtok=2_000_000)]
+    async with identity_on(sqlite_database, tmp_path, clock=FakeClock()) as identity:
+        api = build_api(identity, settings_of(), file_prices=lambda: of_file)
+        root = await api.log_in("root@example.org", is_admin=True)
+        await api.call("PUT", "/admin/prices", {"prices": [LLAMA]}, login=root)
+        for query in ("", "?all=1"):
+            listed = (await api.call("GET", f"/admin/prices{query}", login=root)).json
+            shown = [(one["model"], one["source"], one["version"], one["out"]) for one in listed["prices"]]
+            assert shown == [("llama-70b", "database", 1, 0.8), ("other", "file", 0, 2.0)]
+            assert listed["count"] == 2
+        of_file.clear()  # as after a reload
+        assert (await api.call("GET", "/admin/prices", login=root)).json["count"] == 1
 
 
 @pytest.mark.parametrize(
