@@ -1,5 +1,6 @@
 """Reads users, keys and ended sessions from the database into the snapshot."""
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -45,6 +46,7 @@ class SnapshotReader:
         self._static_user = static_user.strip().lower()
         self._max_keys = max_keys
         self._is_by_id = True
+        self._turn = asyncio.Lock()  # what was read is noted before the next is read: never an older row last
 
     async def fill(self) -> None:
         """Read all valid keys with their users, and the sessions that were ended; those used last come first.
@@ -58,10 +60,11 @@ class SnapshotReader:
         is_last = False
         query = await self._first_page()
         while not is_last and len(seen) < self._max_keys:
-            rows = await self._rows(query)
+            async with self._turn:
+                rows = await self._rows(query)
+                self._put_keys(rows)
             seen.update(row.id for row in rows)
             old_users.difference_update(row.user_id for row in rows)
-            self._put_keys(rows)
             is_last = len(rows) < PAGE
             query = self._next_page(query, rows, len(seen))
         for known in list(self._snapshot.keys.values()):
@@ -91,19 +94,21 @@ class SnapshotReader:
     async def read_keys(self, ids: Iterable[str]) -> None:
         """Read keys that were changed; those that are no longer valid are dropped."""
         for some in _pages(ids):
-            rows = await self._rows(_keys().where(api_keys.c.id.in_(some)))
-            active = [row for row in rows if row.is_active]
-            self._put_keys(active)
-            for key_id in set(some) - {row.id for row in active}:
-                self._snapshot.drop_key(key_id)
+            async with self._turn:
+                rows = await self._rows(_keys().where(api_keys.c.id.in_(some)))
+                active = [row for row in rows if row.is_active]
+                self._put_keys(active)
+                for key_id in set(some) - {row.id for row in active}:
+                    self._snapshot.drop_key(key_id)
 
     async def find_keys(self, digests: Sequence[bytes]) -> None:
         """Look keys up by their digests; those that the database does not know are noted as unknown."""
         query = _keys().where(api_keys.c.key_hash.in_(digests), api_keys.c.is_active)
-        rows = await self._rows(query)
-        self._put_keys(rows)
-        for digest in set(digests) - {bytes(row.key_hash) for row in rows}:
-            self._snapshot.note_unknown(digest)
+        async with self._turn:
+            rows = await self._rows(query)
+            self._put_keys(rows)
+            for digest in set(digests) - {bytes(row.key_hash) for row in rows}:
+                self._snapshot.note_unknown(digest)
 
     async def read_users(self, ids: Iterable[str], *, is_known_only: bool = True) -> list[str]:
         """Read users that were changed.
@@ -118,12 +123,13 @@ class SnapshotReader:
         missing = []
         wanted = [one for one in ids if not is_known_only or one in self._snapshot.users]
         for some in _pages(wanted):
-            rows = await self._rows(_users().where(users.c.id.in_(some)))
-            for row in rows:
-                self._snapshot.put_user(_user_of(row))
-            for user_id in set(some) - {row.user_id for row in rows}:
-                self._snapshot.drop_user(user_id)
-                missing.append(user_id)
+            async with self._turn:
+                rows = await self._rows(_users().where(users.c.id.in_(some)))
+                for row in rows:
+                    self._snapshot.put_user(_user_of(row))
+                for user_id in set(some) - {row.user_id for row in rows}:
+                    self._snapshot.drop_user(user_id)
+                    missing.append(user_id)
         if self._static_user:
             await self._read_static_user()
         return missing
@@ -147,15 +153,16 @@ class SnapshotReader:
     async def _read_static_user(self) -> None:
         if not self._static_user:
             return
-        rows = await self._rows(_users().where(users.c.email == self._static_user))
-        if not rows:
-            if self._snapshot.static_user is not None or self._snapshot.version == 0:
-                log.warning("static_keys_user_unknown", email=self._static_user)
-            self._snapshot.static_user = None
-            return
-        user = _user_of(rows[0])
-        self._snapshot.put_user(user)
-        self._snapshot.static_user = self._snapshot.users[user.id]
+        async with self._turn:
+            rows = await self._rows(_users().where(users.c.email == self._static_user))
+            if not rows:
+                if self._snapshot.static_user is not None or self._snapshot.version == 0:
+                    log.warning("static_keys_user_unknown", email=self._static_user)
+                self._snapshot.static_user = None
+                return
+            user = _user_of(rows[0])
+            self._snapshot.put_user(user)
+            self._snapshot.static_user = self._snapshot.users[user.id]
 
     def _put_keys(self, rows: Sequence[Any]) -> None:
         for row in rows:

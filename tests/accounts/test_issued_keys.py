@@ -1,7 +1,9 @@
 """API keys of users: made, used, listed, rotated, revoked; on both databases."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -43,6 +45,34 @@ async def code_of(identity: Identity, key: NewKey) -> str | None:
         return ""
     except Unauthenticated as error:
         return error.code
+
+
+async def test_an_older_row_is_never_noted_after_a_newer_one(
+    identity: Identity, user: UserFacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, stored = await identity.keys.create(user, KeyRequest("k"), author=AUTHOR)
+    reader = identity.directory._reader
+    rows_of, has_read, may_go_on = reader._rows, asyncio.Event(), asyncio.Event()
+
+    async def rows_late(query: Any) -> Any:
+        rows = await rows_of(query)
+        if not has_read.is_set():
+            has_read.set()
+            await may_go_on.wait()
+        return rows
+
+    monkeypatch.setattr(reader, "_rows", rows_late)
+    before = asyncio.create_task(reader.read_keys([stored.id]))
+    await has_read.wait()  # it is active in what was read
+    revoking = asyncio.create_task(identity.keys.revoke(user.id, stored.id, author=AUTHOR))
+    while (await identity.keys.get(user.id, stored.id)).is_active:
+        pass
+    for _ in range(20):  # as long as it takes to note it, where nothing holds it up
+        await identity.keys.get(user.id, stored.id)
+    may_go_on.set()
+    await asyncio.gather(before, revoking)
+    assert not identity.directory._snapshot.has_key(stored.id)
+    assert await code_of(identity, key) == "invalid_api_key"
 
 
 async def test_key_is_stored_as_its_digest_alone(identity: Identity, user: UserFacts) -> None:
