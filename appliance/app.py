@@ -204,6 +204,8 @@ async def close_feeds(appliance: Appliance) -> None:
     """End waits for downloads and feeds about models, which would last for the whole grace period."""
     await appliance.jobs.close()
     appliance.receipts.close()
+    if appliance.ui_feed is not None:
+        appliance.ui_feed.close()
     for manager in (appliance.manager, appliance.no_models):
         if manager is not None:
             manager.announce_shutdown()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from appliance import __version__
 from appliance.base.errors import ApplianceError
 from appliance.build import Services, build_kv_events
+from appliance.build_ui import build_ui
 from appliance.control.parts import ControlParts
 from appliance.downloads.request import DownloadFolders
 from appliance.engines.backends.managed import ManagedBackend
@@ -52,6 +53,8 @@ def build_front(appliance: Appliance) -> HttpServer:
     manager, heartbeat_s = appliance.manager, pipeline.heartbeat_s
 
     tickets = AccessTickets(clock=clock)
+    ui = build_ui(appliance) if appliance.settings.front.ui else None
+    appliance.ui_feed = ui.feed if ui is not None else None
     overview = Overview(router, latencies=appliance.metrics.latencies, tasks=appliance.tasks, clock=clock)
     routes = join_routes(
         SystemHandlers(
@@ -75,6 +78,7 @@ def build_front(appliance: Appliance) -> HttpServer:
             may_see_details=pipeline.may_see_details,
             account_checks=shown.checks if (shown := appliance.account_status) is not None else dict,
         ),
+        ui.handlers if ui is not None else None,
         *_account_groups(appliance),
         appliance.manager_handlers,
         DownloadHandlers(appliance.jobs, folders=appliance.folders),
@@ -91,6 +95,7 @@ def build_front(appliance: Appliance) -> HttpServer:
             library=appliance.library,
             pulls=PullHandlers(appliance.pulls, admit=partial(pipeline.admit, Access.OPERATOR)),
             heartbeat_s=heartbeat_s,
+            has_ui=ui is not None,
         ),
     )
     passthrough = Passthrough(router, pipeline, tickets=tickets)

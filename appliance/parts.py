@@ -19,6 +19,7 @@ from appliance.downloads.request import DownloadFolders
 from appliance.front.manager.handlers import ManagerHandlers
 from appliance.front.server.server import HttpServer
 from appliance.front.system import failing
+from appliance.front.ui.feed import Feed
 from appliance.host.prepare import Prepared
 from appliance.host.worker.worker import Worker
 from appliance.lifecycle import Lifecycle
@@ -52,6 +53,7 @@ class Appliance:
         no_models: Reports that no models are run here; None = `manager` runs them, or nothing is open yet.
         manager_handlers: The HTTP addresses of `manager` or `no_models`; None = they are not open yet.
         server: The HTTP server; None = it is not open yet.
+        ui_feed: What pages of the web UI follow; None = there is no web UI (UI=0), or it is not open yet.
         prepared: The results of `prepare`; None = not read yet.
         worker: Runs the worker; None = not made yet.
         http_addresses: (host, port) that are really listened on.
@@ -93,6 +95,7 @@ class Appliance:
         self.library: ModelLibrary | None = None
         self.manager_handlers: ManagerHandlers | None = None
         self.server: HttpServer | None = None
+        self.ui_feed: Feed | None = None
         self.prepared: Prepared | None = None
         self.worker: Worker | None = None
         self.http_addresses: list[tuple[str, int]] = []

@@ -25,4 +25,5 @@ Modules:
     status_listener: the port that shows the progress of the start.
     system: addresses about the appliance itself.
     tickets: tickets for browsers.
+    ui: the web UI.
 """

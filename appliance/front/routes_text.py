@@ -21,6 +21,7 @@ from appliance.front.sidecar import SidecarHandlers, sidecar_routes
 from appliance.front.sidecar_metrics import SidecarMetricsHandlers
 from appliance.front.system import SystemHandlers
 from appliance.front.tickets import TicketHandlers
+from appliance.front.ui.handlers import UiHandlers
 
 PAGE_HEAD = """\
 # HTTP API
@@ -46,6 +47,7 @@ SECTIONS: tuple[tuple[str, tuple[type[RouteGroup], ...]], ...] = (
     ("Health, metrics, receipts", (SystemHandlers, ReceiptHandlers)),
     ("Description of this API", (OpenApiHandlers,)),
     ("Tickets for browsers", (TicketHandlers,)),
+    ("The web UI (UI=1)", (UiHandlers,)),
     ("Backends and load balancing", (BalanceHandlers,)),
     ("Models of this machine", (ManagerHandlers,)),
     ("Downloads", (DownloadHandlers,)),

@@ -118,6 +118,10 @@ class FrontSettings(PackageSettings):
         description="1 = requests at other addresses are passed on to a backend, unchanged; 0 = 404",
         json_schema_extra=RELOAD,
     )
+    ui: Switch = Field(
+        True,
+        description="1 = the web UI at /ui/, to which a browser at / is led; 0 = there is none",
+    )
     access_log: Switch = Field(
         True,
         description="One line in the log per request; unset, there are none at LOG_LEVEL=warning and error",

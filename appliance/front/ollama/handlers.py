@@ -109,6 +109,7 @@ class OllamaHandlers:
         library: The details of their files; None = unknown.
         pulls: Downloads models; None = no model can be pulled.
         heartbeat_s: Returns the seconds after which a waiting stream gets headers and heartbeats; 0 = never.
+        has_ui: Whether there is a web UI at /ui/.
     """
 
     def __init__(
@@ -120,9 +121,11 @@ class OllamaHandlers:
         library: ModelLibrary | None = None,
         pulls: PullHandlers | None = None,
         heartbeat_s: Callable[[], float] = lambda: 0.0,
+        has_ui: bool = False,
     ) -> None:
         self._router = router
         self._clock = clock
+        self._has_ui = has_ui
         self._heartbeat_s = heartbeat_s
         self._local = LocalModels(manager, library, clock=clock) if manager is not None else None
         self._relayed = RelayedModels(router, clock=clock)
@@ -151,7 +154,12 @@ class OllamaHandlers:
     # ---- about models
 
     async def root(self, request: Request) -> Response:
-        """Say that the server is running: as text, or as `{message}` where JSON is accepted."""
+        """Say that the server is running: as text, or as `{message}` where JSON is accepted.
+
+        A browser is led to the web UI, where there is one.
+        """
+        if self._has_ui and "text/html" in request.headers.get("accept", ""):
+            return Response(303, headers=[("Location", "ui/"), ("Vary", "Accept")])
         if "application/json" in request.headers.get("accept", ""):
             return json_response({"message": "The inference appliance is running."})
         return Response(body=b"Ollama is running", content_type="text/plain; charset=utf-8")

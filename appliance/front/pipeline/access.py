@@ -13,7 +13,7 @@ from appliance.front.settings import FrontSettings, split_keys
 if TYPE_CHECKING:  # loaded only with ACCOUNTS=1
     from appliance.accounts.actor import Actor
 
-# Not registered in public DNS, so no other site can point a name in them at this machine.
+TOKEN_PREFIX = "ui_"  # noqa: S105 - of tokens that stand for keys
 FORWARDED = ("x-forwarded-for", "forwarded", "x-real-ip", "via")
 
 
@@ -98,10 +98,24 @@ class AccountGate(Protocol):
         ...
 
 
-class Keys:
-    """The accepted keys, as digests: comparing digests of one length does not leak a key's length by time."""
+class KeyTokens(Protocol):
+    """Tokens that stand for keys (front/ui/sessions.py)."""
 
-    def __init__(self, settings: FrontSettings) -> None:
+    def digest_of(self, token: str) -> bytes | None:
+        """Return the first bytes of the digest of the key that a token stands for; None = it is not valid."""
+        ...
+
+
+class Keys:
+    """The accepted keys, as digests: comparing digests of one length does not leak a key's length by time.
+
+    Args:
+        settings: The keys.
+        tokens: Stand for keys; None = there are none.
+    """
+
+    def __init__(self, settings: FrontSettings, tokens: KeyTokens | None = None) -> None:
+        self._tokens = tokens
         self._client = [_digest(key) for key in split_keys(settings.appliance_api_keys)]
         self._operator = [_digest(key) for key in split_keys(settings.operator_api_keys)]
         self.origins = Origins(settings)
@@ -114,7 +128,19 @@ class Keys:
 
     def must_stay_local(self, headers: dict[str, str]) -> bool:
         """Whether the caller's key allows own backends only (STAY_LOCAL_API_KEYS)."""
-        return bool(self._local_only) and _is_one_of(read_key(headers), self._local_only)
+        return bool(self._local_only) and self._is_one_of(read_key(headers), self._local_only)
+
+    def knows(self, key: str) -> bool:
+        """Whether a key is set, be it for clients or for operators."""
+        return self._is_one_of(key, self._client + self._operator)
+
+    def _is_one_of(self, key: str, digests: list[bytes]) -> bool:
+        """Whether a key is one of some, or a token stands for one of them."""
+        if self._tokens is not None and key.startswith(TOKEN_PREFIX):
+            begin = self._tokens.digest_of(key)
+            if begin is not None:
+                return any(hmac.compare_digest(begin, digest[: len(begin)]) for digest in digests)
+        return _is_one_of(key, digests)
 
     def check(self, access: Access, headers: dict[str, str], peer: str) -> None:
         """Admit a request, or raise.
@@ -146,18 +172,18 @@ class Keys:
         if not key:
             raise Unauthenticated("No API key. Send it as `Authorization: Bearer KEY`.")
         if access is Access.OPERATOR and self._operator:  # 3
-            if _is_one_of(key, self._operator):
+            if self._is_one_of(key, self._operator):
                 return
-            if _is_one_of(key, self._client):
+            if self._is_one_of(key, self._client):
                 raise Forbidden("This address needs a key of OPERATOR_API_KEYS.", code="operator_only")
-        elif _is_one_of(key, self._client + self._operator):  # 4, 6
+        elif self._is_one_of(key, self._client + self._operator):  # 4, 6
             return
         raise Unauthenticated("Unknown API key.")
 
     def may_see_details(self, headers: dict[str, str], peer: str) -> bool:
         """Whether a caller sees a public address's details: with any key; without keys, no foreign page."""
         if self._client or self._operator:
-            return _is_one_of(read_key(headers), self._client + self._operator)
+            return self._is_one_of(read_key(headers), self._client + self._operator)
         try:
             self.origins.check(headers, peer)
         except Forbidden:

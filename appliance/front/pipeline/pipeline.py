@@ -23,7 +23,7 @@ from appliance.base.watch import Watched
 from appliance.engines.outcome import Finish
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.engines.stream import Stream
-from appliance.front.pipeline.access import Access, AccountGate, CallerNotInMemory, Keys, key_name
+from appliance.front.pipeline.access import Access, AccountGate, CallerNotInMemory, Keys, KeyTokens, key_name
 from appliance.front.pipeline.access_log import AccessLog
 from appliance.front.pipeline.encoding import decode_body
 from appliance.front.pipeline.errors import error_body, error_headers, status_of
@@ -66,6 +66,7 @@ class RequestPipeline:
         self._clock = clock
         self._state = state
         self.accounts: AccountGate | None = None
+        self._key_tokens: KeyTokens | None = None
         self._exposed_headers = EXPOSED_HEADERS
         self.in_flight = 0
         self.views = 0
@@ -76,7 +77,7 @@ class RequestPipeline:
     def apply(self, settings: FrontSettings) -> None:
         """Apply settings that a reload may change: keys, CORS, the access log, limits."""
         self.settings = settings
-        self.keys = Keys(settings)
+        self.keys = Keys(settings, self._key_tokens)
         if self.accounts is not None:
             self.accounts.apply(settings)
         self._any_origin = "*" in settings.cors_origins
@@ -86,6 +87,11 @@ class RequestPipeline:
         self.accounts = accounts
         self._exposed_headers = ", ".join((EXPOSED_HEADERS, *accounts.exposed_headers))
         accounts.apply(self.settings)
+
+    def use_key_tokens(self, tokens: KeyTokens) -> None:
+        """Let tokens stand for keys; before the first request."""
+        self._key_tokens = tokens
+        self.keys = Keys(self.settings, tokens)
 
     @property
     def answering(self) -> int:
