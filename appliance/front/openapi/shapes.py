@@ -72,6 +72,10 @@ _BEFORE = {"before": {"type": "string", "description": "`next` of the page befor
 _PRICES = shape({"prices": listed(ref("PriceRow"))})
 
 SHAPES: dict[tuple[str, str], Shape] = {
+    ("GET", "/ui"): Shape(answer=None, others=(HTML,), statuses=(303,)),
+    ("GET", "/ui/{file}"): Shape(answer=None, others=(HTML,)),
+    ("GET", "/ui/api/feed"): _FEED,
+    ("POST", "/ui/api/session"): Shape(shape({"key": TEXT})),
     # ---- health, metrics, receipts
     ("GET", "/healthz"): Shape(answer=ref("Status"), statuses=(200, 503)),
     ("GET", "/metrics"): Shape(answer=None, others=(PLAIN, METRICS)),

@@ -87,7 +87,6 @@ class UiHandlers:
         read = partial(Route, ("GET",), access=Access.PUBLIC, is_open_while_draining=True)
         return [
             read("/ui", self.to_folder),
-            read("/ui/", self.page),
             read("/ui/api/me", self.me),
             Route(
                 ("POST", "DELETE"),
@@ -98,7 +97,7 @@ class UiHandlers:
             ),
             read("/ui/api/feed", self.follow, access=Access.CLIENT),
             read("/ui/api/history", self.hour, access=Access.CLIENT),
-            read("/ui/{file:.+}", self.file),
+            read("/ui/{file:.*}", self.file),
         ]
 
     # ---- files
@@ -107,13 +106,9 @@ class UiHandlers:
         """Lead to the web UI."""
         return Response(303, headers=[("Location", "ui/"), *SAFE])
 
-    async def page(self, request: Request) -> Response:
-        """Show the web UI in a browser."""
-        return await self._file(request, INDEX)
-
     async def file(self, request: Request) -> Response:
-        """Return a file of the web UI."""
-        return await self._file(request, request.params["file"])
+        """Return a file of the web UI; without a name its page."""
+        return await self._file(request, request.params["file"] or INDEX)
 
     async def _file(self, request: Request, path: str) -> Response:
         request.has_log_line = False  # a page loads a dozen

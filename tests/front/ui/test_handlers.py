@@ -139,11 +139,11 @@ async def test_many_wrong_keys_from_one_address_have_to_wait() -> None:
 
 async def test_files_are_compressed_and_asked_for_once() -> None:
     group = handlers(FakeClock())
-    plain = await group.page(asking())
-    packed = await group.page(make_request(headers={"accept-encoding": "gzip, br"}))
+    plain = await group.file(asking(file=""))
+    packed = await group.file(make_request(headers={"accept-encoding": "gzip, br"}, file=""))
     assert len(packed.body) < len(plain.body)
     assert dict(packed.headers)["Content-Encoding"] == "gzip"
-    again = await group.page(make_request(headers={"if-none-match": dict(plain.headers)["ETag"]}))
+    again = await group.file(make_request(headers={"if-none-match": dict(plain.headers)["ETag"]}, file=""))
     assert (again.status, again.body) == (304, b"")
     assert "trusted-types 'none'" in dict(plain.headers)["Content-Security-Policy"]
 
