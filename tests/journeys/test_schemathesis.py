@@ -22,7 +22,7 @@ EXAMPLES = 4  # for each operation
 
 
 def _is_endless(operation: dict) -> bool:
-    return list(operation["responses"]["200"]["content"]) == [SSE]
+    return list(operation["responses"].get("200", {}).get("content", ())) == [SSE]
 
 
 for item in DOCUMENT["paths"].values():  # feeds do not end

@@ -159,7 +159,7 @@ class OllamaHandlers:
         A browser is led to the web UI, where there is one.
         """
         if self._has_ui and "text/html" in request.headers.get("accept", ""):
-            return Response(303, headers=[("Location", "ui/"), ("Vary", "Accept")])
+            return Response(303, content_type="text/html", headers=[("Location", "ui/"), ("Vary", "Accept")])
         if "application/json" in request.headers.get("accept", ""):
             return json_response({"message": "The inference appliance is running."})
         return Response(body=b"Ollama is running", content_type="text/plain; charset=utf-8")

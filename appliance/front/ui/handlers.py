@@ -104,7 +104,7 @@ class UiHandlers:
 
     async def to_folder(self, request: Request) -> Response:
         """Lead to the web UI."""
-        return Response(303, headers=[("Location", "ui/"), *SAFE])
+        return Response(303, content_type="text/html", headers=[("Location", "ui/"), *SAFE])
 
     async def file(self, request: Request) -> Response:
         """Return a file of the web UI; without a name its page."""
