@@ -13,7 +13,7 @@ BASE = {"ACCOUNTS": "1", "JWT_SECRET": SECRET, "MARKET": "1", "UNPRICED": "free"
     [
         ({"ACCOUNTS": "0"}, "Set ACCOUNTS=1"),
         ({"GPU_ALLOW_START_WITHOUT_PROVIDERS": "0"}, "no market has a key"),
-        ({"VASTAI_API_URL": "console.vast.ai"}, "neither https:// nor http://"),
+        ({"VASTAI_API_URL": "console.vast.ai"}, "is not an http(s) address"),
     ],
 )
 def test_settings_that_are_refused(environ: dict[str, str], words: str) -> None:

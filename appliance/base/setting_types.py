@@ -3,6 +3,7 @@
 import re
 from ipaddress import ip_address
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator
 
@@ -61,6 +62,27 @@ def _check_host(value: str) -> str:
     return bare  # 1
 
 
+def check_address(value: str) -> str:
+    """Return the http(s) address of a server, without the slash at its end; "" stays.
+
+    Raises:
+        ValueError: It is none, or holds credentials, a query or a fragment.
+    """
+    if not value:
+        return value
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError(f"{value[:200]!r} is not an http(s) address")
+    if not is_remote_host(parts.hostname):
+        raise ValueError(f"{parts.hostname[:200]!r} is no host: it must be a name or an IP address")
+    _ = parts.port  # raises ValueError where it is no port
+    if parts.username or parts.password:
+        raise ValueError("an address must not hold credentials")
+    if parts.query or parts.fragment:
+        raise ValueError("an address must not hold '?' or '#'")
+    return value.rstrip("/")
+
+
 def _seconds(value: Any) -> Any:
     """Take seconds, or a duration as Go writes it: 90, 1m30s, 1.5h, 250ms."""
     if isinstance(value, str) and _DURATION.fullmatch(value):
@@ -72,6 +94,7 @@ CommaList = Annotated[list[str], BeforeValidator(lambda v: _split(",", v))]
 SemicolonList = Annotated[list[str], BeforeValidator(lambda v: _split(";", v))]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 ListenHost = Annotated[str, AfterValidator(_check_host)]
+HttpAddress = Annotated[str, AfterValidator(check_address)]
 DurationS = Annotated[float, BeforeValidator(_seconds)]
 
 

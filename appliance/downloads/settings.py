@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field, SecretStr
 
-from appliance.base.setting_types import CommaList, Switch
+from appliance.base.setting_types import CommaList, HttpAddress, Switch
 from appliance.base.settings import PackageSettings
 
 RELOAD: dict[str, Any] = {"reload": True}
@@ -49,7 +49,7 @@ class DownloadSettings(PackageSettings):
         description="Token for hf:// sources; a download's own `hf_token` wins",
         json_schema_extra=RELOAD,
     )
-    hf_endpoint: str = Field(
+    hf_endpoint: HttpAddress = Field(
         "https://huggingface.co",
         description="Server of hf:// sources: Hugging Face, or one with the same API",
         json_schema_extra=RELOAD | {"allowed": "an http(s) address"},
@@ -69,7 +69,7 @@ class DownloadSettings(PackageSettings):
     secret_key: SecretStr = Field(
         SecretStr(""), description="Secret key for s3:// and obs:// sources", json_schema_extra=RELOAD
     )
-    endpoint: str = Field(
+    endpoint: HttpAddress = Field(
         "",
         description="Server of s3:// and obs:// sources; empty = Amazon's",
         json_schema_extra=RELOAD | {"allowed": "an http(s) address"},

@@ -3,12 +3,11 @@
 import re
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
 from appliance.base.balancing import STRATEGIES
-from appliance.base.setting_types import CommaList, SemicolonList, Switch, is_remote_host
+from appliance.base.setting_types import CommaList, SemicolonList, Switch, check_address
 from appliance.base.settings import PackageSettings
 
 RELOAD: dict[str, Any] = {"reload": True}
@@ -308,16 +307,7 @@ class EngineSettings(PackageSettings):
     @classmethod
     def _endpoints(cls, value: list[str]) -> list[str]:
         for address in value:
-            parts = urlsplit(address)
-            if parts.scheme not in {"http", "https"} or not parts.hostname:
-                raise ValueError(f"{address!r} is not an http(s) address")
-            if not is_remote_host(parts.hostname):
-                raise ValueError(f"{parts.hostname!r} is no host: it must be a name or an IP address")
-            _ = parts.port  # raises ValueError where it is no port
-            if parts.username or parts.password:
-                raise ValueError("an address must not hold credentials; set NOVITA_API_KEY")
-            if parts.query or parts.fragment:
-                raise ValueError("an address must not hold '?' or '#'; set NOVITA_API_KEY")
+            check_address(address)
         if not value:
             raise ValueError("must hold at least one address")
         return value

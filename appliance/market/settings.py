@@ -3,22 +3,15 @@
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, model_validator
 
-from appliance.base.setting_types import DurationS, Switch, duration
+from appliance.base.setting_types import DurationS, HttpAddress, Switch, duration
 from appliance.base.settings import PackageSettings
 
 HOURS: dict[str, Any] = {"allowed": "dollars an hour", "is_text": True}
 
 
-def _is_url(value: str) -> str:
-    """Take an address of a market, without the slash at its end."""
-    if value and not value.startswith(("https://", "http://")):
-        raise ValueError("it begins with neither https:// nor http://")
-    return value.rstrip("/")
-
-
-Url = Annotated[str, AfterValidator(_is_url), Field(max_length=2000)]
+Url = Annotated[HttpAddress, Field(max_length=2000)]
 
 
 class MarketSettings(PackageSettings):
