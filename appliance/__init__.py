@@ -47,7 +47,7 @@ Modules:
     settings_prices: the prices of PRICES_FILE.
     settings_text: all settings, rendered for people.
     sidecar: the verb `sidecar`.
-    simulate: `appliance simulate`: stand-ins for vast.ai and io.net, for rehearsals without money.
+    simulate: `appliance simulate`: stand-ins for paid services, for rehearsals without money.
     signals: SIGTERM, SIGINT and SIGHUP of a serving process.
     status_server: the status of models from their status file, as a process of its own.
     storage: the database of accounts, and Redis; loaded only with ACCOUNTS=1.

@@ -83,10 +83,22 @@ def _simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--offers", type=int, default=64, metavar="N", help="offers of vast.ai, 1 to 2000 (64)"
     )
+    parser.add_argument(
+        "--stripe-webhook",
+        default="",
+        metavar="URL",
+        help="where Stripe's events go, an address of this machine",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of offers and chances (0)")
 
 
-SIMULATED = {"vast": "vast.ai", "ionet": "io.net"}
+SIMULATED = {
+    "vast": "vast.ai",
+    "ionet": "io.net",
+    "novita": "Novita's API",
+    "stripe": "Stripe",
+    "chain": "nodes of Ethereum and Polygon",
+}
 
 # Verb → command → (what it does, its words; one with ? may be left out). `admin/verbs.py` runs them.
 ACCOUNT_COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
@@ -260,9 +272,9 @@ VERBS: dict[str, Verb] = {
         "2 wrong arguments.",
     ),
     "simulate": Verb(
-        "stand-ins for vast.ai and io.net on this machine, for rehearsals   [--vast PORT] …",
+        "stand-ins for GPU markets, Novita, Stripe, Ethereum, for rehearsals   [--vast PORT] …",
         _simulate,
-        "Nothing is rented and nothing costs money; every answer says that it is simulated. Without a port "
+        "Nothing is rented, nothing is paid; every answer says that it is simulated. Without a port "
         "all services run on free ones. What goes wrong is asked for with POST /_fault, what really runs "
         "is shown by /_truth: docs/simulate.md. Exit codes: 0 ended by a signal · 1 a port cannot be used · "
         "2 wrong arguments.",

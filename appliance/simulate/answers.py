@@ -83,11 +83,11 @@ class TwinService(Protocol):
 
     Attributes:
         name: What `POST /_fault` calls it: `vast`.
-        environ_key: The variable that names its address to the appliance.
+        calls: More names that a fault can have as its route, besides those of `routes`.
     """
 
     name: str
-    environ_key: str
+    calls: tuple[str, ...]
 
     def routes(self) -> list[TwinRoute]:
         """Return its addresses."""

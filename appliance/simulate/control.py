@@ -1,4 +1,4 @@
-"""What every port takes besides its service: /_truth, /_fault, /_clock.
+"""What every port takes besides its service: /_truth, /_fault, /_clock, /_pay.
 
 GET    /_truth     what really runs, what it cost, what happened
 GET    /_fault     the faults that wait, and the kinds that there are
@@ -6,16 +6,17 @@ POST   /_fault     add one: {"service", "kind", "route", "times" or "probability
 DELETE /_fault     remove all, or one: ?id=3
 GET    /_clock     the time
 POST   /_clock     {"advance_s": seconds} and, or, {"speed": factor}
+POST   /_pay       {"service": "stripe" or "chain", …}: do what a customer does
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from aiohttp import web
 
 from appliance.base import jsons
 from appliance.base.clock import format_rfc3339
-from appliance.base.errors import Invalid
+from appliance.base.errors import Invalid, NotFound
 from appliance.base.money import shorten
 from appliance.simulate.faults import KINDS, Faults, read_number
 from appliance.simulate.rented_engines import read_body
@@ -33,6 +34,7 @@ class TwinControl:
         faults: What is to go wrong.
         settle: Brings all services and engines up to the present time.
         truth: Returns what really is.
+        payers: Service → what its customer does.
     """
 
     def __init__(
@@ -42,11 +44,13 @@ class TwinControl:
         *,
         settle: Callable[[], Awaitable[None]],
         truth: Callable[[], dict[str, Any]],
+        payers: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]],
     ) -> None:
         self._clock = clock
         self._faults = faults
         self._settle = settle
         self._truth = truth
+        self._payers = payers
 
     def routes(self) -> list[web.RouteDef]:
         """Return the addresses."""
@@ -57,6 +61,7 @@ class TwinControl:
             web.delete("/_fault", _answering(self.clear_faults)),
             web.get("/_clock", _answering(self.show_clock)),
             web.post("/_clock", _answering(self.set_clock)),
+            web.post("/_pay", _answering(self.pay)),
         ]
 
     async def show_truth(self, request: web.Request) -> Any:
@@ -111,6 +116,16 @@ class TwinControl:
         await self._settle()
         return await self.show_clock(request)
 
+    async def pay(self, request: web.Request) -> Any:
+        """Do what a customer does."""
+        await self._settle()
+        body = await read_body(request)
+        name = body.get("service")
+        if not isinstance(name, str) or name not in self._payers:
+            allowed = ", ".join(self._payers) or "none that runs"
+            raise Invalid(f"`service` is {shorten(name)}; allowed are {allowed}.", param="service")
+        return self._payers[name](body)
+
 
 def _answering(handler: Answering) -> Callable[[web.Request], Awaitable[web.Response]]:
     """Answer what a handler returns as JSON, and a wrong request with 400."""
@@ -118,9 +133,9 @@ def _answering(handler: Answering) -> Callable[[web.Request], Awaitable[web.Resp
     async def answer(request: web.Request) -> web.Response:
         try:
             status, value = 200, await handler(request)
-        except Invalid as exc:
+        except (Invalid, NotFound) as exc:
             status, value = 400, {"error": {"message": str(exc), "param": exc.param}}
-        body = jsons.dumps({"simulated": True, **value})
+        body = jsons.dumps({**value, "simulated": True})
         return web.Response(status=status, body=body, content_type="application/json")
 
     return answer

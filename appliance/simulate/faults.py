@@ -13,6 +13,7 @@ from appliance.base.money import shorten
 MAX_FAULTS = 200
 MAX_TIMES = 100_000
 MARKETS = ("vast", "ionet")
+CHATS = ("chat", "completions")
 HTTP = ("vast", "ionet", "novita", "stripe", "chain")
 
 
@@ -33,7 +34,7 @@ class FaultKind:
         what: For people.
         routes: Which requests it is for where `route` is not given; () = all.
         services: Which services have it.
-        defaults: Its parameters with their defaults: `seconds`, `status`, `bytes`.
+        defaults: Its parameters with their defaults: `seconds`, `status`, `bytes`, `blocks`.
     """
 
     what: str
@@ -58,6 +59,44 @@ KINDS: dict[str, FaultKind] = {
         "real seconds before it is done and answered", Phase.INSTEAD, (), HTTP, {"seconds": 30}
     ),
     "wrong_types": FaultKind("numbers are text, lists are objects", Phase.ANSWER),
+    "done_500": FaultKind("done, answered 500", Phase.AFTER, (), ("stripe",)),
+    "webhook_twice": FaultKind("an event comes twice", Phase.STATE, ("webhook",), ("stripe",)),
+    "webhook_late": FaultKind("an event comes after a younger one", Phase.STATE, ("webhook",), ("stripe",)),
+    "webhook_lost": FaultKind("an event never comes", Phase.STATE, ("webhook",), ("stripe",)),
+    "webhook_bad_signature": FaultKind(
+        "an event is wrongly signed at first", Phase.STATE, ("webhook",), ("stripe",)
+    ),
+    "rpc_error": FaultKind("an error in JSON-RPC's form", Phase.ANSWER, (), ("chain",)),
+    "too_many_logs": FaultKind(
+        "eth_getLogs: the answer would be too large", Phase.ANSWER, ("eth_getLogs",), ("chain",)
+    ),
+    "reorg": FaultKind(
+        "that many of the newest blocks become others; what was paid in them is mined again",
+        Phase.STATE,
+        ("state",),
+        ("chain",),
+        {"blocks": 3},
+    ),
+    "reorg_drop": FaultKind(
+        "that many of the newest blocks become others; what was paid in them is gone",
+        Phase.STATE,
+        ("state",),
+        ("chain",),
+        {"blocks": 3},
+    ),
+    "behind": FaultKind(
+        "the node lags that many blocks, until the fault is removed",
+        Phase.STATE,
+        ("state",),
+        ("chain",),
+        {"blocks": 20},
+    ),
+    "no_finalized": FaultKind(
+        "the node does not know `finalized`, until the fault is removed", Phase.STATE, ("state",), ("chain",)
+    ),
+    "cut_stream": FaultKind("the stream breaks off after 2 events", Phase.ANSWER, CHATS, ("novita",)),
+    "stall": FaultKind("the stream falls silent after 2 events", Phase.ANSWER, CHATS, ("novita",)),
+    "error_event": FaultKind("an error in the stream after 2 events", Phase.ANSWER, CHATS, ("novita",)),
     "success_false": FaultKind("status 200, success is false", Phase.INSTEAD, (), ("vast",)),
     "gone_410": FaultKind("410 deprecated_endpoint", Phase.INSTEAD, ("list",), ("vast",)),
     "auth_error_404": FaultKind(
@@ -83,14 +122,20 @@ KINDS: dict[str, FaultKind] = {
         {"seconds": 0},
     ),
     "clock_off": FaultKind(
-        "its clock is wrong, until the fault is removed", Phase.STATE, ("state",), MARKETS, {"seconds": 300}
+        "its clock is wrong, until the fault is removed",
+        Phase.STATE,
+        ("state",),
+        (*MARKETS, "stripe"),
+        {"seconds": 300},
     ),
 }
 LIMITS: dict[str, tuple[float, float]] = {
     "seconds": (-86_400, 86_400),
     "status": (400, 599),
     "bytes": (1, 2**30),
+    "blocks": (1, 1000),
 }
+LASTING = ("clock_off", "behind", "no_finalized")  # until they are removed
 MAX_REAL_SECONDS = 600
 REAL_TIME_KINDS = ("slow", "create_timed_out", "rate_limited_text")
 FIELDS = ("service", "route", "kind", "times", "probability", *LIMITS)
@@ -161,7 +206,7 @@ class Faults:
         routes = self._read_route(service, wanted.get("route"), KINDS[kind])
         times, probability = _read_chance(wanted)
         parameters = _read_parameters(wanted, kind)
-        if kind == "clock_off":
+        if kind in LASTING:
             times, probability = None, 1.0
         self._number += 1
         fault = Fault(self._number, service, kind, routes, times, probability, parameters)

@@ -40,7 +40,7 @@ class IoNetService:
     """
 
     name = "ionet"
-    environ_key = "IONET_API_URL"
+    calls: tuple[str, ...] = ()
 
     def __init__(
         self, clock: TwinClock, faults: Faults, *, credit_musd: int, created_s: float, loading_s: float
@@ -94,7 +94,7 @@ class IoNetService:
 
     def environ(self, origin: str) -> dict[str, str]:
         """Return the variables with which the appliance uses it."""
-        return {self.environ_key: self.url(origin), "IONET_API_KEY": KEY}
+        return {"IONET_API_URL": self.url(origin), "IONET_API_KEY": KEY}
 
     def settle(self) -> None:
         """Bring the deployments up to the present time."""

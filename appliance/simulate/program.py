@@ -9,10 +9,12 @@ from contextlib import suppress
 from typing import Any
 
 from appliance.base import jsons
+from appliance.base.errors import Invalid
 from appliance.base.money import parse_musd, shorten
+from appliance.simulate.stripe_webhooks import check_url
 from appliance.simulate.twin import SERVICES, Twin, TwinOptions, running_twin
 
-TITLES = {"vast": "vast.ai", "ionet": "io.net", "novita": "Novita", "stripe": "Stripe", "chain": "Ethereum"}
+TITLES = {"vast": "vast.ai", "ionet": "io.net", "novita": "Novita", "stripe": "Stripe", "chain": "Chain"}
 MAX_OFFERS = 2000
 MAX_SPEED = 100_000
 
@@ -52,6 +54,10 @@ def read_options(options: argparse.Namespace, parser: argparse.ArgumentParser) -
         if not least <= getattr(options, name) <= most:
             flag = f"--{name.replace('_', '-')}"
             parser.error(f"{flag} {shorten(getattr(options, name))}: allowed are {least} to {most}")
+    try:
+        webhook = check_url(options.stripe_webhook) if options.stripe_webhook else ""
+    except Invalid as exc:
+        parser.error(f"--stripe-webhook: {exc}")
     return TwinOptions(
         ports or dict.fromkeys(SERVICES, 0),
         credit_musd=credit_musd,
@@ -60,6 +66,7 @@ def read_options(options: argparse.Namespace, parser: argparse.ArgumentParser) -
         created_s=options.start_s / 6,
         loading_s=options.start_s * 5 / 6,
         speed=options.speed,
+        stripe_webhook=webhook,
     )
 
 

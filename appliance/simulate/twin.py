@@ -7,7 +7,6 @@ async with running_twin(clock=FakeClock()) as twin:
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -16,12 +15,15 @@ from appliance.base.clock import Clock, SystemClock, format_rfc3339
 from appliance.base.listeners import describe_listen_error
 from appliance.base.tasks import Tasks
 from appliance.simulate.answers import TwinService
+from appliance.simulate.chain import ChainService
 from appliance.simulate.control import TwinControl
 from appliance.simulate.faults import Faults
 from appliance.simulate.fleet import RentedFleet
 from appliance.simulate.ionet import IoNetService
+from appliance.simulate.novita import NovitaService
 from appliance.simulate.rented_engines import LOOPBACK, RentedEngines
 from appliance.simulate.server import TwinServer
+from appliance.simulate.stripe import StripeService
 from appliance.simulate.twin_clock import TwinClock
 from appliance.simulate.vast import VastService
 
@@ -40,6 +42,7 @@ class TwinOptions:
         seed: Of the offers and of the faults' chances.
         created_s, loading_s: How long an instance is created, then loading, by the twin's clock.
         speed: Seconds of the twin's clock in one second.
+        stripe_webhook: Where Stripe's events go, an address of this machine; "" = to registered endpoints.
     """
 
     ports: Mapping[str, int]
@@ -49,6 +52,7 @@ class TwinOptions:
     created_s: float = 5.0
     loading_s: float = 25.0
     speed: float = 1.0
+    stripe_webhook: str = ""
 
 
 class Twin:
@@ -64,12 +68,13 @@ class Twin:
     """
 
     def __init__(self, options: TwinOptions, clock: Clock) -> None:
+        self.base_clock = clock
         self.clock = TwinClock(clock, speed=options.speed)
         self._routes: dict[str, frozenset[str]] = {}
         self.faults = Faults(self._routes, seed=options.seed)
         self.services = {name: _BUILDERS[name](self, options) for name in options.ports}
         for name, service in self.services.items():
-            self._routes[name] = frozenset(route.name for route in service.routes())
+            self._routes[name] = frozenset([*(route.name for route in service.routes()), *service.calls])
         self.origins: dict[str, str] = {}
         self.urls: dict[str, str] = {}
         self.ports: dict[str, int] = {}
@@ -93,6 +98,16 @@ class Twin:
         self.clock.advance(seconds)
         await self.settle()
 
+    async def deliver(self) -> None:
+        """Send Stripe's events that are due; not within a request, whose sender may be their receiver."""
+        if isinstance(stripe := self.services.get("stripe"), StripeService):
+            await stripe.deliver()
+
+    def payers(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
+        """Return what `POST /_pay` calls, by service."""
+        with_pay = (StripeService, ChainService)
+        return {name: each.pay for name, each in self.services.items() if isinstance(each, with_pay)}
+
     def truth(self) -> dict[str, Any]:
         """Return what really is, ready for JSON; the engines as of the last `settle`."""
         for service in self.services.values():
@@ -115,7 +130,9 @@ class Twin:
             OSError: The port cannot be used; the text says why.
         """
         service = self.services[name]
-        control = TwinControl(self.clock, self.faults, settle=self.settle, truth=self.truth)
+        control = TwinControl(
+            self.clock, self.faults, settle=self.settle, truth=self.truth, payers=self.payers()
+        )
         server = TwinServer(
             service, self.faults, clock=self.clock, settle=self.settle, control=control.routes()
         )
@@ -139,6 +156,8 @@ class Twin:
         """Stop the engines."""
         for engines in self._engines.values():
             await engines.close()
+        if isinstance(stripe := self.services.get("stripe"), StripeService):
+            await stripe.close()
 
 
 def _build_vast(twin: Twin, options: TwinOptions) -> TwinService:
@@ -163,9 +182,16 @@ def _build_ionet(twin: Twin, options: TwinOptions) -> TwinService:
     )
 
 
+def _build_stripe(twin: Twin, options: TwinOptions) -> TwinService:
+    return StripeService(twin.clock, twin.faults, signing=twin.base_clock, webhook_url=options.stripe_webhook)
+
+
 _BUILDERS: dict[str, Callable[[Twin, TwinOptions], TwinService]] = {
     "vast": _build_vast,
     "ionet": _build_ionet,
+    "novita": lambda twin, options: NovitaService(twin.clock, twin.faults),
+    "stripe": _build_stripe,
+    "chain": lambda twin, options: ChainService(twin.clock, twin.faults),
 }
 SERVICES = tuple(_BUILDERS)
 ANY_PORTS: Mapping[str, int] = dict.fromkeys(SERVICES, 0)
@@ -192,5 +218,6 @@ async def running_twin(
         for name, port in options.ports.items():
             await twin.listen(name, port, host, stack)
         tasks = await stack.enter_async_context(Tasks())
-        tasks.every(SETTLE_EVERY_S, partial(Twin.settle, twin), name="twin")
+        tasks.every(SETTLE_EVERY_S, twin.settle, name="twin")
+        tasks.every(SETTLE_EVERY_S, twin.deliver, name="webhooks")
         yield twin

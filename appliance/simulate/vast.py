@@ -39,7 +39,7 @@ class VastService:
     """
 
     name = "vast"
-    environ_key = "VASTAI_API_URL"
+    calls: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class VastService:
 
     def environ(self, origin: str) -> dict[str, str]:
         """Return the variables with which the appliance uses it."""
-        return {self.environ_key: self.url(origin), "VASTAI_API_KEY": KEY}
+        return {"VASTAI_API_URL": self.url(origin), "VASTAI_API_KEY": KEY}
 
     def settle(self) -> None:
         """Bring the instances up to the present time."""

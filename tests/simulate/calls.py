@@ -7,7 +7,12 @@ import aiohttp
 
 from appliance.simulate.twin import Twin
 
-KEYS = {"vast": {"Authorization": "Bearer simulated"}, "ionet": {"X-API-KEY": "simulated"}}
+KEYS = {
+    "vast": {"Authorization": "Bearer simulated"},
+    "ionet": {"X-API-KEY": "simulated"},
+    "novita": {"Authorization": "Bearer sk_simulated"},
+    "stripe": {"Authorization": "Bearer sk_test_simulated"},
+}
 GIB_RAM = 24_000
 ORDER: dict[str, Any] = {
     "client_id": "me",
@@ -64,6 +69,10 @@ class Calls:
         """Return a page of vast.ai's list."""
         reply = await self("vast", "GET", "/api/v1/instances/", params=query)
         return reply.json["instances"]
+
+    async def pay(self, **what: Any) -> Reply:
+        """Do what a customer does."""
+        return await self(what["service"], "POST", "/_pay", what)
 
     async def fault(self, **fault: Any) -> Reply:
         """Ask for a fault."""

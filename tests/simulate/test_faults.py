@@ -212,13 +212,39 @@ def test_probability_happens_about_as_often_as_it_says() -> None:
     assert 200 < hits < 300
 
 
-@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if "vast" in kind.services])
-async def test_every_kind_is_taken_by_its_name(call: Calls, kind) -> None:
-    reply = await call.fault(service="vast", kind=kind)
+EVERY = [(service, name) for name, kind in KINDS.items() for service in kind.services]
+
+
+@pytest.mark.parametrize(("service", "kind"), EVERY)
+async def test_every_kind_is_taken_by_its_name(call: Calls, service: str, kind: str) -> None:
+    reply = await call.fault(service=service, kind=kind, probability=0)
     assert (reply.status, reply.json["kind"], reply.json["simulated"]) == (200, kind, True)
-    shown = (await call("vast", "GET", "/_fault")).json
+    shown = (await call(service, "GET", "/_fault")).json
     assert [fault["kind"] for fault in shown["waiting"]] == [kind]
     assert shown["kinds"][kind]["what"]
+
+
+FIRST_CALLS = {
+    "ionet": ("GET", "/v1/io-cloud/caas/locations", None),
+    "novita": ("GET", "/openai/v1/models", None),
+    "stripe": ("GET", "/v1/events", None),
+    "chain": ("POST", "/", {"id": 1, "method": "eth_chainId"}),
+}
+
+
+@pytest.mark.parametrize("service", FIRST_CALLS)
+async def test_every_service_fails_in_its_own_form(call: Calls, service: str) -> None:
+    method, path, body = FIRST_CALLS[service]
+    right = await call(service, method, path, body)
+    for kind in ("status", "empty_body", "html_page", "wrong_types"):
+        await call.fault(service=service, kind=kind)
+    failed, empty, page, spoiled = [await call(service, method, path, body) for _ in range(4)]
+    assert (failed.status, bool(failed.json)) == (500, True)
+    assert "a simulated fault" in failed.data.decode()
+    assert (empty.status, empty.data) == (200, b"")
+    assert page.headers["Content-Type"].startswith("text/html")
+    assert spoiled.json != right.json
+    assert (await call(service, method, path, body)).json == right.json
 
 
 @pytest.mark.parametrize(
