@@ -28,6 +28,7 @@ Modules:
     quotas: requests per month.
     recovery: what a start does about the money of the time before.
     refresh_rules: what happens to a refresh token that is presented.
+    rental_money: wallets for rented GPUs.
     renewals: periods of wallets.
     session_stores: where sessions are kept: database, Redis, or both.
     sessions: logins, their refreshes and their ends.

@@ -46,11 +46,17 @@ CHECKS = {
         "FROM wallets w LEFT JOIN ledger_postings p ON p.account = 'receivable:' || w.id "
         "GROUP BY w.id, w.owed_musd HAVING -w.owed_musd <> COALESCE(SUM(p.amount_musd), 0)"
     ),
-    "sum of the leases": (
-        "SELECT w.id AS id, w.leased_musd AS expected, "
-        "CAST(COALESCE(SUM(l.amount_musd), 0) AS BIGINT) AS found "
-        "FROM wallets w LEFT JOIN wallet_leases l ON l.wallet_id = w.id GROUP BY w.id, w.leased_musd "
-        "HAVING w.leased_musd <> COALESCE(SUM(l.amount_musd), 0)"
+    "what is set aside": (
+        "SELECT id, expected, found FROM (SELECT w.id AS id, w.leased_musd AS expected, CAST("
+        "(SELECT COALESCE(SUM(l.amount_musd), 0) FROM wallet_leases l WHERE l.wallet_id = w.id) + "
+        "(SELECT COALESCE(SUM(r.held_musd), 0) FROM rentals r WHERE r.wallet_id = w.id) AS BIGINT) AS found "
+        "FROM wallets w) sums WHERE expected <> found"
+    ),
+    "charges of the rental": (
+        "SELECT r.id AS id, r.charged_musd AS expected, CAST(COALESCE(u.musd, 0) AS BIGINT) AS found "
+        "FROM rentals r LEFT JOIN (SELECT SUBSTR(attempt_id, 1, 36) AS rental, SUM(charged_musd) AS musd "
+        "FROM usage WHERE kind = 'gpu' GROUP BY 1) u ON u.rental = r.id "
+        "WHERE r.charged_musd <> COALESCE(u.musd, 0)"
     ),
     "charge in the ledger": (
         "SELECT u.attempt_id AS id, -u.charged_musd AS expected, "

@@ -1,9 +1,9 @@
 """The ledger: every movement of money as one entry of postings that add up to nothing, never changed.
 
 Accounts: `wallet:ID` what a user has left · `receivable:ID` what a user owes us (negative) · `grants` what
-was given · `income.inference` · `loss` what a response cost beyond what was held · `loss.late` what could
-not be collected any more · `cost.BACKEND` and `payable.BACKEND` what hosted APIs take. Money of a user is
-positive.
+was given · `income.inference` · `income.rental` rented GPUs · `loss` what a response or a rental cost beyond
+what was held · `loss.late` what could not be collected any more · `cost.NAME` and `payable.NAME` what hosted
+APIs and markets take. Money of a user is positive.
 """
 
 from collections.abc import Iterable, Sequence

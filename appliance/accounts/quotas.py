@@ -151,6 +151,26 @@ class RequestQuotas:
             "reset_interval": row.reset_interval,
         }
 
+    async def gpu_seconds_left(self, transaction: Transaction, user_id: str) -> tuple[int | None, int]:
+        """Return what is left of a user's GPU time in this month, and when that ends.
+
+        The user's row stays locked until the transaction ends.
+
+        Returns:
+            (seconds, None = no limit; epoch milliseconds).
+        """
+        row = await self._row(transaction, user_id)
+        left = max(0, row.max_gpu_seconds - row.used_gpu_seconds) if row.max_gpu_seconds else None
+        return left, row.reset_at
+
+    async def add_gpu_seconds(self, transaction: Transaction, user_id: str, seconds: int) -> None:
+        """Count GPU time that was used; it is never refused."""
+        await self._row(transaction, user_id)
+        await transaction.execute(
+            "UPDATE usage_quotas SET used_gpu_seconds = used_gpu_seconds + :n WHERE user_id = :user",
+            {"n": seconds, "user": user_id},
+        )
+
     async def set_max(
         self,
         user_id: str,

@@ -218,10 +218,20 @@ class Wallets:
         if self._guardrails is None or not self._guardrails.limits_of(wallet_id):
             return UNBOUNDED
         wallet = await self.lock(transaction, wallet_id)
-        headroom = (await self._guardrails.spending_in(transaction, wallet_id)).headroom_musd()
-        if wallet is None or headroom is None:
-            return UNBOUNDED
-        return max(0, headroom - wallet.leased_musd)
+        bound = None if wallet is None else await self.spendable_musd(transaction, wallet)
+        return UNBOUNDED if bound is None else bound
+
+    async def spendable_musd(self, transaction: Transaction, wallet: Wallet) -> int | None:
+        """Return how much more the limits on spending allow to be set aside; None = there is none.
+
+        Args:
+            transaction: In which the wallet is locked.
+            wallet: As `lock` gave it.
+        """
+        if self._guardrails is None or not self._guardrails.limits_of(wallet.id):
+            return None
+        headroom = (await self._guardrails.spending_in(transaction, wallet.id)).headroom_musd()
+        return None if headroom is None else max(0, headroom - wallet.leased_musd)
 
     async def _is_elsewhere(self, transaction: Transaction, wallet_id: str) -> bool:
         rows = await transaction.execute(

@@ -25,6 +25,7 @@ Modules:
     proxies: the proxies of HTTPS_PROXY and similar variables, for downloads.
     redis_client: connections to Redis.
     reach: which hosts may be contacted and which folders may be read.
+    rental_charges: what markets and wallets tell each other about a rented GPU.
     retry_budget: how many retries are allowed, as a share of the requests.
     setting_types: the types of settings that are more than a text or a number.
     settings: the machinery of settings; every package declares its own with it.

@@ -1,9 +1,24 @@
 """Renting GPUs from markets: offers, rentals, reservations. Loaded only with MARKET=1.
 
 Modules:
+    admission: whether a renter may rent; rows and holds in one transaction.
+    billing_step: the money of one step of a rental.
+    brake: limits of the operator, and reasons to stop launching.
+    build: builds the parts that rent, and joins them.
+    launches: from an order to a row, from a row to what its market is asked to start.
+    listings: what each market lists, asked for once for all.
+    loads: how busy rented instances are.
+    market_store: what holds for all rentals, in the database.
+    money: what rentals need of wallets, and what a rental costs.
+    offer_choice: which offers are taken.
     providers: one module per market, all behind one contract.
+    rental_rules: what happens to a rental next.
+    rental_store: rentals and reservations in the database.
     rental_types: rentals and reservations: what is ordered, who pays, what is known of each.
+    rental_work: works on rentals: asks, decides, writes, acts.
+    reservations: several instances, all or none.
     service: what interfaces call to rent GPUs.
     settings: MARKET, the markets' keys, and what may be rented; always imported.
+    sweep: compares what markets list with the rentals.
     types: what markets offer, what is launched, what runs there, and how a market says that it does not know.
 """

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from appliance.base.clock import format_rfc3339_ms
 from appliance.base.money import to_dollars
+from appliance.base.rental_charges import Renter as Renter
 from appliance.market.types import DEFAULT_IMAGE
 
 MS_PER_H: Final = 3_600_000
@@ -15,20 +16,6 @@ RUNNING_STATES: Final = ("starting", "ready", "draining")
 LIVE_STATES: Final = ("wanted", "creating", "unknown", *RUNNING_STATES, "destroying")
 END_STATES: Final = ("gone", "failed", "lost")
 MAX_RESERVED: Final = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Renter:
-    """Who rents, and which wallet pays.
-
-    Attributes:
-        user_id: "" = the operator's own purchases.
-        key_id: The API key that was used; "" = none.
-    """
-
-    user_id: str
-    wallet_id: str
-    key_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,23 +1,174 @@
 """What interfaces call to rent GPUs: create, destroy, renew, reserve, and what operators do."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import replace
+from typing import Any, Final, Protocol, TypeVar, cast
 
+from appliance.base.errors import ApplianceError, Conflict, Invalid, NotFound
+from appliance.base.logs import get_logger
+from appliance.base.money import MAX_MUSD
+from appliance.base.rental_charges import Renter
+from appliance.base.tasks import Tasks
+from appliance.market.admission import RentalAdmission
+from appliance.market.billing_step import renter_of
+from appliance.market.brake import UNKNOWN_MS
+from appliance.market.launches import (
+    check_order,
+    new_rental,
+    order_digest,
+    order_of,
+    replacement_of,
+    same_or_better,
+)
+from appliance.market.listings import Listings
+from appliance.market.loads import InstanceLoads
+from appliance.market.market_store import MarketStore
+from appliance.market.money import first_hold
+from appliance.market.offer_choice import OfferChoice
+from appliance.market.rental_rules import MAX_START_TRIES, RentalEvent, RentalStep, ask_end
+from appliance.market.rental_store import RentalStore, RentalTurn, ReservationRow
 from appliance.market.rental_types import (
+    MAX_RESERVED,
     BatchResult,
     MarketAlarm,
     MarketState,
     Rental,
-    Renter,
     RentOrder,
     Reserved,
     SweepReport,
 )
-from appliance.market.types import Offer, OfferFilter
+from appliance.market.rental_work import RentalWork
+from appliance.market.reservations import Pause, Reservations
+from appliance.market.settings import MarketSettings
+from appliance.market.sweep import Sweep
+from appliance.market.types import MarketRefused, MarketUnknown, Offer, OfferFilter, OfferGone
+from appliance.storage.database import ConstraintViolated, Transaction
+
+log = get_logger("market")
+ResultT = TypeVar("ResultT")
+ROUND_S: Final = 2.0
+MAX_BATCH: Final = 8  # of each market
+MAX_OFFERS: Final = 200
+LOST_SHOWN_MS: Final = 24 * 3_600_000
+SHUTDOWN_S: Final = 60.0
+_NAMED: Final = (
+    "provider = :provider AND (user_id = :user OR :is_anybodys = 1) AND "
+    "(contract_id IN (:name, :bare) OR offer_id IN (:name, :bare) OR id = :name)"
+)
 
 
-class RentalService(Protocol):
-    """All rentals, for one process. `user_id` None = an operator asks, about anybody's."""
+class OfferFinder(Protocol):
+    """Where offers are found."""
+
+    async def find(self, wanted: OfferFilter, *, provider: str = "", limit: int) -> list[Offer]:
+        """Return what could be rented, with the prices that customers pay, cheapest first.
+
+        Raises:
+            MarketUnknown: No market answers.
+        """
+        ...
+
+
+class RentalService:
+    """All rentals, for one process. `user_id` None = an operator asks, about anybody's.
+
+    Args:
+        settings: RENT_*.
+        work: Works on the rentals.
+        admission: Lets them begin.
+        reservations: Makes several at once.
+        sweep: Compares listings.
+        finder: Where offers are found.
+        choice: Which of them are taken.
+        tasks: What runs in the background.
+        pause: Waits so many seconds.
+    """
+
+    def __init__(
+        self,
+        settings: MarketSettings,
+        work: RentalWork,
+        admission: RentalAdmission,
+        reservations: Reservations,
+        sweep: Sweep,
+        finder: OfferFinder,
+        choice: OfferChoice,
+        tasks: Tasks,
+        *,
+        pause: Pause = asyncio.sleep,
+    ) -> None:
+        self._settings = settings
+        self._work = work
+        self._store: RentalStore = work.store
+        self._market: MarketStore = work.market
+        self._listings: Listings = work.listings
+        self._admission = admission
+        self._reservations = reservations
+        self._sweep = sweep
+        self._finder = finder
+        self._choice = choice
+        self._tasks = tasks
+        self._pause = pause
+        self.instance_loads = InstanceLoads()
+
+    # ---- in the background
+
+    async def start(self) -> None:
+        """Give back what a process before left half made, and begin to work.
+
+        Raises:
+            StoreUnavailable: The database is down; it is tried again each round.
+        """
+        self._tasks.every(ROUND_S, self.round, name="market")
+
+    async def open(self) -> None:
+        """Read what holds for all; take over what a process before has left, where it was the only one."""
+        await self._market.open()
+        if self._store.database.kind == "sqlite":
+            await self._store.release_all()
+            await self._reservations.give_back_abandoned(is_alone=True)
+
+    async def round(self) -> None:
+        """Do all that is due: reservations that were left, rentals, listings."""
+        if not self._market.install_id:
+            await self.open()
+        await self._reservations.give_back_abandoned()
+        await self._work.look()
+        await asyncio.gather(*(self._replace(rental) for rental in self._work.take_failed_starts()))
+        await self._sweep.work_if_due()
+
+    async def close(self) -> None:
+        """Leave all rentals to their leases, or destroy them (RENT_ON_SHUTDOWN=destroy)."""
+        if self._settings.rent_on_shutdown != "destroy" or await self._market.other_replicas():
+            return
+        for rental in await self._store.live():
+            await self._ask_end(rental.id, "shutdown")
+        end_ms = self._store.now_ms() + round(SHUTDOWN_S * 1000)
+        while left := await self._store.live():
+            await self._work.look()
+            if self._store.now_ms() >= end_ms:
+                log.error("rentals_left", rentals=[rental.id for rental in left])
+                return
+            await self._pause(1.0)
+
+    async def _unbroken(self, work: Coroutine[Any, Any, ResultT], name: str) -> ResultT:
+        """Wait for work that goes on where the caller leaves."""
+
+        async def run() -> tuple[ResultT | None, Exception | None]:
+            try:
+                return await work, None
+            except Exception as exc:
+                return None, exc
+
+        task: asyncio.Task[tuple[ResultT | None, Exception | None]] = self._tasks.start(run(), name=name)
+        done, error = await asyncio.shield(task)
+        if error is not None:
+            raise error
+        return cast(ResultT, done)
+
+    # ---- one rental
 
     async def create(
         self, renter: Renter, offer: Offer, order: RentOrder, *, idempotency_key: str = ""
@@ -38,7 +189,62 @@ class RentalService(Protocol):
                 is stopped since the market's listing is not known.
             Unavailable: Launching is stopped.
         """
-        ...
+        self._check(offer, order)
+        digest = order_digest(order, offer.provider, offer.id)
+        rental = replace(
+            self._new(renter, offer, order, same_or_better(offer), offer.provider),
+            idempotency_key=idempotency_key[:200] or None,
+            request=digest,
+        )
+
+        async def change(transaction: Transaction) -> tuple[Rental, bool]:
+            if rental.idempotency_key is not None:
+                known = await self._store.find_ordered(transaction, renter.wallet_id, rental.idempotency_key)
+                if known is not None:
+                    return known, False
+            [owned] = await self._admission.admit(transaction, renter, [rental])
+            return owned, True
+
+        self._work.on_step()
+        found, is_new = await self._once(lambda: self._admission.run(renter, change))
+        self._work.on_step()
+        if not is_new:
+            _check_repeated(found.request, digest)
+            return _created(found)
+        turn = RentalTurn(found.id, found.turn)
+        done = await self._unbroken(self._work.continue_with(found, turn), "rental_create")
+        self._choice.note_taken(offer, now_s=self._store.clock.now_s())
+        return _created(done)
+
+    async def _once(self, run: Callable[[], Awaitable[ResultT]]) -> ResultT:
+        """Run a transaction again where the same idempotency key was used at the same moment."""
+        try:
+            return await run()
+        except ConstraintViolated as exc:
+            if not exc.is_duplicate:
+                raise
+            return await run()
+
+    def _check(self, offer: Offer, order: RentOrder) -> None:
+        self._listings.find(offer.provider)
+        check_order(order, self._settings)
+        if not (0 <= offer.price_musd_per_h <= MAX_MUSD and 0 <= offer.supply_musd_per_h <= MAX_MUSD):
+            raise Invalid("The offer has no price that can be paid. Choose another one.", param="id")
+
+    def _new(
+        self, renter: Renter, offer: Offer, order: RentOrder, replacement: OfferFilter, provider: str
+    ) -> Rental:
+        return new_rental(
+            renter,
+            offer,
+            order,
+            self._settings,
+            install_id=self._market.install_id,
+            clock=self._store.clock,
+            held_musd=first_hold(offer.price_musd_per_h, offer.prepaid_hours, order.max_cost_musd),
+            replacement=replacement,
+            replacement_provider=provider,
+        )
 
     async def destroy(self, provider: str, name: str, *, user_id: str | None) -> Rental:
         """End a rental; repeated, nothing more happens. It goes on until the market says that it is gone.
@@ -51,17 +257,61 @@ class RentalService(Protocol):
         Raises:
             NotFound: This user has none of that name.
         """
-        ...
+        rental = await self.get(provider, name, user_id=user_id)
+        if not rental.is_live:
+            return rental
+        await self._ask_end(rental.id, "asked")
+        await self._unbroken(self._work.work_on(rental.id), "rental_destroy")
+        return await self.get(provider, rental.id, user_id=user_id)
+
+    async def _ask_end(self, rental_id: str, reason: str) -> None:
+        async def change(transaction: Transaction) -> None:
+            rental = await self._store.lock(transaction, rental_id)
+            if rental is not None:
+                ending = ask_end(rental, "gone", reason, self._store.now_ms())
+                await self._store.write(transaction, ending)
+
+        self._work.on_step()
+        await self._store.database.run(change)
+        self._work.on_step()
 
     async def get(self, provider: str, name: str, *, user_id: str | None) -> Rental:
         """Return a rental; see `destroy`."""
-        ...
+        market = self._listings.find(provider)
+        bare = name.removeprefix(market.id_prefix)
+        found = await self._store.select(
+            _NAMED,
+            {
+                "provider": market.name,
+                "user": user_id,
+                "is_anybodys": int(user_id is None),
+                "name": name,
+                "bare": bare or name,
+            },
+        )
+        if not found:
+            raise NotFound(f"You rent no instance {name[:60]!r} at {market.name}.", param="id")
+        # What lives comes first, then what has it as its own name, then the newest.
+        return max(
+            found, key=lambda one: (one.is_live, name in (one.id, one.contract_id), one.created_at, one.id)
+        )
 
     async def rentals(
         self, *, user_id: str | None, is_live_only: bool = False, limit: int = 100
     ) -> list[Rental]:
         """Return rentals, newest first."""
-        ...
+        where = "(user_id = :user OR :is_anybodys = 1) AND (:is_live = 0 OR next_look_at IS NOT NULL)"
+        parameters = {
+            "user": user_id,
+            "is_anybodys": int(user_id is None),
+            "is_live": int(is_live_only),
+        }
+        return await self._store.select(where, parameters, limit=limit)
+
+    def view(self, rental: Rental) -> dict[str, Any]:
+        """Return a rental for JSON."""
+        provider = self._listings.providers.get(rental.provider)
+        return rental.view(id_prefix="" if provider is None else provider.id_prefix)
 
     async def renew(self, provider: str, name: str, seconds: float, *, user_id: str | None) -> Rental:
         """Let a lease end later.
@@ -72,7 +322,50 @@ class RentalService(Protocol):
             Conflict: It ends already, or was paid ahead.
             Exhausted: The quota of GPU hours does not allow it.
         """
-        ...
+        found = await self.get(provider, name, user_id=user_id)
+        if not (math.isfinite(seconds) and 1 <= seconds <= self._settings.rent_max_s):
+            raise Invalid(
+                f"seconds is {seconds!r}; allowed are 1 to {self._settings.rent_max_s:g}.", param="seconds"
+            )
+
+        async def change(transaction: Transaction) -> RentalStep:
+            rental = await self._store.lock(transaction, found.id)
+            if rental is None or not rental.is_live or rental.end_state:
+                raise Conflict("This rental ends already, or has ended.", code="rental_ending")
+            if rental.prepaid_hours:
+                raise Conflict(
+                    "This rental was paid ahead, and ends when that is over. Rent another one.",
+                    code="rental_prepaid",
+                )
+            end_ms = rental.lease_ends_at + round(seconds * 1000)
+            self._check_lease(rental, end_ms)
+            renter = renter_of(rental)
+            funds = await self._work.payments.funds(transaction, renter)
+            gpu_seconds = math.ceil(seconds) * rental.gpu_count
+            await self._admission.check_quota(transaction, renter, funds, gpu_seconds)
+            renewed = replace(rental, lease_ends_at=end_ms, warned_s=0)
+            step = RentalStep(renewed, events=(RentalEvent("rental.renewed", {}),))
+            return await self._work.write(transaction, rental, step)
+
+        step = await self._store.database.run(change)
+        await self._work.tell(step)
+        return step.rental
+
+    def _check_lease(self, rental: Rental, end_ms: int) -> None:
+        most_ms = rental.created_at + round(self._settings.rent_max_s * 1000)
+        if end_ms > most_ms:
+            raise Invalid(
+                f"The lease would be {(end_ms - rental.created_at) / 1000:g} s long; at most "
+                f"{self._settings.rent_max_s:g} are allowed (RENT_MAX_S).",
+                param="seconds",
+            )
+        if rental.dead_man_at is not None and end_ms > rental.dead_man_at:
+            left_s = (rental.dead_man_at - rental.lease_ends_at) / 1000
+            raise Invalid(
+                f"This instance stops itself {left_s:.0f} s after its present lease, as it was ordered. "
+                "Renew it for less, or order the next one with longest_s.",
+                param="seconds",
+            )
 
     async def logs(self, provider: str, name: str, *, user_id: str | None, max_bytes: int = 262_144) -> str:
         """Return the end of what an instance printed.
@@ -83,7 +376,56 @@ class RentalService(Protocol):
             MarketUnknown: There is no answer at present.
             MarketRefused: The market has none.
         """
-        ...
+        rental = await self.get(provider, name, user_id=user_id)
+        if not rental.contract_id:
+            raise Conflict("This rental has no instance yet.", code="rental_not_created")
+        return await self._listings.find(provider).logs(rental.contract_id, max_bytes=max_bytes)
+
+    async def _replace(self, rental: Rental) -> None:
+        """Rent another offer in the place of an instance that did not start; nothing is raised."""
+        found = replacement_of(rental)
+        if found is None or rental.start_tries >= MAX_START_TRIES:
+            return
+        wanted, provider = found
+        try:
+            offers = await self._offers(wanted, provider)
+            offers = [one for one in offers if not one.prepaid_hours or rental.prepaid_hours]
+            if not offers:
+                log.warning("rental_not_replaced", rental=rental.id, reason="there is no such offer")
+                return
+            renter = renter_of(rental)
+            other = replace(
+                self._new(renter, offers[0], order_of(rental), wanted, provider),
+                replaces=rental.id,
+                start_tries=rental.start_tries + 1,
+                reservation_id=rental.reservation_id,
+            )
+
+            async def change(transaction: Transaction) -> list[Rental]:
+                return await self._admission.admit(transaction, renter, [other])
+
+            [owned] = await self._admission.run(renter, change)
+            await self._work.continue_with(owned, RentalTurn(owned.id, owned.turn))
+        except ApplianceError as exc:
+            log.warning("rental_not_replaced", rental=rental.id, reason=exc.message)
+
+    async def _offers(self, wanted: OfferFilter, provider: str) -> list[Offer]:
+        """Return the offers that may be taken, cheapest first; machines that failed lately are left out."""
+        name = self._listings.find(provider).name if provider else ""
+        avoided = await self._store_avoided()
+        offers = await self._finder.find(wanted, provider=name, limit=MAX_OFFERS)
+        return [
+            one
+            for one in offers
+            if one.is_available
+            and one.provider in self._listings.providers
+            and (one.provider, one.machine_id) not in avoided
+        ]
+
+    async def _store_avoided(self) -> set[tuple[str, str]]:
+        return await self._market.avoided()
+
+    # ---- several at once
 
     async def reserve(
         self,
@@ -105,7 +447,52 @@ class RentalService(Protocol):
             Invalid: The count is not allowed, or there are too few offers.
             ApplianceError: As `create`, where nothing was begun.
         """
-        ...
+        if not 1 <= count <= MAX_RESERVED:
+            raise Invalid(f"Count must be between 1 and {MAX_RESERVED}", param="count")
+        check_order(order, self._settings)
+        digest = order_digest(order, count, wanted, provider, is_partial)
+        key = idempotency_key[:200]
+        if key and (known := await self._known_reservation(renter, key)) is not None:
+            return await self._repeated(known, digest)
+        ordered = self._choice.order(await self._offers(wanted, provider))
+        if len(ordered) < count and not (is_partial and ordered):
+            fields = {"requested": count, "available": len(ordered)}
+            raise Invalid(
+                f"{count} instances are asked for, and there are {len(ordered)} such offers.",
+                param="count",
+                code="too_few_offers",
+                details={"error_fields": fields},
+            )
+        rentals = [self._new(renter, offer, order, wanted, provider) for offer in ordered[:count]]
+        row, owned, is_new = await self._once(
+            lambda: self._reservations.begin(
+                renter, rentals, count=count, is_partial=is_partial, idempotency_key=key, request=digest
+            )
+        )
+        if not is_new:
+            return await self._repeated(row, digest)
+        return await self._unbroken(self._reservations.make(row, owned, ordered[count:]), "reservation_make")
+
+    async def _known_reservation(self, renter: Renter, key: str) -> ReservationRow | None:
+        return await self._store.database.run(
+            lambda transaction: self._store.find_reservation(transaction, renter.wallet_id, key),
+            is_read_only=True,
+        )
+
+    async def _repeated(self, row: ReservationRow, digest: str) -> Reserved:
+        """Return what became of a reservation that is asked for again."""
+        _check_repeated(row.request, digest)
+        if row.state == "open":
+            raise Conflict(
+                "This reservation is being made. Ask again in some seconds.", code="reservation_open"
+            )
+        found = await self._store.select(
+            "reservation_id = :id AND replaces IS NULL AND contract_id <> ''", {"id": row.id}
+        )
+        if row.state == "done":
+            return Reserved(row.id, found[::-1], row.count, row.errors)
+        left = [one for one in found if one.is_live]
+        return Reserved(row.id, [], row.count, row.errors, is_rolled_back=True, unconfirmed=left)
 
     async def batch(
         self,
@@ -117,28 +504,131 @@ class RentalService(Protocol):
         idempotency_key: str = "",
     ) -> BatchResult:
         """Rent the cheapest offers of each market, 0 to 8 each; one that fails does not undo the others."""
-        ...
+        for name, count in counts.items():
+            if not 0 <= count <= MAX_BATCH:
+                raise Invalid(f"{count} of {name[:40]}: allowed are 0 to {MAX_BATCH}.", param="count")
+        check_order(order, self._settings)
+        result = BatchResult()
+        for name, count in counts.items():
+            market = self._listings.find(name).name
+            made = result.rentals.setdefault(market, [])
+            if not count:
+                continue
+            try:
+                offers = iter(self._choice.order(await self._offers(wanted, market)))
+            except ApplianceError as exc:
+                result.errors.append(f"{market}: {exc.message}")
+                continue
+            for number in range(count):
+                key = f"{idempotency_key[:160]}#{market}#{number}" if idempotency_key else ""
+                rental = await self._one_of_batch(renter, market, offers, order, key, result.errors)
+                if rental is None:
+                    break
+                made.append(rental)
+        return result
+
+    async def _one_of_batch(
+        self,
+        renter: Renter,
+        market: str,
+        offers: "Any",
+        order: RentOrder,
+        key: str,
+        errors: list[str],
+    ) -> Rental | None:
+        """Rent one instance of a batch; None = no more can be had at this market."""
+        for offer in offers:
+            try:
+                return await self.create(renter, offer, order, idempotency_key=key)
+            except OfferGone as exc:
+                errors.append(f"{market} {offer.id}: {exc.message}")
+                key = f"{key}+" if key else ""
+            except ApplianceError as exc:
+                errors.append(f"{market}: {exc.message}")
+                return None
+        errors.append(f"{market}: there are no more such offers.")
+        return None
+
+    # ---- what operators do
 
     async def freeze(self, reason: str, *, by: str) -> MarketState:
         """Stop launching until `unfreeze`; what is rented goes on."""
-        ...
+        now = self._store.now_ms()
+        await self._change_market(
+            is_frozen=True, frozen_reason=reason[:300], frozen_by=by[:200], frozen_at=now
+        )
+        return await self.state()
 
     async def unfreeze(self, *, by: str) -> MarketState:
         """Let rentals be launched again; a pause after failed starts ends, too."""
-        ...
+        await self._change_market(
+            is_frozen=False, frozen_reason="", frozen_by=by[:200], paused_until=None, failed_starts=0
+        )
+        return await self.state()
+
+    async def _change_market(self, **values: Any) -> None:
+        await self._store.database.run(lambda transaction: self._market.change_market(transaction, **values))
 
     async def state(self) -> MarketState:
         """Return what holds for all rentals."""
-        ...
+        return await self._market.state()
 
     async def sweep(self) -> SweepReport:
         """Compare all markets' listings with the rentals; see SweepReport."""
-        ...
+        return await self._sweep.sweep()
 
     async def alarms(self) -> list[MarketAlarm]:
         """Return what an operator has to look at; empty = nothing."""
-        ...
+        now = self._store.now_ms()
+        found = await self._store.select(
+            "alarm <> '' AND (ended_at IS NULL OR ended_at > :since)", {"since": now - LOST_SHOWN_MS}
+        )
+        alarms = [
+            MarketAlarm(
+                rental.alarm,
+                rental.id,
+                rental.ended_at or rental.destroying_since or rental.updated_at,
+                f"{rental.provider} {rental.contract_id}: {rental.last_error or rental.end_reason}",
+            )
+            for rental in found
+        ]
+        unknown = (await self.state()).unknown_since_ms
+        alarms += [
+            MarketAlarm("market_unknown", name, since, f"{name} does not say what runs there.")
+            for name, since in unknown.items()
+            if now - since > UNKNOWN_MS
+        ]
+        return alarms
 
     async def loads(self) -> dict[str, dict[str, Any]]:
         """Return the load of each running rental for JSON: instance id → the seed's fields."""
-        ...
+        running = await self._store.select("state IN ('starting', 'ready', 'draining')", {})
+        names = {rental.id: self.view(rental)["instance_id"] for rental in running}
+        return self.instance_loads.view(running, names)
+
+
+def _check_repeated(known: str, digest: str) -> None:
+    if known != digest:
+        raise Conflict(
+            "This Idempotency-Key was used for another order. Use another one.", code="idempotency_key_reused"
+        )
+
+
+def _created(rental: Rental) -> Rental:
+    """Return a rental that was created, or raise why it was not.
+
+    Raises:
+        OfferGone, MarketRefused, MarketUnknown: See `RentalService.create`.
+    """
+    if rental.state in ("wanted", "creating", "unknown"):
+        raise MarketUnknown(
+            f"{rental.provider} did not say whether the instance was created. It is being looked for; see "
+            "GET /gpu/rentals.",
+            details={"rental_id": rental.id, "error_fields": {"rental_id": rental.id}},
+            retry_after_s=60.0,
+        )
+    if rental.state == "failed" and rental.end_reason == OfferGone.default_code:
+        raise OfferGone(rental.last_error or "Another customer has this offer. Choose another one.")
+    if rental.state == "failed" and not rental.contract_id:
+        raise MarketRefused(rental.last_error or f"{rental.provider} refuses.")
+    return rental

@@ -487,7 +487,7 @@ async def test_the_audit_finds_every_kind_of_difference(database: Database) -> N
         "sum of the postings of usage:ghost: expected 0, found 9",
         "balance in the ledger of w1: expected 970, found 980",
         "what is owed by the ledger of w1: expected -3, found 0",
-        "sum of the leases of w1: expected 70, found 80",
+        "what is set aside of w1: expected 70, found 80",
         "charge in the ledger of lone: expected -4, found 0",
         "usage row of ghost: expected 1, found 0",
         "ledger entry of lone: expected 1, found 0",
