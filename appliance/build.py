@@ -70,6 +70,7 @@ class Services:
     async def open(self, stack: AsyncExitStack) -> None:
         """Open the parts in order; the stack closes them in reverse order."""
         stack.push_async_callback(self.fleet.close)
+        stack.push_async_callback(self.router.dispatcher.left_streams.close)
         stack.push_async_callback(self.scrape_pool.close)
         self.adapters.start()
         stack.push_async_callback(self.jobs.close)

@@ -11,6 +11,7 @@ Modules:
     dispatch_request: one request on its way to a backend.
     fleet: the set of backends, from settings, file and run-time changes.
     kv: the index of cached blocks, from the engines' KV events.
+    left_streams: billed streams of a hosted API, read to their end without their clients.
     lora: adapters that are loaded into running engines.
     metered_stream: a stream that is paid for while it flows.
     metrics: the engines' own metrics, read and given common names.

@@ -32,6 +32,11 @@ class RequestMeter(Protocol):
         ...
 
     @property
+    def is_remote(self) -> bool:
+        """Whether the running attempt is at an API that bills us."""
+        ...
+
+    @property
     def stop_reason(self) -> str:
         """Why the response was ended: `credits_exhausted`, `store_unavailable`; "" = it was not."""
         ...

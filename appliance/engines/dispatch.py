@@ -24,6 +24,7 @@ from appliance.engines.dispatch_errors import (
     queue_timeout,
 )
 from appliance.engines.dispatch_request import DispatchRequest
+from appliance.engines.left_streams import LeftStreams
 from appliance.engines.metered_stream import MeteredStream, read_usage
 from appliance.engines.outcome import Outcome, Retry
 from appliance.engines.pool import Pool
@@ -47,6 +48,7 @@ class Dispatcher:
         self.retry_budget = RetryBudget()
         self._clock = clock
         self._metrics = metrics
+        self.left_streams = LeftStreams()
         self._queues = WaitQueues()
         self._waited = metrics.queue_seconds.labels("served")
 
@@ -109,7 +111,9 @@ class Dispatcher:
         try:
             reply = await self.answer(request, engine_request)
             if reply.events is not None:  # it is charged when the stream is closed
-                reply.events = MeteredStream(reply.events, meter, engine_request)
+                is_read = meter.is_remote and self.settings.upstream_on_client_left == "drain"
+                left = self.left_streams if is_read else None
+                reply.events = MeteredStream(reply.events, meter, engine_request, left)
                 return reply
             _end_whole(meter, engine_request, reply)
         except BaseException:

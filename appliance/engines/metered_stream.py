@@ -1,12 +1,15 @@
 """A stream that is paid for while it flows, and ended cleanly where it cannot be paid for any longer."""
 
+import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from appliance.base import jsons
+from appliance.base.errors import ApplianceError
 from appliance.base.inline import in_task
 from appliance.engines.billing import RequestMeter, TokenCounts
+from appliance.engines.left_streams import LeftStreams
 from appliance.engines.outcome import Outcome
 from appliance.engines.receipts import Receipt
 from appliance.engines.stream import Stream
@@ -25,13 +28,17 @@ class MeteredStream(Stream):
         source: The engine's events, in OpenAI's dialect.
         meter: Of the request; an attempt runs.
         request: What is answered.
+        left: Reads it to its end where the client leaves; None = it is closed then.
     """
 
     __slots__ = (
         "_counter",
         "_first",
         "_is_closed",
+        "_is_left",
+        "_left",
         "_meter",
+        "_reading",
         "_refused",
         "_request",
         "_seen",
@@ -40,16 +47,22 @@ class MeteredStream(Stream):
         "_write",
     )
 
-    def __init__(self, source: Stream, meter: RequestMeter, request: EngineRequest) -> None:
+    def __init__(
+        self, source: Stream, meter: RequestMeter, request: EngineRequest, left: LeftStreams | None = None
+    ) -> None:
         self._source = source
         self._meter = meter
         self._request = request
+        self._left = left
+        self._reading: asyncio.Task[Any] | None = (
+            None  # of the source, which a client that leaves does not end
+        )
         self._counter = source.event_counter()
         self._took = meter.took
         self._write: Callable[[bytes], bool] | None = None
         self._seen = 0
         self._first = b""
-        self._is_closed = False
+        self._is_closed = self._is_left = False
         self._refused: tuple[int, bytes] | None = None  # its events, and a piece that is not paid for yet
 
     @property
@@ -102,7 +115,10 @@ class MeteredStream(Stream):
         if self._is_closed:
             raise StopAsyncIteration
         try:
-            piece = await self._source.__anext__()
+            source = self._source
+            piece = await (
+                source.__anext__() if self._left is None else self._read_apart(self._left, source.__anext__())
+            )
         except StopAsyncIteration:
             self._end(Outcome.OK)
             raise
@@ -118,7 +134,8 @@ class MeteredStream(Stream):
         while True:
             self._write = write
             try:
-                has_ended = await self._source.pass_pieces(self._take)
+                passing = self._source.pass_pieces(self._take)
+                has_ended = await (passing if self._left is None else self._read_apart(self._left, passing))
             except Exception:
                 self._end(Outcome.CUT_OFF)
                 raise
@@ -134,8 +151,49 @@ class MeteredStream(Stream):
         return has_ended
 
     async def aclose(self) -> None:
+        """Close the source, and charge what was received; or let it be read to its end, and charged then."""
+        left, self._left = self._left, None
+        has_more = not self._is_closed and bool(self._first) and self._source.outcome is None
+        if left is not None and has_more:
+            self._is_left = left.take(self)
+        if not self._is_left:
+            await self.close_now()
+
+    async def read_to_end(self) -> None:
+        """Read, meter and charge what the client has not waited for, as far as it is paid for.
+
+        Raises:
+            Exception: The source breaks off.
+        """
+        reading = self._reading
+        if reading is not None:
+            found, self._reading = await reading, None
+            if found is True or isinstance(found, Exception):
+                self._end(Outcome.CUT_OFF if isinstance(found, ApplianceError) else Outcome.OK)
+            elif isinstance(found, bytes):
+                self._take(found)
+            if self._refused is not None:
+                await self._pay_later()
+        while not await self.pass_pieces(_drop):
+            pass
+
+    async def _read_apart(self, left: LeftStreams, reading: Awaitable[Any]) -> Any:
+        """Wait for a reading of the source in a task of its own: cancelling the wait does not end it."""
+        await in_task()
+        self._reading = task = left.start(_result_of(reading))
+        found = await asyncio.shield(task)
+        self._reading = None
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def close_now(self) -> None:
         """Close the source, and charge what was received."""
+        reading, self._reading = self._reading, None
         try:
+            if reading is not None and not reading.done():
+                reading.cancel()
+                await asyncio.wait([reading])
             await self._source.aclose()
         finally:
             self._end(Outcome.CLIENT_LEFT)
@@ -162,6 +220,18 @@ class MeteredStream(Stream):
             self._meter.end_attempt(outcome, usage)
         finally:
             self._meter.close()
+
+
+def _drop(_: bytes) -> bool:
+    return True
+
+
+async def _result_of(reading: Awaitable[Any]) -> Any:
+    """Return what it returns or raises: its reader may have gone."""
+    try:
+        return await reading
+    except Exception as error:
+        return error
 
 
 def read_usage(receipt: Receipt, meter: RequestMeter) -> TokenCounts | None:

@@ -80,6 +80,13 @@ class EngineSettings(PackageSettings):
         "without pauses; simulate = always ask for a whole response and cut it into a paced stream",
         json_schema_extra=RELOAD,
     )
+    upstream_on_client_left: Literal["drain", "cancel"] = Field(
+        "drain",
+        description="A client leaves the stream of a hosted API that its account pays for: drain = it is "
+        "read to its end, to charge what the API has counted (at most 30 seconds, 16 at a time); cancel = it "
+        "is closed, and what was delivered is charged",
+        json_schema_extra=RELOAD,
+    )
     stream_chunk_size: int = Field(
         64, ge=1, le=4096, description="Simulated streams: characters per piece", json_schema_extra=RELOAD
     )

@@ -254,7 +254,17 @@ class CallerBilling:
 class RequestSpending:
     """The meter of one request (see `engines.billing.RequestMeter`)."""
 
-    __slots__ = ("_admission", "_meter", "_order", "_receipt", "_spending", "_tokens", "is_open", "took")
+    __slots__ = (
+        "_admission",
+        "_meter",
+        "_order",
+        "_receipt",
+        "_spending",
+        "_tokens",
+        "is_open",
+        "is_remote",
+        "took",
+    )
 
     def __init__(
         self,
@@ -270,6 +280,7 @@ class RequestSpending:
         self._order = order
         self._receipt = receipt
         self._tokens = 0
+        self.is_remote = False
         self.is_open = False  # a whole response without a limit runs
         self.took = meter.took  # called for each piece: without a step between
 
@@ -287,6 +298,7 @@ class RequestSpending:
 
     def begin_attempt(self, backend: str, served_model: str, *, is_remote: bool) -> None:
         """Note that the request is sent to a backend now (see RequestMeter)."""
+        self.is_remote = is_remote
         supply = self._spending.supply_of(backend) if is_remote else None
         self._meter.attempt(served_model, backend, supply=supply)
 

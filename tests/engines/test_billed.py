@@ -25,6 +25,7 @@ class RecordingMeter:
         self.pieces, self.attempts = pieces, attempts
         self.later = later  # how many more are, after a wait
         self.told: list[tuple[Any, ...]] = []
+        self.is_remote = False
         self.stop_reason = ""
         self.counted = TokenCounts(7, 0, 3)
 
@@ -32,6 +33,7 @@ class RecordingMeter:
         if self.attempts == 0:
             raise PaymentRequired("used up")
         self.attempts -= 1
+        self.is_remote = is_remote
         self.told.append(("begin", backend, served_model, is_remote))
 
     def took(self, events: int, n_bytes: int) -> bool:

@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from appliance.accounts.allowance import Allowance
+from appliance.engines.left_streams import LeftStreams
 from tests.fakes.counting_engine import EMBEDDING_TOKENS, PROMPT_TOKENS, CountingEngine, token_text
-from tests.fakes.hosted_api import KEY, Hang, HostedApi
+from tests.fakes.hosted_api import KEY, Drip, Hang, HostedApi, Stall
 from tests.journeys.paying import (
     DIALECTS,
     PRICE_ROW,
@@ -258,3 +259,60 @@ async def test_a_hosted_api_is_paid_for_the_prompt_of_who_leaves(far: Scene, hos
             row = await far.new_row()
             assert (row.source, row.tokens_out, row.charged_musd) == ("counted", 0, row.tokens_in)
             assert row.tokens_in > 0
+
+
+async def test_who_leaves_a_hosted_stream_pays_what_the_api_counted(far: Scene, hosted: HostedApi) -> None:
+    words = ["Hell", "ere!", " lin", "e tw"]
+    for call in DIALECTS.values():
+        for word in words:
+            hosted.script(Drip(0.01))
+            await leave_after(far.http, call, word)
+            left = far.running.appliance.router.dispatcher.left_streams
+            assert await until(lambda left=left: left.running == 0)
+            row = await far.new_row()
+            assert (row.source, row.tokens_in, row.tokens_out, row.charged_musd) == ("engine", 11, 7, 25)
+            assert hosted.records[-1].left_after_s is None
+
+
+async def test_a_left_stream_that_never_ends_is_cut_and_counted(far: Scene, hosted: HostedApi) -> None:
+    dispatcher = far.running.appliance.router.dispatcher
+    dispatcher.left_streams = LeftStreams(longest_s=0.05)
+    hosted.script(Stall(after_events=3))
+    await leave_after(far.http, DIALECTS["chat"], "Hell")
+    assert await until(lambda: hosted.records[-1].left_after_s is not None)
+    assert (await far.new_row()).source == "counted"
+
+
+async def test_left_streams_beyond_the_most_are_closed_and_counted(far: Scene, hosted: HostedApi) -> None:
+    far.running.appliance.router.dispatcher.left_streams = LeftStreams(most=0)
+    hosted.script(Stall(after_events=3))
+    await leave_after(far.http, DIALECTS["chat"], "Hell")
+    assert await until(lambda: hosted.records[-1].left_after_s is not None)
+    assert (await far.new_row()).source == "counted"
+
+
+async def test_a_stop_ends_left_streams_and_charges_them(far: Scene, hosted: HostedApi) -> None:
+    left = far.running.appliance.router.dispatcher.left_streams
+    hosted.script(Stall(after_events=3))
+    await leave_after(far.http, DIALECTS["chat"], "Hell")
+    assert await until(lambda: left.running == 1)
+    await left.close()
+    row = await far.new_row()
+    assert (row.source, left.running) == ("counted", 0)
+    hosted.script(Stall(after_events=3))
+    await leave_after(far.http, DIALECTS["chat"], "Hell")
+    assert await until(lambda: hosted.records[-1].left_after_s is not None)
+    assert (await far.new_row()).source == "counted"
+
+
+async def test_cancel_closes_a_hosted_stream_that_its_client_left(
+    start: Start, hosted: HostedApi, tmp_path: Path
+) -> None:
+    more = {"NOVITA_API_KEY": KEY, "NOVITA_OPENAI_ENDPOINTS": hosted.base_url}
+    running = await begin_paying(start, tmp_path, UPSTREAM_ON_CLIENT_LEFT="cancel", **more)
+    scene = Scene(running, await user_of(running, 1_000_000), hosted.records)
+    async with scene.http:
+        hosted.script(Stall(after_events=3))
+        await leave_after(scene.http, DIALECTS["chat"], "Hell")
+        assert await until(lambda: hosted.records[-1].left_after_s is not None)
+        assert (await scene.new_row()).source == "counted"
