@@ -171,7 +171,7 @@ class Fault:
             "times_left": self.times_left,
             "probability": self.probability,
             "happened": self.happened,
-            **self.parameters,
+            **{name: int(value) if value == int(value) else value for name, value in self.parameters.items()},
         }
 
 

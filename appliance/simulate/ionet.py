@@ -19,7 +19,7 @@ from appliance.simulate.ionet_stock import HARDWARE, LOCATIONS, IoHardware
 from appliance.simulate.rented_engines import MAX_PORTS
 from appliance.simulate.twin_clock import TwinClock
 
-KEY = "simulated"
+KEY = "ionet-simulated-key"
 BASES = ("/enterprise/v1/io-cloud/caas", "/v1/io-cloud/caas")
 FEE_PERCENT = 0
 MAX_HOURS = 24 * 365
@@ -79,7 +79,7 @@ class IoNetService:
         ]
 
     def check_key(self, headers: Mapping[str, str]) -> None:
-        """Refuse another key than `simulated`."""
+        """Refuse another key than KEY."""
         if headers.get("X-API-KEY", "") != KEY:
             text = f"Invalid API key (simulated: the key is {KEY!r})"
             raise TwinRefusal(401, self.error_body(401, "unauthorized", text))

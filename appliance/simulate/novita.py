@@ -15,7 +15,7 @@ from appliance.simulate.faults import Faults
 from appliance.simulate.rented_engines import SimulatedEngine, list_events, stream_events
 from appliance.simulate.twin_clock import TwinClock
 
-KEY = "sk_simulated"
+KEY = "sk_novita_simulated"
 BASES = ("/openai/v1", "/v3/openai")
 FAULT_AFTER = 2  # events of a stream
 MAX_RECORDS = 1000
@@ -64,7 +64,7 @@ class NovitaService:
         ]
 
     def check_key(self, headers: Mapping[str, str]) -> None:
-        """Refuse another key than `sk_simulated`."""
+        """Refuse another key than KEY."""
         if headers.get("Authorization", "") != f"Bearer {KEY}":
             text = f"invalid api key (simulated: the key is {KEY!r})"
             raise TwinRefusal(401, self.error_body(401, "invalid_api_key", text))

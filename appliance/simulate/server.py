@@ -112,7 +112,8 @@ class TwinServer:
     async def _read(self, route: TwinRoute, request: web.Request) -> TwinRequest:
         data = await request.read()
         value: Any = None
-        if data and request.content_type == "application/x-www-form-urlencoded":
+        is_form = request.content_type == "application/x-www-form-urlencoded"
+        if is_form and not data.startswith((b"{", b"[")):  # `curl -d` calls JSON a form
             try:
                 value = dict(parse_qsl(data.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS))
             except ValueError:

@@ -96,7 +96,7 @@ class StripeService:
         ]
 
     def check_key(self, headers: Mapping[str, str]) -> None:
-        """Refuse another key than `sk_test_simulated`."""
+        """Refuse another key than KEY."""
         if headers.get("Authorization", "") != f"Bearer {KEY}":
             text = f"Invalid API Key provided (simulated: the key is {KEY!r})"
             raise TwinRefusal(401, self.error_body(401, "", text))

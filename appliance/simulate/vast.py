@@ -16,7 +16,7 @@ from appliance.simulate.twin_clock import TwinClock
 from appliance.simulate.vast_offers import VastAsk, make_offers
 from appliance.simulate.vast_rows import INSTANCE_FIELDS, describe_instance
 
-KEY = "simulated"
+KEY = "vastai-simulated-key"  # no plain word: values of keys are blanked in logs
 DEFAULT_FOUND, MOST_FOUND = 64, 64
 MAX_PAGE = 25
 MAX_TEXT = 16_384
@@ -79,7 +79,7 @@ class VastService:
         ]
 
     def check_key(self, headers: Mapping[str, str]) -> None:
-        """Refuse another key than `simulated`, as a market refuses a wrong one."""
+        """Refuse another key than KEY, as a market refuses a wrong one."""
         if headers.get("Authorization", "") != f"Bearer {KEY}":
             text = f"Invalid user key (simulated: the key is {KEY!r})"
             raise TwinRefusal(401, self.error_body(401, "auth_error", text))

@@ -8,9 +8,9 @@ import aiohttp
 from appliance.simulate.twin import Twin
 
 KEYS = {
-    "vast": {"Authorization": "Bearer simulated"},
-    "ionet": {"X-API-KEY": "simulated"},
-    "novita": {"Authorization": "Bearer sk_simulated"},
+    "vast": {"Authorization": "Bearer vastai-simulated-key"},
+    "ionet": {"X-API-KEY": "ionet-simulated-key"},
+    "novita": {"Authorization": "Bearer sk_novita_simulated"},
     "stripe": {"Authorization": "Bearer sk_test_simulated"},
 }
 GIB_RAM = 24_000

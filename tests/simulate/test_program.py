@@ -94,7 +94,7 @@ async def test_the_printed_environment_names_each_service() -> None:
         url = f"http://127.0.0.1:{printed['ports']['vast']}"
         assert printed["simulated"] is True
         assert printed["urls"] == {"vast": url}
-        assert printed["environ"] == {"VASTAI_API_URL": url, "VASTAI_API_KEY": "simulated"}
+        assert printed["environ"] == {"VASTAI_API_URL": url, "VASTAI_API_KEY": "vastai-simulated-key"}
 
 
 async def test_the_table_says_that_it_is_simulated() -> None:
@@ -105,7 +105,7 @@ async def test_the_table_says_that_it_is_simulated() -> None:
         process.send_signal(signal.SIGTERM)
         await process.communicate()
     assert text.startswith("SIMULATED services")
-    assert "export IONET_API_KEY=simulated" in text
+    assert "export IONET_API_KEY=ionet-simulated-key" in text
     assert "vast" not in text
 
 

@@ -20,7 +20,7 @@ import requests
 from vastai.api import billing, instances, offers
 from vastai.api.client import VastClient
 
-client = VastClient("simulated", sys.argv[1], retry=3)
+client = VastClient("vastai-simulated-key", sys.argv[1], retry=3)
 found = offers.search_offers(client, {"gpu_ram": {"gte": 24000}, "gpu_name": {"in": ["RTX 4090", "L40S"]}},
                              order=[["dph_total", "asc"]])
 newer = offers.search_offers_new(client, {"gpu_ram": {"gte": 24000}, "gpu_name": {"in": ["RTX 4090", "L40S"]}},
