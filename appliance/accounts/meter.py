@@ -316,6 +316,8 @@ class Meter:
         price, counted = self._order.price, self.counted_tokens
         if not price.out_per_mtok or self._order.kind == "embedding":
             self._next_events = self._next_bytes = NEVER
+            if self._number:  # a kill from now on: what has been delivered is paid
+                self._parts.journal.progress(self._number, counted, self._held_musd, self._cost(counted))
             return True
         goal = self._goal(counted)
         if goal <= self._paid_tokens or self._hold_up_to(max(goal, self._slice_end())):  # 2

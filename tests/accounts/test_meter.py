@@ -470,3 +470,17 @@ async def test_what_an_engine_writes_beyond_the_most_is_paid_for_in_slices(
     assert settlement is not None
     assert settlement.end.written == 600
     meter.close()
+
+
+@pytest.mark.parametrize("flat", [Price("f", per_request_musd=500), Price("f", 0, 0, 1_000_000, 0, 0)])
+async def test_what_has_begun_is_paid_for_where_the_process_is_killed(
+    bench: Callable[..., Bench], tmp_path: Path, flat: Price
+) -> None:
+    kind = "embedding" if flat.per_request_musd else "inference"
+    one = bench()
+    meter = await one.metering.begin(order(kind=kind, price=flat, is_gradual=not flat.per_request_musd))
+    meter.attempt("served", "backend")
+    assert meter.took(1, 1)  # now its head is passed on
+    os.close(one.journal._lock)  # as a kill does
+    [attempt] = Journal(tmp_path / "j", max_bytes=10**8).state.attempts.values()
+    assert attempt.settlement().end.charged_musd == meter.held_musd > 0
