@@ -1,5 +1,6 @@
 """Quotas of requests per month: taken from the database in blocks, so that a request does not wait for it."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -8,10 +9,11 @@ from typing import Any
 from appliance.accounts.renewals import next_period_end_ms
 from appliance.accounts.settlement import AttemptIds
 from appliance.base.clock import Clock, format_rfc3339
-from appliance.base.errors import Exhausted
+from appliance.base.errors import Exhausted, Unavailable
 from appliance.storage.database import Database, StoreUnavailable, Transaction
 from appliance.storage.statements import statement_for
 
+LONGEST_WAIT_S = 5.0  # of a request for the database
 BLOCKS = 100  # a block is a hundredth of the quota
 
 
@@ -71,15 +73,23 @@ class RequestQuotas:
 
         Raises:
             Exhausted: The quota of the month is used up (`quota_exceeded`).
+            Unavailable: The database takes too long.
             ApplianceError: The database cannot be asked, and a block was used without it.
         """
         if self.try_take(user_id):
             return
         owed = self._owed[user_id]
         try:
-            block = await self._database.run(
-                lambda transaction: self._take_block(transaction, user_id, owed=owed)
-            )
+            async with asyncio.timeout(LONGEST_WAIT_S):
+                block = await self._database.run(
+                    lambda transaction: self._take_block(transaction, user_id, owed=owed)
+                )
+        except TimeoutError:
+            raise Unavailable(
+                "The database of accounts takes too long. Try again later.",
+                code="store_unavailable",
+                retry_after_s=LONGEST_WAIT_S,
+            ) from None
         except StoreUnavailable:
             if self._owed[user_id] >= max(1, self._max_requests // BLOCKS):
                 raise

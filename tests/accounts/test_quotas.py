@@ -7,7 +7,7 @@ import pytest
 
 from appliance.accounts.quotas import RequestQuotas
 from appliance.base.clock import FakeClock
-from appliance.base.errors import Exhausted
+from appliance.base.errors import Exhausted, Unavailable
 from appliance.storage.database import Database, StoreUnavailable
 from tests.accounts.money import NOON_MS, Money
 
@@ -96,3 +96,18 @@ async def test_while_the_database_is_down_a_block_passes_and_is_counted_later(
     await quotas.take("u1")
     await quotas.close()  # what is left of the block goes back
     assert (await quotas.view("u1"))["used_requests"] == 5
+
+
+async def test_a_quota_does_not_wait_forever_for_the_database(
+    users: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.accounts.quotas.LONGEST_WAIT_S", 0.05)
+    quotas = RequestQuotas(users, FakeClock(at_s=NOON_MS / 1000), max_requests=300)
+    async with users.transaction() as other:  # as another process that holds SQLite, or the user's row
+        await other.execute("UPDATE users SET updated_at = 2 WHERE id = 'u1'")
+        await quotas._row(other, "u1")
+        with pytest.raises(Unavailable) as refusal:
+            await quotas.take("u1")
+    assert (refusal.value.code, refusal.value.retry_after_s) == ("store_unavailable", 0.05)
+    await quotas.take("u1")
+    assert (await quotas.view("u1"))["used_requests"] == 3
