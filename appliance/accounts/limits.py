@@ -13,6 +13,7 @@ knows.
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from math import ceil, floor
 from typing import Final, Protocol
@@ -355,7 +356,7 @@ class RateLimits:
         raise RateLimited(
             f"{EXCEEDED}: {counter.limit} {WORDS[kind]} for this {subject}. {advice}",
             retry_after_s=wait_s,
-            headers=self.headers_of(group),
+            headers=_not_before(self.headers_of(group), kind, wait_s, now_s),
         )
 
     # ---- the limits of a caller
@@ -551,6 +552,40 @@ def _subject_and_kind(counter: WindowCounter) -> tuple[str, str]:
 
 def _split(lines: str) -> Headers:
     return [(name, value) for name, _, value in (line.partition(": ") for line in lines.splitlines())]
+
+
+def _not_before(headers: Headers, kind: str, wait_s: float | None, now_s: float) -> Headers:
+    """Return the limits' headers, with no end of a refused limit before the next request is admitted.
+
+    The windows slide: where one is full, its end alone does not let the next request in.
+
+    Args:
+        kind: Of the counter that refused: `rpm` and so on.
+        wait_s: Until the next request is admitted; None = it never is.
+        now_s: Seconds since 1970.
+    """
+    if wait_s is None:
+        return headers
+    wait_s = max(1, ceil(wait_s))
+    found = dict(headers)
+    reset = found.get("X-RateLimit-Reset", "")
+    what = "requests" if kind[0] == "r" else "tokens"
+    name, changed = f"x-ratelimit-reset-{what}", {}
+    if name in found and read_span(found[name]) < wait_s:
+        changed[name] = render_span(wait_s)
+    if what == "requests" and reset and int(reset) < now_s + wait_s:
+        changed["X-RateLimit-Reset"] = str(ceil(now_s + wait_s))
+    return [(one, changed.get(one, value)) for one, value in headers]
+
+
+def read_span(text: str) -> float:
+    """Return the seconds of a span that `render_span` wrote."""
+    if text.endswith("ms"):
+        return int(text[:-2]) / 1000
+    seconds = 0.0
+    for number, unit in re.findall(r"(\d+)([hms])", text):
+        seconds += int(number) * {"h": 3600, "m": 60, "s": 1}[unit]
+    return seconds
 
 
 def render_span(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Final
 
 from sqlalchemy import func, insert, or_, select, update
@@ -495,7 +496,7 @@ class Users:
         wait_s = limit.take(subject, self._clock.now_s())
         if wait_s:
             raise Exhausted(
-                f"Too many {what}. Try again in {round(wait_s)} s.",
+                f"Too many {what}. Try again in {ceil(wait_s)} s.",
                 code="too_many_tries",
                 retry_after_s=wait_s,
             )

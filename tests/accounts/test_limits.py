@@ -3,13 +3,14 @@
 import asyncio
 import random
 from collections.abc import Sequence
+from math import ceil
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.accounts.actor import ANYBODY, Actor, KeyFacts, Limits, UserFacts
-from appliance.accounts.limits import UNLIMITED, RateLimited, RateLimits, render_span
+from appliance.accounts.limits import UNLIMITED, RateLimited, RateLimits, read_span, render_span
 from appliance.accounts.windows import AttemptLimit, WindowCounter, subject_of_address
 from appliance.base.clock import FakeClock
 
@@ -403,3 +404,25 @@ def test_attempts_of_one_subject_are_limited_and_memory_is_bounded() -> None:
 )
 def test_addresses_are_counted_by_network(peer: str, subject: str) -> None:
     assert subject_of_address(peer) == subject
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 12.0, 48.5])
+async def test_a_refusal_names_no_reset_before_its_retry_after(wait_s: float) -> None:
+    clock, actor = FakeClock(START_S), actor_of(Limits(rpm=4))
+    limits = limits_at(clock)
+    clock.advance(wait_s)
+    for _ in range(4):
+        limits.begin(actor)
+    with pytest.raises(RateLimited) as refusal:
+        limits.begin(actor)
+    headers, retry_after_s = dict(refusal.value.headers), refusal.value.retry_after_s
+    assert retry_after_s is not None
+    assert retry_after_s > 60 - wait_s
+    assert read_span(headers["x-ratelimit-reset-requests"]) >= retry_after_s
+    assert int(headers["X-RateLimit-Reset"]) >= START_S + wait_s + retry_after_s
+    assert f"Try again in {ceil(retry_after_s)} s." in refusal.value.message
+
+
+@pytest.mark.parametrize("seconds", [0.25, 1, 59, 60, 61, 3600, 86_399])
+def test_a_span_is_read_as_it_was_rendered(seconds: float) -> None:
+    assert read_span(render_span(seconds)) == seconds

@@ -6,6 +6,7 @@ Everything else that its pages do are the documented addresses that other progra
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
+from math import ceil
 from typing import Any, Final
 
 from appliance.base.errors import ApplianceError, Exhausted, Invalid, NotFound, Unauthenticated
@@ -208,7 +209,8 @@ class UiHandlers:
         if len(tries) >= TRIES:
             wait_s = TRIES_S - (now_s - tries[0])
             raise Exhausted(
-                f"Too many wrong keys from this address. Try again in {wait_s:.0f} s.", retry_after_s=wait_s
+                f"Too many wrong keys from this address. Try again in {max(1, ceil(wait_s))} s.",
+                retry_after_s=wait_s,
             )
 
     # ---- what happens
