@@ -344,6 +344,8 @@ class Allowances:
         allowance = self._of.get(wallet_id)
         if allowance is not None:
             allowance.ask_not_before_s = 0.0
+            if allowance.reason and allowance.held_musd:  # responses run that may soon need it
+                allowance.ask_for_more()
 
     # ---- more
 

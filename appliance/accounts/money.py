@@ -23,7 +23,7 @@ from appliance.accounts.settings import AccountSettings
 from appliance.accounts.settlement import BillingRules
 from appliance.accounts.settler import Settler
 from appliance.accounts.usage import UsageStore
-from appliance.accounts.wallets import RETURN_CHANNEL, Wallets
+from appliance.accounts.wallets import MONEY_CHANGED, RETURN_CHANNEL, Wallets
 from appliance.base.clock import Clock
 from appliance.base.errors import Unavailable
 from appliance.base.logs import get_logger
@@ -63,6 +63,7 @@ class MoneyStore:
             replica_id,
             epoch=round(clock.now_s() * 1000),
             guardrails=self.guardrails if limits else None,
+            changes=changes,
         )
         self.usage = UsageStore(self.wallets)
         self.prices = PriceStore(database, changes, clock=clock)
@@ -109,6 +110,7 @@ class Money:
         )
         self._build_book()
         self.changes.on(PRICE_CHANGED, self._prices_changed)
+        self.changes.on(MONEY_CHANGED, self._money_came)
         await self._beat()
         await self.read_prices()
         if not len(self.book) and not self.book.is_unpriced_free:
@@ -162,6 +164,10 @@ class Money:
 
     async def _prices_changed(self, _: set[str]) -> None:
         await self.read_prices()
+
+    async def _money_came(self, wallet_ids: set[str]) -> None:
+        for wallet_id in wallet_ids:
+            self.allowances.money_came(wallet_id)
 
     async def _beat(self) -> None:
         try:

@@ -101,7 +101,8 @@ async def renew(wallets: Wallets, wallet_id: str, seen_end_ms: int) -> bool:
         )
         return done.changed == 1
 
-    return await wallets.database.run(change)
+    is_done: bool = await wallets.run_noted(wallet_id, change)
+    return is_done
 
 
 async def renew_due(wallets: Wallets, *, most: int = 500) -> int:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from appliance.accounts.allowance import LeaseAnswer
+from appliance.accounts.changes import ChangeFeed
 from appliance.accounts.guardrails import Guardrails
 from appliance.accounts.ledger import LedgerEntry, is_posted, post, receivable_account, wallet_account
 from appliance.base.clock import Clock, format_rfc3339_ms
@@ -37,6 +38,7 @@ ADD_TO_LEASE = (
 WALLET = "SELECT * FROM wallets WHERE id = :wallet FOR UPDATE"
 UNBOUNDED = MAX_MUSD
 RETURN_CHANNEL = "appliance_returns"
+MONEY_CHANGED = "wallet"  # in `changes`
 TAKE_BACK_AFTER_S = 600.0
 STATES = ("active", "frozen", "closed")
 _TOTAL = "plan_musd + extra_musd"
@@ -149,6 +151,7 @@ class Wallets:
         replica_id: Of this process; the same after it starts again with the same journal.
         epoch: When it started, epoch milliseconds.
         guardrails: Limits on spending, which bound leases, too; None = there are none.
+        changes: Tells all replicas where a wallet has more to spend; None = they find out when they ask.
     """
 
     def __init__(
@@ -159,12 +162,14 @@ class Wallets:
         *,
         epoch: int = 0,
         guardrails: Guardrails | None = None,
+        changes: ChangeFeed | None = None,
     ) -> None:
         self.database = database
         self.clock = clock
         self.replica_id = replica_id
         self._epoch = epoch
         self._guardrails = guardrails
+        self.changes = changes
 
     def _sql(self, statement: str) -> str:
         return statement_for(self.database.kind, statement)
@@ -513,7 +518,8 @@ class Wallets:
                 )
             return await self._locked(transaction, wallet_id)
 
-        return await self.database.run(change)
+        wallet: Wallet = await self.run_noted(wallet_id, change)
+        return wallet
 
     async def set_plan(
         self,
@@ -592,7 +598,8 @@ class Wallets:
             )
             return await self._locked(transaction, wallet_id)
 
-        return await self.database.run(change)
+        wallet: Wallet = await self.run_noted(wallet_id, change)
+        return wallet
 
     async def totals(self) -> dict[str, Any]:
         """Return the sums over all wallets for JSON, in dollars."""
@@ -677,9 +684,24 @@ class Wallets:
 
         return await self._refused_if_used(change, wallet_id)
 
+    async def run_noted(self, wallet_id: str, change: Callable[[Transaction], Awaitable[Any]]) -> Any:
+        """Run a transaction after which a wallet may have more to spend, and tell all replicas."""
+        changes = self.changes
+        if changes is None:
+            return await self.database.run(change)
+
+        async def noted(transaction: Transaction) -> Any:
+            result = await change(transaction)
+            await changes.note(transaction, MONEY_CHANGED, [wallet_id])
+            return result
+
+        result = await self.database.run(noted)
+        await changes.announce()
+        return result
+
     async def _refused_if_used(self, change: Any, wallet_id: str) -> Wallet:
         try:
-            wallet: Wallet = await self.database.run(change)
+            wallet: Wallet = await self.run_noted(wallet_id, change)
         except ConstraintViolated:
             raise Conflict(
                 f"So much cannot be taken from wallet {wallet_id!r}: more is used or set aside than "

@@ -276,3 +276,21 @@ async def test_a_request_does_not_wait_long_for_a_slow_database(
     await asyncio.sleep(0.1)
     assert one.of().hold(10)  # what was granted later is there
     one.check()
+
+
+async def test_credits_that_came_are_asked_for_at_once_where_a_response_runs(tasks: Tasks) -> None:
+    wallet = FakeWallet(100)
+    bank = FakeBank({W: wallet})
+    one = Replica(bank, tasks)
+    assert await one.of().hold_or_wait(100)
+    assert not await one.of().hold_or_wait(50)
+    wallet.total_musd = 10_000
+    one.of().ask_for_more()  # it was refused just now: the database is not asked again yet
+    await quiet()
+    assert not one.of().hold(50)
+    one.allowances.money_came("another")
+    await quiet()
+    assert not one.of().hold(50)
+    one.allowances.money_came(W)
+    await quiet()
+    assert one.of().hold(50)

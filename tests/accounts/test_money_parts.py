@@ -88,3 +88,26 @@ async def test_replicas_give_each_other_what_they_do_not_use(
         one.allowances.of("w1").settled(100)
         await two.close()
         await one.close()
+
+
+async def test_credits_that_came_are_told_to_every_replica(database: Database, tmp_path: Path) -> None:
+    money = Money(database)
+    await money.open("w1", extra=1_000)
+    told: list[str] = []
+    async with Tasks() as tasks:
+        one, other = build(database, tmp_path / "1", tasks), build(database, tmp_path / "2", tasks)
+        await one.changes.start()
+        await one.start()
+        one.allowances.money_came = told.append  # type: ignore[method-assign]
+        changes = [
+            other.store.wallets.grant("w1", 5, ref="g"),
+            other.store.wallets.pay_in("w1", 5, ref="p"),
+            other.store.wallets.set_state("w1", "active"),
+        ]
+        for change in changes:
+            await change
+            await one.changes.read()
+        assert told == ["w1"] * 3
+        await one.changes.read()
+        assert told == ["w1"] * 3
+        await one.close()
