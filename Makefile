@@ -128,7 +128,7 @@ lock: $(VENV)/dev.stamp  ## make all lock files anew (the versions that fit toda
 
 clean:  ## remove what was made here
 	rm -rf $(VENV) .state .mypy_cache .ruff_cache .hypothesis .pytest_cache .import_linter_cache build dist bench/results
-	find appliance/control/v1 -name '*_pb2*.py*' -delete
+	find appliance/control -name '*_pb2*.py*' -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---- set-up. The stamps say for which lock files the environment was filled; a second run finds them and starts at once.

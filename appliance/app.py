@@ -18,10 +18,10 @@ from appliance.config_watch import watch_config
 from appliance.control.server import serving_control
 from appliance.front.manager.handlers import ManagerHandlers
 from appliance.front.pipeline.origins import Origins
-from appliance.front.server.server import serving_http
+from appliance.front.server.server import HttpServer, serving_http
 from appliance.front.status_listener import serving_status
 from appliance.host.state_lock import holding_state
-from appliance.interfaces import build_front, build_own_sidecar, control_parts
+from appliance.interfaces import build_front, build_own_sidecar, control_parts, gpuproxy_asker
 from appliance.machine import LOOPBACK_OF, open_machine, start_worker
 from appliance.model_files import ModelFiles
 from appliance.models.manager.watchdog import MEASURE_EVERY_S
@@ -88,6 +88,8 @@ async def running(
             appliance.control_addresses = await stack.enter_async_context(
                 serving_control(settings.control, control_parts(appliance, reloader))
             )
+        if settings.accounts.accounts and settings.control.grpc_port:
+            await open_gpuproxy_grpc(appliance, server, stack)
         stack.push_async_callback(worker.close)
         await start_worker(appliance, worker)
         lifecycle.set_state("serving")
@@ -107,6 +109,27 @@ async def running(
             reloads.cancel()
             lifecycle.set_state("stopping")
             await close_feeds(appliance)
+
+
+async def open_gpuproxy_grpc(appliance: Appliance, server: HttpServer, stack: AsyncExitStack) -> None:
+    """Serve the gRPC API of aiserve-gpuproxyd at GRPC_PORT.
+
+    Raises:
+        OSError: The address cannot be used.
+    """
+    from appliance.control.gpuproxy.server import serving_gpuproxy  # loaded with GRPC_PORT alone
+
+    lifecycle = appliance.lifecycle
+    address = await stack.enter_async_context(
+        serving_gpuproxy(
+            appliance.settings.control,
+            gpuproxy_asker(server, appliance),
+            clock=appliance.clock,
+            is_serving=lambda: lifecycle.is_serving,
+            grace_s=appliance.grace_s,
+        )
+    )
+    appliance.control_addresses.append(address)
 
 
 async def open_users(appliance: Appliance, stack: AsyncExitStack) -> None:

@@ -15,10 +15,10 @@ from appliance.base.settings import InvalidSettings, Problem
 FILE: Final = Path(".env")
 PORT: Final = "8080"
 RENAMED: Final = {"SERVER_HOST": "PROXY_HOST", "SERVER_PORT": "PROXY_PORT"}
-DEFAULTS: Final = {"ACCOUNTS": "1", "REGISTRATION": "open"}
+DEFAULTS: Final = {"ACCOUNTS": "1", "REGISTRATION": "open", "GRPC_PORT": "9090"}
 # Of later versions, or of the original alone.
 NO_EFFECT: Final = re.compile(
-    r"MARKET|ENVIRONMENT|GRPC_(PORT|TLS_CERT|TLS_KEY)|REDIS_MIN_IDLE_CONNS|LOG_FILE|AISERVE_LOG_FILE|SYSLOG_\w+|"
+    r"MARKET|ENVIRONMENT|REDIS_MIN_IDLE_CONNS|LOG_FILE|AISERVE_LOG_FILE|SYSLOG_\w+|"
     r"(VASTAI|IONET)_API_KEY(_FILE)?|GPU_(API_TIMEOUT|ALLOW_START_WITHOUT_PROVIDERS|PREFERRED_BACKEND)|"
     r"STRIPE_\w+|AFTERDARK_\w+|CRYPTO_\w+|RENT_\w+|BUY(ING|_\w+)|GPU_PROXY_ALLOW(_PRIVATE)?|PROXY_MAX_S"
 )
@@ -63,6 +63,8 @@ def read_environ(environ: Mapping[str, str], path: Path = FILE) -> GpuproxyEnvir
             values[ours] = values[theirs]
     if not values.get("PROXY_PORT"):
         values["PROXY_PORT"] = values.get("PORT") or PORT
+    if not values.get("GRPC_HOST") and values.get("PROXY_HOST"):
+        values["GRPC_HOST"] = values["PROXY_HOST"]
     for name, default in DEFAULTS.items():
         if not values.get(name):
             values[name] = default

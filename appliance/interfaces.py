@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from appliance import __version__
 from appliance.base.errors import ApplianceError
@@ -20,6 +20,7 @@ from appliance.engines.types import BackendState
 from appliance.front.anthropic.handlers import AnthropicHandlers
 from appliance.front.balance import BalanceHandlers
 from appliance.front.downloads import DownloadHandlers
+from appliance.front.inner_calls import InnerCalls
 from appliance.front.lora import LoraHandlers
 from appliance.front.ollama.handlers import OllamaHandlers
 from appliance.front.ollama.pull import PullHandlers
@@ -43,7 +44,8 @@ from appliance.parts import Appliance
 from appliance.reload import Reloader
 from appliance.settings import Settings
 
-if TYPE_CHECKING:  # its libraries are loaded only where KV events are followed
+if TYPE_CHECKING:  # loaded only with GRPC_PORT, and where KV events are followed
+    from appliance.control.gpuproxy.answers import AskHttp
     from appliance.engines.kv.follower import KvFollower
 
 
@@ -280,6 +282,18 @@ def control_parts(appliance: Appliance, reloader: Reloader) -> ControlParts:
         jobs=appliance.jobs,
         folders=appliance.folders,
     )
+
+
+def gpuproxy_asker(server: HttpServer, appliance: Appliance) -> "AskHttp":
+    """Return what the calls of GRPC_PORT ask the HTTP addresses with."""
+    from appliance.control.gpuproxy.answers import HttpAnswer
+
+    calls = InnerCalls(server.routes, appliance.pipeline)
+
+    async def ask(method: str, path: str, **parts: Any) -> HttpAnswer:
+        return HttpAnswer(*await calls.ask(method, path, **parts))
+
+    return ask
 
 
 def _account_service(appliance: Appliance) -> object | None:

@@ -59,9 +59,10 @@ def service_types(descriptors: bytes) -> Iterator[tuple[str, str]]:
         module = Path(file.name).stem + "_pb2"
         lines = [
             mark_of(HERE / file.name),
+            "from collections.abc import AsyncIterator",
             "import grpc",
             "from grpc import aio",
-            f"from {file.package} import {module} as pb",
+            f"from {'.'.join(Path(file.name).parent.parts)} import {module} as pb",
         ]
         for service in file.service:
             stub, servicer = [f"\nclass {service.name}Stub:"], [f"\nclass {service.name}Servicer:"]
@@ -70,11 +71,16 @@ def service_types(descriptors: bytes) -> Iterator[tuple[str, str]]:
                 asked, given = (
                     f"pb.{name.rpartition('.')[2]}" for name in (method.input_type, method.output_type)
                 )
-                kind, result = ("UnaryStream", "None") if method.server_streaming else ("UnaryUnary", given)
+                sent = "Stream" if method.client_streaming else "Unary"
+                kind = sent + ("Stream" if method.server_streaming else "Unary")
+                result = "None" if method.server_streaming else given
                 stub.append(f"    {method.name}: grpc.{kind}MultiCallable[{asked}, {given}]")
+                taken = f"request: {asked}"
+                if method.client_streaming:
+                    taken = f"request_iterator: AsyncIterator[{asked}]"
                 servicer += [
                     f"    async def {method.name}(",
-                    f"        self, request: {asked}, context: aio.ServicerContext[{asked}, {given}]",
+                    f"        self, {taken}, context: aio.ServicerContext[{asked}, {given}]",
                     f"    ) -> {result}: ...",
                 ]
             add = f"\ndef add_{service.name}Servicer_to_server("

@@ -8,14 +8,18 @@ from appliance.base.settings import InvalidSettings
 from appliance.gpuproxy_environ import read_env_file, read_environ
 from appliance.settings import load
 
-BASE = {"PROXY_PORT": "8080", "ACCOUNTS": "1", "REGISTRATION": "open"}
+BASE = {"PROXY_PORT": "8080", "ACCOUNTS": "1", "REGISTRATION": "open", "GRPC_PORT": "9090"}
 
 
 @pytest.mark.parametrize(
     ("environ", "file", "expected"),
     [
         ({}, "", BASE),
-        ({}, "SERVER_PORT=9000\nSERVER_HOST=::", BASE | {"PROXY_PORT": "9000", "PROXY_HOST": "::"}),
+        (
+            {},
+            "SERVER_PORT=9000\nSERVER_HOST=::",
+            BASE | {"PROXY_PORT": "9000", "PROXY_HOST": "::", "GRPC_HOST": "::"},
+        ),
         ({"SERVER_PORT": "1"}, "SERVER_PORT=2", BASE | {"PROXY_PORT": "1"}),
         ({"PROXY_PORT": "3"}, "SERVER_PORT=2", BASE | {"PROXY_PORT": "3"}),
         ({"PORT": "4"}, "", BASE | {"PORT": "4", "PROXY_PORT": "4"}),
@@ -36,19 +40,18 @@ def test_the_environment_wins_and_names_are_translated(
 def test_what_has_no_effect_is_named_and_left_out(tmp_path: Path) -> None:
     path = tmp_path / ".env"
     path.write_text(
-        "GRPC_PORT=9090\nVASTAI_API_KEY=v\nSTRIPE_SECRET_KEY=s\nCRYPTO_ENABLED=true\nMARKET=1\nLOG_FILE=\n"
+        "GRPC_PORT=9191\nVASTAI_API_KEY=v\nSTRIPE_SECRET_KEY=s\nCRYPTO_ENABLED=true\nMARKET=1\nLOG_FILE=\n"
         "GPU_MODE=off\n"
     )
     found = read_environ({"AFTERDARK_API_KEY": "a"}, path)
     assert found.without_effect == (
         "AFTERDARK_API_KEY",
         "CRYPTO_ENABLED",
-        "GRPC_PORT",
         "MARKET",
         "STRIPE_SECRET_KEY",
         "VASTAI_API_KEY",
     )
-    assert found.values == {"GPU_MODE": "off", "LOG_FILE": "", **BASE}
+    assert found.values == {"GPU_MODE": "off", "LOG_FILE": "", **BASE, "GRPC_PORT": "9191"}
 
 
 @pytest.mark.parametrize(
@@ -115,7 +118,7 @@ SYSLOG_ENABLED=false
 """
     )
     found = read_environ({"STATE_DIR": str(tmp_path)}, path)
-    assert len(found.without_effect) == 6
+    assert len(found.without_effect) == 5
     settings, problems = load(found.values)
     assert settings is not None
     assert [str(problem) for problem in problems] == []

@@ -97,6 +97,7 @@ class WalletSpending:
             "user_id": user_id,
             "total_spent": to_dollars(self.total_musd),
             "window_spent": {name: to_dollars(musd) for name, musd in self.windows.items()},
+            "window_limits": {name: to_dollars(musd) for name, musd in self.limits.items()},
             "violations": self.violations(),
             "timestamp": format_rfc3339(self.at_ms / 1000),
         }

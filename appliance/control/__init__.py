@@ -6,6 +6,7 @@ Modules:
     convert: between objects of the appliance and messages.
     errors: errors as gRPC statuses.
     follow: iterate over an endless source until the control API closes.
+    gpuproxy: the gRPC API of aiserve-gpuproxyd, at a port of its own.
     guard: who may call, and whether the settings are safe.
     health: the standard health service.
     interceptor: token, errors and log line of every call.

@@ -68,11 +68,16 @@ def problems(settings: ControlSettings) -> list[Problem]:
     Returns:
         Problems; those with is_fatal=False are warnings.
     """
+    grpc = (
+        _tls_problems("GRPC_TLS", settings.grpc_tls_cert, settings.grpc_tls_key) if settings.grpc_port else []
+    )
     if not settings.control:
-        return []
+        return grpc
+    pair = settings.control_tls_cert, settings.control_tls_key
     return [
+        *grpc,
         *_token_problems(settings),
-        *_tls_problems(settings),
+        *_tls_problems("CONTROL_TLS", *pair, settings.control_tls_client_ca),
         *_socket_problems(settings),
         *_reach_problems(settings),
     ]
@@ -103,11 +108,11 @@ def _token_problems(settings: ControlSettings) -> list[Problem]:
     return []
 
 
-def _tls_problems(settings: ControlSettings) -> list[Problem]:
-    cert, key, ca = settings.control_tls_cert, settings.control_tls_key, settings.control_tls_client_ca
+def _tls_problems(prefix: str, cert: Path | None, key: Path | None, ca: Path | None = None) -> list[Problem]:
+    """Return the problems of a certificate, its key and the CA of clients; variables begin with `prefix`."""
     found = []
     if (cert is None) != (key is None):
-        missing = "CONTROL_TLS_KEY" if key is None else "CONTROL_TLS_CERT"
+        missing = f"{prefix}_KEY" if key is None else f"{prefix}_CERT"
         found.append(
             Problem(
                 missing, "", "a PEM file", "A certificate and its key belong together; set both, or neither."
@@ -116,13 +121,13 @@ def _tls_problems(settings: ControlSettings) -> list[Problem]:
     if ca is not None and cert is None:
         found.append(
             Problem(
-                "CONTROL_TLS_CERT",
+                f"{prefix}_CERT",
                 "",
                 "a PEM file",
-                "CONTROL_TLS_CLIENT_CA needs TLS: set CONTROL_TLS_CERT and CONTROL_TLS_KEY.",
+                f"{prefix}_CLIENT_CA needs TLS: set {prefix}_CERT and {prefix}_KEY.",
             )
         )
-    files = {"CONTROL_TLS_CERT": cert, "CONTROL_TLS_KEY": key, "CONTROL_TLS_CLIENT_CA": ca}
+    files = {f"{prefix}_CERT": cert, f"{prefix}_KEY": key, f"{prefix}_CLIENT_CA": ca}
     unreadable = [
         problem for name, path in files.items() if path is not None and (problem := _unreadable(name, path))
     ]
@@ -136,7 +141,7 @@ def _tls_problems(settings: ControlSettings) -> list[Problem]:
     except (ssl.SSLError, ValueError):
         found.append(
             Problem(
-                "CONTROL_TLS_CERT",
+                f"{prefix}_CERT",
                 str(cert),
                 "a certificate (PEM) and its own key, without a pass phrase",
                 "The certificate and the key do not match.",
@@ -148,7 +153,7 @@ def _tls_problems(settings: ControlSettings) -> list[Problem]:
     except ssl.SSLError:
         found.append(
             Problem(
-                "CONTROL_TLS_CLIENT_CA",
+                f"{prefix}_CLIENT_CA",
                 str(ca),
                 "one or more CA certificates (PEM)",
                 "The file contains no CA certificate.",

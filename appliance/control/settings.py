@@ -43,3 +43,19 @@ class ControlSettings(PackageSettings):
         description="CA of client certificates; callers must have one (mutual TLS)",
         json_schema_extra={"allowed": "a PEM file"},
     )
+    grpc_port: int = Field(
+        0,
+        ge=0,
+        le=65_535,
+        description="Port of the gRPC API of aiserve-gpuproxyd (`gpuproxy.GPUProxyService`), with "
+        "ACCOUNTS=1; 0 = none",
+    )
+    grpc_host: ListenHost = Field(
+        "127.0.0.1", description="Address of GRPC_PORT", json_schema_extra={"allowed": HOST}
+    )
+    grpc_tls_cert: Path | None = Field(
+        None, description="Certificate of GRPC_PORT (PEM file)", json_schema_extra={"allowed": "a PEM file"}
+    )
+    grpc_tls_key: Path | None = Field(
+        None, description="Private key of GRPC_PORT (PEM file)", json_schema_extra={"allowed": "a PEM file"}
+    )

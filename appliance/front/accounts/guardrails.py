@@ -43,8 +43,8 @@ class GuardrailHandlers:
         """Show what one has spent, in dollars.
 
         Returns:
-            `{user_id, total_spent, window_spent: {window: dollars}, violations, timestamp}`; windows are
-            `5min` to `1440min`, `48h`, `72h`.
+            `{user_id, total_spent, window_spent: {window: dollars}, window_limits: {window: dollars},
+            violations, timestamp}`; windows are `5min` to `1440min`, `48h`, `72h`.
         """
         user = user_of(request)
         return _info(await self._guardrails.spending(user.wallet_id), user.id)

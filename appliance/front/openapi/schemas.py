@@ -332,6 +332,7 @@ SCHEMAS: dict[str, Schema] = {
             "user_id": TEXT,
             "total_spent": NUMBER,
             "window_spent": ANY_OBJECT,
+            "window_limits": ANY_OBJECT,
             "violations": listed(shape({"window": TEXT, "limit": NUMBER, "spent": NUMBER})),
             "timestamp": TEXT,
         }

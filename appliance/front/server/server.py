@@ -82,6 +82,11 @@ class HttpServer:
         }
 
     @property
+    def routes(self) -> list[Route]:
+        """All addresses, in the order in which they are tried."""
+        return self._routes
+
+    @property
     def settings(self) -> FrontSettings:
         """The settings in force."""
         return self.pipeline.settings

@@ -26,7 +26,9 @@ async def test_what_is_recorded_counts_in_every_window(limited: AccountsApi) -> 
     assert recorded.status == 200
     shown = await limited.call("GET", "/guardrails/spending", login=login)
     assert shown.json == recorded.json
-    assert set(shown.json) == {"user_id", "total_spent", "window_spent", "violations", "timestamp"}
+    assert set(shown.json) == {
+        *("user_id", "total_spent", "window_spent", "window_limits", "violations", "timestamp")
+    }
     assert (shown.json["user_id"], shown.json["total_spent"]) == (login.id, 0.25)
     assert set(shown.json["window_spent"].values()) == {0.25}
     assert len(shown.json["window_spent"]) == 17
