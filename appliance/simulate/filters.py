@@ -52,7 +52,21 @@ def select(rows: list[Row], wanted: Any, *, fields: frozenset[str]) -> list[Row]
     terms = [_term(name, test, fields) for name, tests in wanted.items() for test in _tests(name, tests)]
     if len(terms) > MAX_TERMS:
         raise Invalid(f"There are {len(terms)} filters; allowed are {MAX_TERMS}.")
-    return [row for row in rows if all(OPERATORS[op](row.get(name), value) for name, op, value in terms)]
+    return [row for row in rows if all(_fits(row.get(name), op, value) for name, op, value in terms)]
+
+
+def _fits(have: Any, operator: str, value: Any) -> bool:
+    """Whether a field fits; numbers may be given as text, as vast.ai's own command line does."""
+    if isinstance(have, int | float) and not isinstance(have, bool):
+        value = [_as_number(each) for each in value] if isinstance(value, list) else _as_number(value)
+    return OPERATORS[operator](have, value)
+
+
+def _as_number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) and len(value) <= 40 else value
+    except ValueError:
+        return value
 
 
 def _tests(name: str, tests: Any) -> list[tuple[str, Any]]:

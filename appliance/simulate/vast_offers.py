@@ -31,6 +31,21 @@ LOCATIONS = (
     "Norway, NO",
 )
 COUNTS = (1, 1, 2, 4, 8)
+# Further fields that can be filtered, the same for every offer.
+MORE_FIELDS: dict[str, Any] = {
+    "bw_nvlink": 0.0,
+    "cluster_id": None,
+    "cpu_ghz": 2.8,
+    "gpu_display_active": False,
+    "gpu_max_power": 450.0,
+    "gpu_max_temp": 90.0,
+    "gpu_mem_bw": 935.0,
+    "has_avx": 1,
+    "mobo_name": "simulated",
+    "pci_gen": 4.0,
+    "ubuntu_version": "22.04",
+    "vms_enabled": False,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +84,7 @@ class VastAsk:
             **self.row,
             "dph_base": to_dollars(gpu),
             "dph_total": total,
+            "flops_per_dphtotal": round(self.row["total_flops"] / total, 3) if total else 0,
             "min_bid": to_dollars(self.gpu_musd_per_h * 6 // 10),
             "storage_cost": to_dollars(self.disk_musd_per_gb_month),
             "storage_total_cost": to_dollars(disk),
@@ -95,7 +111,7 @@ def make_offers(count: int, *, seed: int) -> dict[int, VastAsk]:
         machine = 40_000 + (number - 8 if number % 24 == 8 else number)  # some machines have two offers
         ask_id = 21_000_000 + number * 13 + seed % 13
         is_verified = number % 9 != 5
-        row = {
+        row: dict[str, Any] = {
             "id": ask_id,
             "ask_contract_id": ask_id,
             "bundle_id": ask_id + 500_000_000,
@@ -134,6 +150,8 @@ def make_offers(count: int, *, seed: int) -> dict[int, VastAsk]:
             "datacenter": number % 2 == 0,
             "hosting_type": number % 2,
         }
+        row |= MORE_FIELDS
+        row["total_flops"] = round(row["dlperf"] * 1.1, 2)
         row["reliability2"] = row["reliability"]
         gpu_price = price * gpus * chance.randrange(88, 131) // 100
         disk_price = chance.randrange(90_000, 260_000)

@@ -79,6 +79,8 @@ async def test_disk_is_billed_from_creation_gpu_from_running(call: Calls, twin: 
         ({"gpu_ram": {"lte": 24564}}, lambda row: row["gpu_ram"] <= 24564),
         ({"dph_total": {"gt": 1.0}}, lambda row: row["dph_total"] > 1.0),
         ({"num_gpus": {"gte": 2, "lte": 4}}, lambda row: 2 <= row["num_gpus"] <= 4),
+        ({"num_gpus": {"eq": "2"}}, lambda row: row["num_gpus"] == 2),  # as vast.ai's own command line
+        ({"gpu_ram": {"in": ["24564", 81559]}}, lambda row: row["gpu_ram"] in (24564, 81559)),
         ({"gpu_name": {"in": ["H200", "L40S"]}}, lambda row: row["gpu_name"] in ("H200", "L40S")),
         ({"gpu_name": {"notin": ["H200"]}}, lambda row: row["gpu_name"] != "H200"),
         ({"verified": {"eq": False}}, lambda row: not row["verified"]),
