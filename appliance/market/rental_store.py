@@ -180,15 +180,21 @@ class RentalStore:
 
         await self.database.run(change)
 
-    async def due(self, *, limit: int = 64) -> list[str]:
-        """Return the rentals that are to be looked at, those of reservations under way left out."""
+    async def due(self, *, provider: str = "", limit: int = 64) -> list[str]:
+        """Return the rentals that are to be looked at, those of reservations under way left out.
+
+        Args:
+            provider: At this market alone; "" = at all.
+            limit: So many at most, those first that wait longest.
+        """
 
         async def read(transaction: Transaction) -> Rows:
             return await transaction.execute(
                 "SELECT r.id FROM rentals r LEFT JOIN reservations s ON s.id = r.reservation_id "
                 "WHERE r.next_look_at <= :now AND r.owner_until <= :now "
+                "AND (:provider = '' OR r.provider = :provider) "
                 "AND (s.state IS NULL OR s.state <> 'open') ORDER BY r.next_look_at, r.id LIMIT :limit",
-                {"now": self.now_ms(), "limit": limit},
+                {"now": self.now_ms(), "limit": limit, "provider": provider},
             )
 
         return [row.id for row in await self.database.run(read, is_read_only=True)]

@@ -33,7 +33,6 @@ from appliance.storage.database import Transaction
 log = get_logger("market")
 MAX_STEPS: Final = 6  # of one rental, before others have their turn
 AT_ONCE: Final = 8
-LOOK_EVERY_S: Final = 2.0
 RETRY_MS: Final = 15_000  # after a step that failed
 Decision = Callable[[Rental], RentalStep]
 
@@ -91,7 +90,6 @@ class RentalWork:
         self.on_step = on_step
         self._events = events
         self._joined = joined
-        self._places = asyncio.Semaphore(AT_ONCE)
         self._failed_starts: list[Rental] = []
 
     def take_failed_starts(self) -> list[Rental]:
@@ -101,15 +99,21 @@ class RentalWork:
 
     # ---- when
 
-    async def look(self) -> int:
-        """Work on every rental that is due; return how many were."""
-        due = await self.store.due()
-        await asyncio.gather(*(self._look_at(rental_id) for rental_id in due))
-        return len(due)
+    async def look(self, provider: str = "") -> int:
+        """Work on every rental that is due; return how many were.
 
-    async def _look_at(self, rental_id: str) -> None:
-        async with self._places:
-            await self.work_on(rental_id)
+        Args:
+            provider: At this market alone, so that one that does not answer delays no other; "" = at all.
+        """
+        due = await self.store.due(provider=provider)
+        places = asyncio.Semaphore(AT_ONCE)
+
+        async def look_at(rental_id: str) -> None:
+            async with places:
+                await self.work_on(rental_id)
+
+        await asyncio.gather(*(look_at(rental_id) for rental_id in due))
+        return len(due)
 
     async def work_on(self, rental_id: str) -> Rental | None:
         """Work on one rental as far as it goes now; None = another process does, or it has ended.
@@ -181,7 +185,7 @@ class RentalWork:
         self.on_step()
         outcome: str | Exception
         try:
-            provider = self.listings.providers[rental.provider]
+            provider = self.listings.find(rental.provider)
             outcome = await provider.create(offer_of(rental), launch_of(rental))
         except Exception as exc:
             reason_of(exc)
@@ -196,7 +200,7 @@ class RentalWork:
         self.on_step()
         outcome: Exception | None = None
         try:
-            await self.listings.providers[rental.provider].destroy(rental.contract_id)
+            await self.listings.find(rental.provider).destroy(rental.contract_id)
         except Exception as exc:
             reason_of(exc)
             outcome = exc

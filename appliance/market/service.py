@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar, cast
 
 from appliance.base.errors import ApplianceError, Conflict, Invalid, NotFound
@@ -44,7 +45,7 @@ from appliance.market.reservations import Pause, Reservations
 from appliance.market.settings import MarketSettings
 from appliance.market.sweep import Sweep
 from appliance.market.types import MarketRefused, MarketUnknown, Offer, OfferFilter, OfferGone
-from appliance.storage.database import ConstraintViolated, Transaction
+from appliance.storage.database import ConstraintViolated, StoreUnavailable, Transaction
 
 log = get_logger("market")
 ResultT = TypeVar("ResultT")
@@ -111,17 +112,20 @@ class RentalService:
         self._choice = choice
         self._tasks = tasks
         self._pause = pause
+        self._opening = asyncio.Lock()
         self.instance_loads = InstanceLoads()
 
     # ---- in the background
 
-    async def start(self) -> None:
-        """Give back what a process before left half made, and begin to work.
+    def start(self) -> None:
+        """Begin to work; a database that is down is tried again each round.
 
-        Raises:
-            StoreUnavailable: The database is down; it is tried again each round.
+        Each market has its own round, so that one that does not answer delays no other.
         """
-        self._tasks.every(ROUND_S, self.round, name="market")
+        for name in self._listings.providers:
+            self._tasks.every(ROUND_S, partial(self._look_at, name), name=f"market_{name}")
+        self._tasks.every(ROUND_S, self._round_of_all, name="market")
+        self._tasks.every(ROUND_S, self._sweep_if_due, name="market_sweep")
 
     async def open(self) -> None:
         """Read what holds for all; take over what a process before has left, where it was the only one."""
@@ -132,17 +136,52 @@ class RentalService:
 
     async def round(self) -> None:
         """Do all that is due: reservations that were left, rentals, listings."""
-        if not self._market.install_id:
-            await self.open()
-        await self._reservations.give_back_abandoned()
-        await self._work.look()
+        await self._round_of_all()
+        await self._look_at("")
+        await self._replace_failed()
+        await self._sweep_if_due()
+
+    async def _round_of_all(self) -> None:
+        try:
+            await self._ensure_open()
+            await self._reservations.give_back_abandoned()
+            await self._replace_failed()
+        except StoreUnavailable as exc:
+            log.info("market_waits", reason=exc.reason)
+
+    async def _replace_failed(self) -> None:
         await asyncio.gather(*(self._replace(rental) for rental in self._work.take_failed_starts()))
-        await self._sweep.work_if_due()
+
+    async def _look_at(self, name: str) -> None:
+        try:
+            await self._ensure_open()
+            await self._work.look(name)
+        except StoreUnavailable as exc:
+            log.info("market_waits", reason=exc.reason)
+
+    async def _sweep_if_due(self) -> None:
+        try:
+            await self._ensure_open()
+            await self._sweep.work_if_due()
+        except StoreUnavailable as exc:
+            log.info("market_waits", reason=exc.reason)
+
+    async def _ensure_open(self) -> None:
+        async with self._opening:
+            if not self._market.install_id:
+                await self.open()
 
     async def close(self) -> None:
         """Leave all rentals to their leases, or destroy them (RENT_ON_SHUTDOWN=destroy)."""
-        if self._settings.rent_on_shutdown != "destroy" or await self._market.other_replicas():
+        if self._settings.rent_on_shutdown != "destroy":
             return
+        try:
+            if not await self._market.other_replicas():
+                await self._destroy_all()
+        except StoreUnavailable as exc:
+            log.error("rentals_left", reason=exc.reason)
+
+    async def _destroy_all(self) -> None:
         for rental in await self._store.live():
             await self._ask_end(rental.id, "shutdown")
         end_ms = self._store.now_ms() + round(SHUTDOWN_S * 1000)
@@ -190,6 +229,7 @@ class RentalService:
             Unavailable: Launching is stopped.
         """
         self._check(offer, order)
+        await self._ensure_open()
         digest = order_digest(order, offer.provider, offer.id)
         rental = replace(
             self._new(renter, offer, order, same_or_better(offer), offer.provider),
@@ -412,7 +452,7 @@ class RentalService:
     async def _offers(self, wanted: OfferFilter, provider: str) -> list[Offer]:
         """Return the offers that may be taken, cheapest first; machines that failed lately are left out."""
         name = self._listings.find(provider).name if provider else ""
-        avoided = await self._store_avoided()
+        avoided = await self._market.avoided()
         offers = await self._finder.find(wanted, provider=name, limit=MAX_OFFERS)
         return [
             one
@@ -421,9 +461,6 @@ class RentalService:
             and one.provider in self._listings.providers
             and (one.provider, one.machine_id) not in avoided
         ]
-
-    async def _store_avoided(self) -> set[tuple[str, str]]:
-        return await self._market.avoided()
 
     # ---- several at once
 
@@ -450,6 +487,7 @@ class RentalService:
         if not 1 <= count <= MAX_RESERVED:
             raise Invalid(f"Count must be between 1 and {MAX_RESERVED}", param="count")
         check_order(order, self._settings)
+        await self._ensure_open()
         digest = order_digest(order, count, wanted, provider, is_partial)
         key = idempotency_key[:200]
         if key and (known := await self._known_reservation(renter, key)) is not None:

@@ -4,6 +4,7 @@ An instance is ours by the installation's id in its label. One that no live rent
 was seen twice, a minute apart. A rental whose instance is missing is looked at again at once.
 """
 
+import asyncio
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +22,7 @@ from appliance.storage.database import Transaction
 log = get_logger("market")
 SWEEP_EVERY_S: Final = 300.0
 SOON_S: Final = 15.0  # where a listing was not known, or an orphan was seen once
+ASK_EVERY_MS: Final = 20_000  # whether this process is the one that sweeps
 Orphan = tuple[str, str]  # market, contract
 
 
@@ -93,11 +95,16 @@ class Sweep:
         self._listings = listings
         self._sighted: dict[Orphan, int] = {}
         self._next_ms = 0
+        self._ask_ms = 0
+        self._is_ours = False
 
     async def work_if_due(self) -> None:
         """Sweep where it is time, and no other process does."""
         now = self._market.now_ms()
-        if now < self._next_ms or not await self._market.take_sweep(round(2 * SWEEP_EVERY_S * 1000)):
+        if now >= self._ask_ms:
+            self._is_ours = await self._market.take_sweep(3 * ASK_EVERY_MS)
+            self._ask_ms = now + ASK_EVERY_MS
+        if not self._is_ours or now < self._next_ms:
             return
         report = await self.sweep()
         is_soon = self._sighted or None in report.providers.values()
@@ -107,13 +114,15 @@ class Sweep:
         """Compare every market's listing; see SweepReport."""
         report = SweepReport()
         await self._market.forget_avoided()
-        for name in self._listings.providers:
-            try:
-                report.providers[name] = await self._sweep_one(name, report)
-            except Exception as exc:
-                log.warning("sweep_failed", provider=name, reason=reason_of(exc))
-                report.providers[name] = None
+        await asyncio.gather(*(self._try_one(name, report) for name in self._listings.providers))
         return report
+
+    async def _try_one(self, name: str, report: SweepReport) -> None:
+        try:
+            report.providers[name] = await self._sweep_one(name, report)
+        except Exception as exc:
+            log.warning("sweep_failed", provider=name, reason=reason_of(exc))
+            report.providers[name] = None
 
     async def _sweep_one(self, name: str, report: SweepReport) -> int:
         """Compare one market; return how many instances of ours it lists."""

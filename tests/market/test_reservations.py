@@ -1,4 +1,4 @@
-"""Reservations: all or none, distinct machines, a wallet as before after a roll-back, also where a process dies."""
+"""Reservations: all or none, distinct machines, a wallet as before after a roll-back."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,7 +8,7 @@ import pytest
 
 from appliance.base.errors import ApplianceError, Conflict, Invalid, PaymentRequired
 from appliance.base.tasks import Tasks
-from appliance.market.rental_types import Rental, RentOrder, Reserved
+from appliance.market.rental_types import RentOrder, Reserved
 from appliance.market.types import OfferFilter
 from appliance.storage.database import Database
 from tests.market.renting import Renting
@@ -219,46 +219,3 @@ async def test_a_batch_keeps_what_it_could_rent(renting: Renting) -> None:
     with pytest.raises(Invalid, match="allowed are 0 to 8"):
         await renting.service.batch(renting.renter, {"vastai": 9}, OfferFilter(), ORDER)
     await end_all(renting)
-
-
-# ---- a process that dies
-
-
-class Killed(BaseException):
-    """The process ends here."""
-
-
-class Killer:
-    """Ends the process at the step of a number, counted from 1; after that it does nothing any more."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-        self.passed = 0
-
-    def __call__(self) -> None:
-        self.passed += 1
-        if self.passed >= self.at:
-            raise Killed
-
-
-async def die(renting: Renting, count: int) -> bool:
-    """Reserve until the process ends; return whether it did."""
-    try:
-        await reserve(renting, count)
-    except Killed:
-        pass
-    except ApplianceError:
-        return False
-    else:
-        return False
-    for _ in range(50):  # what else ran in the process ends, too
-        await asyncio.sleep(0)
-    return True
-
-
-async def states_of(renting: Renting) -> list[str]:
-    return [one.state for one in await renting.all()]
-
-
-def is_ended(rental: Rental) -> bool:
-    return not rental.is_live
