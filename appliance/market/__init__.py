@@ -11,6 +11,7 @@ Modules:
     market_store: what holds for all rentals, in the database.
     money: what rentals need of wallets, and what a rental costs.
     offer_choice: which offers are taken.
+    offers: what all markets offer: searched at once, filtered, priced.
     providers: one module per market, all behind one contract.
     rental_rules: what happens to a rental next.
     rental_store: rentals and reservations in the database.

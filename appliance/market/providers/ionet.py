@@ -12,6 +12,7 @@ from appliance.base.errors import ApplianceError
 from appliance.base.money import format_dollars
 from appliance.market.providers.calls import MarketCalls, MarketReply
 from appliance.market.providers.readers import (
+    NOMINAL_PERCENT,
     join_errors,
     plain_name,
     read_musd,
@@ -532,7 +533,7 @@ def fits(ware: IoWare, wanted: OfferFilter) -> bool:
     return (
         plain_name(wanted.gpu_model) in plain_name(ware.name)
         and wanted.min_gpus <= ware.max_gpus
-        and (not wanted.min_vram_gb or ware.facts.vram_gb >= wanted.min_vram_gb)
+        and (not wanted.min_vram_gb or ware.facts.vram_gb * NOMINAL_PERCENT / 100 >= wanted.min_vram_gb)
         and wanted.min_reliability is None
         and not wanted.is_verified_only
     )

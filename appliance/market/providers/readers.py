@@ -13,6 +13,7 @@ MAX_TEXT: Final = 200
 MAX_DOLLARS: Final = 1_000_000
 MAX_MS: Final = 4_102_444_800_000  # 2100
 MAX_PORTS: Final = 64
+NOMINAL_PERCENT: Final = 105  # of memory as drivers report it: makers round up
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:_-]{0,252}[A-Za-z0-9])?")
 _SPACES = re.compile(r"[\x00-\x20\x7f-\x9f]+")
 _NAME_SIGNS = re.compile(r"[\s_-]+")

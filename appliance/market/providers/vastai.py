@@ -10,6 +10,7 @@ from appliance.market.providers.calls import MarketCalls, MarketReply
 from appliance.market.providers.readers import (
     MAX_MS,
     MAX_PORTS,
+    NOMINAL_PERCENT,
     plain_name,
     read_host,
     read_musd,
@@ -39,7 +40,7 @@ LOG_LINES: Final = 1000
 LOG_LOOKS: Final = 8
 LOG_PAUSE_S: Final = 0.5
 INTERVALS: Final = {
-    "search": 2.0,
+    "search": 0.5,
     "list": 1.0,
     "show": 0.3,
     "create": 0.5,
@@ -490,7 +491,7 @@ def search_body(wanted: OfferFilter, names: Iterable[str], *, limit: int) -> dic
         "allocated_storage": SEARCHED_DISK_GB,
     }
     if wanted.min_vram_gb:
-        body["gpu_ram"] = {"gte": wanted.min_vram_gb * 1000 - 50}  # what is rounded up to it
+        body["gpu_ram"] = {"gte": int(wanted.min_vram_gb * 1000 * 100 / NOMINAL_PERCENT)}
     if wanted.min_gpus > 1:
         body["num_gpus"] = {"gte": wanted.min_gpus}
     if wanted.is_verified_only:
