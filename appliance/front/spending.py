@@ -11,10 +11,19 @@ import msgspec
 from appliance.accounts.actor import Actor, check_model
 from appliance.accounts.guardrails import LatestSpending
 from appliance.accounts.limits import RateAdmission, RateLimited, RateLimits
-from appliance.accounts.meter import Meter, Metering, MeterOrder, Payer, SpendingLimited, estimate_prompt
+from appliance.accounts.meter import (
+    WHOLE_ANSWER_TOKENS,
+    Meter,
+    Metering,
+    MeterOrder,
+    Payer,
+    SpendingLimited,
+    estimate_prompt,
+)
 from appliance.accounts.prices import Price, PriceBook, TokenUsage
 from appliance.accounts.quotas import RequestQuotas
 from appliance.accounts.settlement import ENDING_OF_OUTCOME, Ending, Settlement
+from appliance.base import jsons
 from appliance.base.clock import Clock
 from appliance.base.errors import PaymentRequired
 from appliance.base.inline import in_task
@@ -30,7 +39,6 @@ from appliance.front.pipeline.response import render_fields
 
 log = get_logger("spending")
 MAX_UNREAD_BYTES = 8192  # of a body that is estimated by its size alone, whatever is in it
-OPEN_RESPONSE_TOKENS = 16_384  # held for a whole response without a limit, where another one runs
 MAX_TOKENS_NAMES = ("max_completion_tokens", "max_tokens")
 STOP_REASON = "credits_exhausted"
 STORE_AWAY = "store_unavailable"
@@ -43,6 +51,7 @@ class _LimitsOfTokens(msgspec.Struct):
     max_tokens: int | None = None
 
 
+_LIMIT = b',"max_tokens":%d}' % WHOLE_ANSWER_TOKENS
 _decode_limits = msgspec.json.Decoder(_LimitsOfTokens).decode
 
 
@@ -78,7 +87,6 @@ class Spending:
         self.latest = latest
         self.clock = clock
         self.stopped: dict[str, int] = {}
-        self.open_responses: dict[str, int] = {}  # whole ones without a limit that run, by wallet
         self._supplies: dict[str, Price] = {}
 
     def billing_of(self, actor: Actor, *, peer: str) -> "CallerBilling | None":
@@ -89,14 +97,6 @@ class Spending:
             peer: The caller's address.
         """
         return CallerBilling(self, actor, peer) if actor.user is not None else None
-
-    def end_open(self, wallet_id: str) -> None:
-        """Note that a whole response without a limit has ended."""
-        left = self.open_responses[wallet_id] - 1
-        if left:
-            self.open_responses[wallet_id] = left
-        else:
-            del self.open_responses[wallet_id]
 
     def supply_of(self, backend: str) -> Price:
         """Return what a backend that bills us takes: it is not known, so nothing."""
@@ -140,10 +140,11 @@ class CallerBilling:
         """
         if self._has_models:
             check_model(self._actor, request.public_model)  # 1
-        order = self._order(request)
-        if order.is_gradual or order.max_tokens or not order.price.out_per_mtok or order.kind == "embedding":
-            return self._begin(order, request.receipt)
-        return self._begin_open(order, request.receipt)
+        order, is_limited = self._order(request), True
+        if not order.is_gradual and order.price.out_per_mtok and order.kind != "embedding":
+            is_limited = bool(order.max_tokens)
+            order = msgspec.structs.replace(order, max_tokens=limit_whole(request, order.max_tokens))
+        return self._begin(order, request.receipt, is_limited=is_limited)
 
     async def begin_flat(
         self, model: str, receipt: Receipt, *, is_counted_elsewhere: bool = False
@@ -169,29 +170,11 @@ class CallerBilling:
         order = MeterOrder(self._payer, price, model, 0, is_gradual=False, kind="embedding")
         return await self._begin(order, receipt)
 
-    async def _begin_open(self, order: MeterOrder, receipt: Receipt) -> "RequestSpending":
-        """Begin a whole response without a limit, whose cost is known at its end only.
-
-        The first one of a wallet holds what most responses cost, each other one at the same time far more:
-        else many at once could cost a multiple of what the wallet has.
-        """
-        running, wallet_id = self._spending.open_responses, self._payer.wallet_id
-        if wallet_id in running:
-            order = msgspec.structs.replace(order, max_tokens=OPEN_RESPONSE_TOKENS)
-        running[wallet_id] = running.get(wallet_id, 0) + 1
-        try:
-            begun = await self._begin(order, receipt, is_open=True)
-        except BaseException:
-            self._spending.end_open(wallet_id)
-            raise
-        begun.is_open = True
-        return begun
-
     async def _begin(
-        self, order: MeterOrder, receipt: Receipt, *, is_open: bool = False
+        self, order: MeterOrder, receipt: Receipt, *, is_limited: bool = True
     ) -> "RequestSpending":
         spending, actor = self._spending, self._actor
-        tokens = order.prompt_tokens + (0 if is_open else order.max_tokens)
+        tokens = order.prompt_tokens + (order.max_tokens if is_limited else 0)
         try:
             admission = spending.limits.begin(actor, tokens=tokens)  # 2
             if admission is None:
@@ -261,7 +244,6 @@ class RequestSpending:
         "_receipt",
         "_spending",
         "_tokens",
-        "is_open",
         "is_remote",
         "took",
     )
@@ -281,7 +263,6 @@ class RequestSpending:
         self._receipt = receipt
         self._tokens = 0
         self.is_remote = False
-        self.is_open = False  # a whole response without a limit runs
         self.took = meter.took  # called for each piece: without a step between
 
     @property
@@ -348,9 +329,6 @@ class RequestSpending:
             log.error("not_released", id=self._receipt.id, error=repr(error), exc_info=error)
         finally:
             self._admission.end(tokens=self._tokens)
-            if self.is_open:
-                self.is_open = False
-                self._spending.end_open(self._order.payer.wallet_id)
 
 
 def read_max_tokens(request: EngineRequest) -> int:
@@ -372,6 +350,41 @@ def read_max_tokens(request: EngineRequest) -> int:
         if isinstance(value := body.get(name), int) and not isinstance(value, bool) and value > 0
     ]
     return max(found) * (request.choices or count_choices(body)) if found else 0
+
+
+def limit_whole(request: EngineRequest, most: int) -> int:
+    """Limit a whole response to what is held for it: nothing more can be held while it is written.
+
+    1. the client set a limit     → that one; a name of llama.cpp's own that would win over it is left out
+    2. its bytes can be added to  → the limit is added
+    3. otherwise                  → the body is rendered with it
+
+    Args:
+        request: A limit is added to its body where it has none.
+        most: The most tokens of all choices by the client's limit; 0 = it set none.
+
+    Returns:
+        The most tokens of all choices.
+    """
+    raw = request.raw
+    has_other = raw is not None and (b"predict" in raw or b"\\u00" in raw)
+    if raw is not None and not has_other:
+        if most:
+            return most  # 1
+        if request.parsed is None and request.choices and b"tokens" not in raw and raw.endswith(b"}"):
+            request.raw = b"".join((raw[:-1], _LIMIT))  # 2
+            return WHOLE_ANSWER_TOKENS * request.choices
+    body = dict(request.body)
+    other = body.pop("n_predict", None)
+    if not most:  # 3
+        body.pop("max_completion_tokens", None)
+        is_given = isinstance(other, int) and not isinstance(other, bool) and other > 0
+        limit = body["max_tokens"] = other if is_given else WHOLE_ANSWER_TOKENS
+        most = limit * (request.choices or count_choices(body))
+    request.parsed = body
+    if raw is not None:
+        request.raw = jsons.dumps(body)
+    return most
 
 
 def estimate_request(request: EngineRequest) -> int:

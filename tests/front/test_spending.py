@@ -99,37 +99,57 @@ async def test_a_whole_chat_costs_what_the_engine_counted(scene: Callable[..., S
     assert it.bench.bank.wallets["w"].used_musd == cost
 
 
+@pytest.mark.parametrize("is_parsed", [False, True])
 @pytest.mark.parametrize(
-    ("more", "is_refused"),
-    [({}, True), ({"max_tokens": 5}, False), ({"stream": True}, False)],
+    ("more", "held", "sent"),
+    [
+        ({}, 1024, {"max_tokens": 1024}),
+        ({"n": 3}, 3072, {"n": 3, "max_tokens": 1024}),
+        ({"max_tokens": 5}, 5, {"max_tokens": 5}),
+        ({"max_tokens": 5, "n": 2}, 10, {"max_tokens": 5, "n": 2}),
+        ({"max_tokens": -1}, 1024, {"max_tokens": 1024}),
+        ({"max_tokens": None, "max_completion_tokens": 0}, 1024, {"max_tokens": 1024}),
+        ({"max_completion_tokens": 9}, 9, {"max_completion_tokens": 9}),
+        ({"max_tokens": 5000}, 5000, {"max_tokens": 5000}),
+        ({"n_predict": -1}, 1024, {"max_tokens": 1024}),
+        ({"n_predict": 7}, 7, {"max_tokens": 7}),
+        ({"max_tokens": 5, "n_predict": 100_000}, 5, {"max_tokens": 5}),
+    ],
 )
-async def test_whole_chats_without_a_limit_hold_far_more_where_several_run(
-    scene: Callable[..., Scene], more: dict[str, Any], is_refused: bool
+async def test_a_whole_response_is_limited_to_what_is_held(
+    scene: Callable[..., Scene], more: dict[str, Any], held: int, sent: dict[str, Any], is_parsed: bool
 ) -> None:
     it = scene(total_musd=20_000)
     billing = it.spending.billing_of(actor(), peer="1.2.3.4")
     assert billing is not None
-
-    def begin(**more: Any) -> Any:
-        is_stream = bool(more.get("stream"))
-        body = chat(**more)
-        request = EngineRequest(
-            Operation.CHAT, body, jsons.dumps(body), "m", is_stream, Receipt("r"), public_model="m"
-        )
-        return billing.begin(request)
-
-    running = await begin()
-    if is_refused:
-        with pytest.raises(PaymentRequired, match="are needed to begin"):
-            await begin(**more)
-    else:
-        (await begin(**more)).close()
+    body = chat(**more)
+    request = EngineRequest(
+        Operation.CHAT,
+        body if is_parsed else None,
+        jsons.dumps(body),
+        "m",
+        False,
+        Receipt("r"),
+        public_model="m",
+        choices=body.get("n", 1),
+    )
+    prompt = estimate_request(request)
+    running = await billing.begin(request)
+    assert it.bench.allowance.held_musd == prompt + 2 * held
+    assert json.loads(request.raw or b"") == request.body == chat(**sent)
     running.close()
-    running.close()
-    (await begin()).close()
-    assert it.spending.open_responses == {}
-    it.bench.allowance.release(0)
     assert it.bench.allowance.held_musd == 0
+
+
+async def test_a_stream_and_an_embedding_are_sent_as_they_are(scene: Callable[..., Scene]) -> None:
+    it = scene(total_musd=20_000)
+    billing = it.spending.billing_of(actor(), peer="1.2.3.4")
+    assert billing is not None
+    for operation, is_stream in ((Operation.CHAT, True), (Operation.EMBEDDING, False)):
+        raw = jsons.dumps(chat())
+        request = EngineRequest(operation, None, raw, "m", is_stream, Receipt("r"), public_model="m")
+        (await billing.begin(request)).close()
+        assert request.raw == raw
 
 
 async def test_embeddings_have_a_price_of_their_own(scene: Callable[..., Scene]) -> None:

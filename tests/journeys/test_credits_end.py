@@ -245,3 +245,35 @@ async def test_who_has_too_little_is_told_so_by_every_client(poor: Any) -> None:
         await ollama.AsyncClient(host=running.base_url, headers=user.headers).chat("tiny", HELLO)
     assert heard.value.status_code == 402
     assert await rows_of(running, user) == []
+
+
+# ---- whole responses
+
+
+@pytest.mark.parametrize("kind", ["openai", "llamacpp"])  # as a whole, and gathered from a stream
+async def test_whole_responses_at_once_cost_no_more_than_there_is(
+    start: Start, tmp_path: Path, kind: str
+) -> None:
+    total = 5000  # dollars / 1,000,000: each of the long responses would cost twice as much
+    async with CountingEngine(kind, tokens=5000) as engine:
+        running = await begin_paying(start, tmp_path, BACKENDS=f"e={engine.url}", **SMALL)
+        user = await user_of(running, total)
+        bodies: list[dict[str, Any]] = [{}, {"n_predict": 5000}, {"max_tokens": -1}, {"max_tokens": 1500}]
+        async with httpx.AsyncClient(base_url=running.base_url, headers=user.headers, timeout=20) as http:
+            calls = [DIALECTS[name] for name in ("chat", "responses", "ollama_chat")]
+            answers = await asyncio.gather(
+                *(
+                    post(http, call, stream=False, **body)
+                    for call in calls
+                    for body in bodies
+                    for _ in range(3)
+                )
+            )
+        assert {answer.status_code for answer in answers} == {200, 402}
+        rows = await rows_of(running, user)
+        assert sum(row.cost_musd for row in rows) <= total
+        assert all(row.charged_musd == row.cost_musd and row.tokens_out <= 1500 for row in rows)
+        assert 0 < len(rows) == sum(answer.status_code == 200 for answer in answers)
+        accounts = running.appliance.accounts
+        assert accounts is not None
+        assert accounts.money.settler.loss_musd == 0
