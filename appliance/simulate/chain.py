@@ -123,7 +123,7 @@ class ChainService:
             Invalid: A field is wrong.
         """
         name = body.get("network", "ethereum")
-        if name not in self.chains:
+        if not isinstance(name, str) or name not in self.chains:
             raise Invalid(
                 f"`network` is {shorten(name)}; allowed are {', '.join(self.chains)}.", param="network"
             )

@@ -97,7 +97,8 @@ def read_order(wanted: Any, *, fields: frozenset[str]) -> list[tuple[str, bool]]
     order = []
     for item in wanted:
         pair = (item.get("col"), item.get("dir", "asc")) if isinstance(item, dict) else item
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or pair[0] not in fields:
+        is_pair = isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str)
+        if not is_pair or pair[0] not in fields:
             raise Invalid(f"{shorten(item)} is no order of a field; allowed is [field, direction].")
         if pair[1] not in ("asc", "desc"):
             raise Invalid(f"{shorten(pair[1])} is no direction; there are asc and desc.")

@@ -206,6 +206,7 @@ class RentedFleet:
         self.events.append(
             {
                 "at": _time(at_ms),
+                "at_ms": at_ms,
                 "service": self._service,
                 "id": instance.id,
                 "event": event,

@@ -237,7 +237,7 @@ class IoNetService:
             for part in ("env_variables", "secret_env_variables")
             for key, value in self._object(container, part, is_needed=False).items()
         }
-        args = [str(word) for part in ("entrypoint", "args") for word in container.get(part) or []]
+        args = [word for part in ("entrypoint", "args") for word in self._words(container, part)]
         facts = {
             "hardware_id": ware.id,
             "location_id": place,
@@ -255,7 +255,7 @@ class IoNetService:
             created_ms=0,
             facts=facts,
             environ=environ,
-            args=tuple(args[:200]),
+            args=tuple(args),
             ports=(port,) * replicas,
             paid_musd=cost,
             paid_ms=hours * MS_PER_H,
@@ -369,7 +369,8 @@ class IoNetService:
         return ware
 
     def _places(self, value: Any) -> list[int]:
-        if not isinstance(value, list) or not value or not all(each in LOCATIONS for each in value):
+        is_list = isinstance(value, list) and 0 < len(value) <= len(LOCATIONS)
+        if not is_list or not all(isinstance(each, int) and each in LOCATIONS for each in value):
             raise self._invalid(
                 f"location_ids is {shorten(value)}; there are {', '.join(map(str, LOCATIONS))}"
             )
@@ -386,6 +387,12 @@ class IoNetService:
         if not isinstance(value, str) or not 1 <= len(value) <= MAX_TEXT:
             raise self._invalid(f"{name} is {shorten(value)}; allowed is text up to {MAX_TEXT} characters")
         return value
+
+    def _words(self, body: dict[str, Any], name: str) -> list[str]:
+        value = body.get(name) or []
+        if not isinstance(value, list) or len(value) > 100:
+            raise self._invalid(f"{name} is {shorten(value)}; allowed is a list of texts")
+        return [str(word)[:MAX_TEXT] for word in value]
 
     def _object(self, body: dict[str, Any], name: str, *, is_needed: bool = True) -> dict[str, Any]:
         value = body.get(name)

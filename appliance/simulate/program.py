@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from appliance.base import jsons
+from appliance.base import jsons, logs
 from appliance.base.errors import Invalid
 from appliance.base.money import parse_musd, shorten
 from appliance.simulate.stripe_webhooks import check_url
@@ -22,6 +22,7 @@ MAX_SPEED = 100_000
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Serve until a signal; return 0, or 1 where a port cannot be used."""
     wanted = read_options(options, parser)
+    logs.configure(level="info", form="auto", stream=sys.stderr)
     try:
         asyncio.run(_serve(wanted, options))
     except OSError as exc:

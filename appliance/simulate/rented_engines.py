@@ -13,12 +13,14 @@ from aiohttp import web
 
 from appliance.base import jsons
 from appliance.base.clock import Clock
-from appliance.base.errors import ApplianceError, Invalid
+from appliance.base.errors import ApplianceError, Invalid, describe_os_error
+from appliance.base.logs import get_logger
 from appliance.engines.backends.demo_reply import ReplyHead, render_completion, render_embeddings
 from appliance.engines.backends.demo_script import ScriptedReply, decide_reply, last_user_text
 from appliance.engines.upstream.pacing import make_chunks
 from appliance.simulate.fleet import RentedInstance, Stage
 
+log = get_logger("simulate")
 LOOPBACK = "127.0.0.1"
 MARK = {"X-Simulated": "1"}
 MAX_BODY_BYTES = 8 * 2**20
@@ -131,6 +133,18 @@ class SimulatedEngine:
         Raises:
             Invalid: The request is wrong.
         """
+        try:
+            return self._reply(body, is_chat=is_chat)
+        except (
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+            IndexError,
+        ):  # of a field that nothing checks
+            raise Invalid("A field of the request has a wrong type.") from None
+
+    def _reply(self, body: dict[str, Any], *, is_chat: bool) -> tuple[dict[str, Any], ScriptedReply]:
         texts = [last_user_text(_messages(body))] if is_chat else _prompts(body)
         parts = [decide_reply(body, text, is_chat=is_chat) for text in texts]
         self._count += 1
@@ -165,7 +179,11 @@ class RentedEngines:
                 await self._runners.pop(number).cleanup()
             for number, instance in running.items():
                 if number not in self._runners:
-                    await self._start(number, instance)
+                    try:
+                        await self._start(number, instance)
+                    except OSError as exc:  # no port, no file: tried again with the next look
+                        log.error("engine_not_started", instance=number, reason=describe_os_error(exc))
+                        await self._runners.pop(number).cleanup()
 
     async def _start(self, number: int, instance: RentedInstance) -> None:
         key = next((instance.environ[name] for name in KEY_VARIABLES if instance.environ.get(name)), "")

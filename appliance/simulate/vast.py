@@ -6,7 +6,7 @@ from typing import Any
 
 from appliance.base import jsons
 from appliance.base.errors import Invalid
-from appliance.base.money import shorten, to_dollars
+from appliance.base.money import parse_musd, shorten, to_dollars
 from appliance.simulate.answers import TwinAnswer, TwinRefusal, TwinRequest, TwinRoute
 from appliance.simulate.faults import Faults
 from appliance.simulate.filters import cut_page, read_order, select, sort_rows
@@ -185,12 +185,15 @@ class VastService:
         args = body.get("args") or []
         if not isinstance(args, list) or len(args) > 200:
             raise self._invalid(f"args is {shorten(args)}; allowed is a list of texts")
-        disk = ask.disk_musd_per_h(disk_gb)
+        disk, gpu = ask.disk_musd_per_h(disk_gb), ask.gpu_musd_per_h
+        if body.get("price") is not None:  # a bid; nothing in the simulation bids more
+            least = ask.bid_musd_per_h
+            gpu = parse_musd(f"{self._number(body['price'], 'price', least / 1e6, 1000):.6f}")
         if len(self.fleet.live()) >= MAX_LIVE:
             raise TwinRefusal(
                 400, self.error_body(400, "too_many_instances", f"simulated: {MAX_LIVE} at most")
             )
-        if self.credit_musd < ask.gpu_musd_per_h + disk:
+        if self.credit_musd < gpu + disk:
             text = "Your account lacks credit; see the billing page."
             raise TwinRefusal(400, self.error_body(400, "insufficient_credit", text))
         facts = {
@@ -211,7 +214,7 @@ class VastService:
             args=tuple(self._text(each, "args") for each in args),
             onstart=onstart,
             ports=ports,
-            gpu_musd_per_h=ask.gpu_musd_per_h,
+            gpu_musd_per_h=gpu,
             disk_musd_per_h=disk,
         )
 

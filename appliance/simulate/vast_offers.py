@@ -65,6 +65,11 @@ class VastAsk:
     disk_musd_per_gb_month: int
     is_taken: bool
 
+    @property
+    def bid_musd_per_h(self) -> int:
+        """The lowest bid for all its GPUs."""
+        return self.gpu_musd_per_h * 6 // 10
+
     def disk_musd_per_h(self, disk_gb: float) -> int:
         """Return what a disk costs an hour."""
         return round(self.disk_musd_per_gb_month * disk_gb / HOURS_PER_MONTH)
@@ -78,14 +83,14 @@ class VastAsk:
             kind: `on-demand`, `bid` or `reserved`.
         """
         disk = self.disk_musd_per_h(storage_gb)
-        gpu = self.gpu_musd_per_h * 6 // 10 if kind == "bid" else self.gpu_musd_per_h
+        gpu = self.bid_musd_per_h if kind == "bid" else self.gpu_musd_per_h
         total = to_dollars(gpu + disk)
         return {
             **self.row,
             "dph_base": to_dollars(gpu),
             "dph_total": total,
             "flops_per_dphtotal": round(self.row["total_flops"] / total, 3) if total else 0,
-            "min_bid": to_dollars(self.gpu_musd_per_h * 6 // 10),
+            "min_bid": to_dollars(self.bid_musd_per_h),
             "storage_cost": to_dollars(self.disk_musd_per_gb_month),
             "storage_total_cost": to_dollars(disk),
             "dlperf_per_dphtotal": round(self.row["dlperf"] / total, 3) if total else 0,

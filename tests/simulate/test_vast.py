@@ -5,6 +5,7 @@ import json
 import aiohttp
 import pytest
 
+from appliance.simulate.fleet import MAX_ENDED, MAX_LIVE, RentedInstance, Stage
 from appliance.simulate.twin import Twin
 from tests.simulate.calls import ORDER, Calls
 
@@ -194,6 +195,41 @@ async def test_a_wrong_order_rents_nothing(call: Calls, twin: Twin, change, part
     assert reply.status == 400
     assert part in reply.json["msg"]
     assert twin.truth()["live"] == 0
+
+
+async def test_a_bid_is_what_the_gpu_costs(call: Calls, twin: Twin) -> None:
+    offer = (await call.offers(type="bid"))[0]
+    path = f"/api/v0/asks/{offer['id']}/"
+    low = await call("vast", "PUT", path, {**ORDER, "price": offer["min_bid"] / 2})
+    assert (low.status, "price is" in low.json["msg"]) == (400, True)
+    assert (await call("vast", "PUT", path, {**ORDER, "price": offer["min_bid"]})).status == 200
+    (one,) = twin.truth()["services"]["vast"]["instances"]
+    assert one["gpu_musd_per_h"] == round(offer["min_bid"] * 1e6)
+
+
+async def test_instances_are_bounded(call: Calls, twin: Twin) -> None:
+    offers = [offer["id"] for offer in await call.offers(rentable={"eq": True}, num_gpus={"eq": 1})]
+    twin.services["vast"]._credit_musd = 10**12  # type: ignore[attr-defined]
+    for number in range(MAX_LIVE):
+        twin.services["vast"].fleet.create(spare(number))  # type: ignore[attr-defined]
+    reply = await call("vast", "PUT", f"/api/v0/asks/{offers[0]}/", ORDER)
+    assert (reply.status, reply.json["error"]) == (400, "too_many_instances")
+
+
+async def test_ended_instances_are_forgotten_but_not_their_cost(call: Calls, twin: Twin) -> None:
+    fleet = twin.services["vast"].fleet  # type: ignore[attr-defined]
+    for number in range(MAX_ENDED + 20):
+        each = fleet.create(spare(number))
+        await twin.advance(3600)
+        fleet.move(each, Stage.DESTROYED)
+    truth = twin.truth()["services"]["vast"]
+    assert (len(truth["instances"]), truth["created_total"]) == (MAX_ENDED, MAX_ENDED + 20)
+    assert truth["cost_musd"] == (MAX_ENDED + 20) * 1_000_000
+
+
+def spare(number: int) -> RentedInstance:
+    """Return an instance whose disk costs a dollar an hour; its offer is none."""
+    return RentedInstance(0, f"spare-{number}", 0, {"ask_id": -number}, disk_musd_per_h=1_000_000)
 
 
 async def test_a_wrong_key_is_refused(call: Calls) -> None:
