@@ -190,6 +190,75 @@ async def test_models_are_loaded_pinned_and_unloaded(managed: Any, page: Page) -
     assert not own_complaints(page)
 
 
+ACCOUNTS = {
+    "ACCOUNTS": "1",
+    "REGISTRATION": "open",
+    "JWT_SECRET": "a-secret-of-tests-that-is-long-enough-0123456789-abcdefghij",
+    "OPERATOR_API_KEYS": OPERATOR,
+}
+ADA = {"email": "ada@example.org", "password": "correct horse battery", "name": HOSTILE[:60]}
+
+
+async def test_a_user_makes_a_key_uses_it_and_sees_the_cost(start: Start, page: Page) -> None:
+    running = await start(**ACCOUNTS)
+    async with httpx.AsyncClient(base_url=running.base_url) as http:
+        made = await http.post("/api/v1/auth/register", json=ADA)
+        user_id, operator = made.json()["user"]["id"], {"x-api-key": OPERATOR}
+        prices = {"prices": [{"model": "*", "in": 1, "out": 10}]}
+        assert (await http.put("/api/v1/admin/prices", json=prices, headers=operator)).status_code == 200
+        granted = await http.post(
+            f"/api/v1/admin/users/{user_id}/grant", json={"amount": 5, "note": "n"}, headers=operator
+        )
+        assert granted.status_code == 200
+        await page.open(running.base_url + "/ui/")
+        await write(page, "input[name=email]", ADA["email"])
+        await write(page, "input[name=password]", ADA["password"])
+        await click(page, "Sign in")
+        await page.wait(has("· client"))
+        await page.open(running.base_url + "/ui/#/keys")
+        await write(page, "main input", HOSTILE[:50])
+        await click(page, "Make a key")
+        key = await page.wait("document.querySelector('.copyline code')?.innerText")
+        body = {"messages": [{"role": "user", "content": "hello"}]}
+        done = await http.post("/v1/chat/completions", json=body, headers={"x-api-key": key})
+        assert done.status_code == 200
+        await page.open(running.base_url + "/ui/#/usage")
+        await page.wait(has("Spending by day"))
+        await page.wait("document.querySelectorAll('svg rect').length === 1")
+        await page.wait(has("$5.00"))
+        await page.open(running.base_url + "/ui/#/keys")
+        await click(page, "Revoke")
+        await click(page, "Revoke", within="document.querySelector('dialog[open]')")
+        await page.wait(has("Revoked"))
+        refused = await http.post("/v1/chat/completions", json=body, headers={"x-api-key": key})
+        assert refused.status_code == 401
+    assert await page.value("document.title") == "API keys – Appliance"
+    assert not own_complaints(page, but=lambda text: "ERR_ABORTED" in text)
+    only_own_host(page, running)
+
+
+async def test_an_administrator_finds_a_user_and_grants_credits(start: Start, page: Page) -> None:
+    running = await start(**ACCOUNTS)
+    async with httpx.AsyncClient(base_url=running.base_url) as http:
+        operator = {"x-api-key": OPERATOR}
+        made = await http.post("/api/v1/auth/register", json=ADA)
+        path = f"/api/v1/admin/users/{made.json()['user']['id']}"
+        assert (await http.patch(path, json={"is_admin": True}, headers=operator)).status_code == 200
+        await page.open(running.base_url + "/ui/")
+        await write(page, "input[name=email]", ADA["email"])
+        await write(page, "input[name=password]", ADA["password"])
+        await click(page, "Sign in")
+        await page.wait(has("· operator"))
+        await page.open(running.base_url + "/ui/#/users")
+        await click(page, ADA["email"])
+        await write(page, "dialog input[type=number]", "2.50")
+        await click(page, "Grant", within="document.querySelector('dialog[open]')")
+        await page.wait(has("$2.50 granted."))
+        shown = (await http.get(path, headers=operator)).json()["credits"]
+        assert shown["credits_remaining"] == 2.5
+    assert not own_complaints(page, but=lambda text: "ERR_ABORTED" in text)
+
+
 @pytest.mark.parametrize("width", [320, 1280])
 async def test_no_page_scrolls_sideways(start: Start, page: Page, width: int) -> None:
     running = await start()

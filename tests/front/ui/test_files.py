@@ -30,7 +30,7 @@ def used_ids() -> set[str]:
     ids |= set(re.findall(r'"(starter_\d)"', text))
     for start in ("get_model", "use_engines", "relay"):
         ids |= {start, f"{start}_says"}
-    pages = re.findall(r'\{ id: "(\w+)", page', text)
+    pages = re.findall(r'\{ id: "(\w+)", (?:page|load)', text)
     return ids | set(pages)
 
 

@@ -1,7 +1,8 @@
 // The frame: navigation, who is signed in, whether the server answers, and the page that the address names.
-import { effect, html, render, useEffect, useRef } from "./lib.js";
+import { effect, html, render, useEffect, useRef, useState } from "./lib.js";
+import { hasToken } from "./api.js";
 import { loadWords, t } from "./i18n.js";
-import { Button, Icon, Pill, said } from "./parts.js";
+import { Bones, Button, Failure, Icon, Pill, said } from "./parts.js";
 import { connection, follow, followHistory, me, path, readMe, signOut, theme, told, useTheme } from "./store.js";
 import { Overview } from "./pages/overview.js";
 import { Models } from "./pages/models.js";
@@ -19,16 +20,43 @@ const PAGES = {
   "/backends": { id: "backends", page: Backends, isOperators: true },
   "/downloads": { id: "downloads", page: Downloads, isOperators: true },
 };
+const ACCOUNT = () => import("./pages/account.js");
+const ACCOUNT_PAGES = {
+  "/keys": { id: "keys", load: async () => (await ACCOUNT()).Keys },
+  "/usage": { id: "usage", load: async () => (await ACCOUNT()).Usage },
+};
+const OPERATOR_ACCOUNT_PAGES = {
+  "/users": { id: "users", load: async () => (await import("./pages/users.js")).Users, isOperators: true },
+};
 const KEYS = { o: "/", m: "/models", p: "/playground", r: "/requests", b: "/backends", d: "/downloads" };
+
+/** The pages that there are for this caller, by path. */
+function pagesOf() {
+  const { role, accounts } = me.value ?? {};
+  if (!accounts || role === "none") return PAGES;
+  const isUser = sessionStorage.getItem("appliance-token-refresh") !== null;
+  return { ...PAGES, ...(isUser ? ACCOUNT_PAGES : {}), ...(role === "operator" ? OPERATOR_ACCOUNT_PAGES : {}) };
+}
+
+/** A page whose module is loaded when it is opened first. */
+function Loaded({ load }) {
+  const [page, setPage] = useState(null);
+  const [error, setError] = useState(null);
+  useEffect(() => void load().then((found) => setPage(() => found), setError), [load]);
+  if (error) return html`<${Failure} error=${error} />`;
+  return page ? html`<${page} />` : html`<${Bones} lines=${5} />`;
+}
 
 function Side() {
   const names = Object.keys(told.value.models?.table ?? {});
   const entry = ([to, { id }]) => html`<a href=${`#${to}`} aria-current=${path.value === to ? "page" : undefined}><${Icon} name=${id} />${t(id)}
     ${id === "models" && names.length > 0 && html`<span class="count">${names.length}</span>`}</a>`;
-  const all = Object.entries(PAGES);
+  const all = Object.entries(pagesOf());
+  const own = all.filter(([, one]) => one.load && !one.isOperators);
   return html`<nav class="side" aria-label=${t("pages")}>
     <div class="brand"><img src="icon.svg" alt="" />${t("appliance")}</div>
-    ${all.filter(([, one]) => !one.isOperators).map(entry)}
+    ${all.filter(([, one]) => !one.isOperators && !one.load).map(entry)}
+    ${own.length > 0 && html`<div class="group">${t("account")}</div>${own.map(entry)}`}
     <div class="group">${t("operate")}</div>
     ${all.filter(([, one]) => one.isOperators).map(entry)}
     <div class="foot">
@@ -40,7 +68,7 @@ function Side() {
 
 function App() {
   const heading = useRef(null);
-  const known = PAGES[path.value] ?? PAGES["/"];
+  const known = pagesOf()[path.value] ?? PAGES["/"];
   useEffect(() => {
     document.title = `${t(known.id)} – ${t("appliance")}`;
     heading.current?.focus({ preventScroll: true });
@@ -53,12 +81,12 @@ function App() {
     <div class="frame"><${Side} />
     <main class="main" id="main">
       <div class="head"><h1 ref=${heading} tabindex="-1">${t(known.id)}</h1><div class="aside">
-        ${(needs === "key" || needs === "login") && html`<a class="button" href="#/signin">${t("sign_in")}</a>`}
-        ${role !== "none" && sessionStorage.getItem("appliance-token") && html`<${Button} icon="out" label=${t("sign_out")} onClick=${signOut} />`}
+        ${(needs === "key" || needs === "login") && !hasToken() && html`<a class="button" href="#/signin">${t("sign_in")}</a>`}
+        ${hasToken() && html`<${Button} icon="out" label=${t("sign_out")} onClick=${signOut} />`}
         <${Button} icon="moon" iconOnly kind="ghost" label=${t("theme", { now: theme.value || t("system") })} onClick=${() => useTheme(nextTheme)} /></div></div>
       ${connection.value === "lost" && html`<div class="banner" role="status">${t("lost")}</div>`}
       ${needs === "operator_key" && known.isOperators && html`<div class="banner">${t("operator_key_says")}</div>`}
-      <${known.page} />
+      ${known.load ? html`<${Loaded} key=${known.id} load=${known.load} />` : html`<${known.page} />`}
     </main></div>
     <div class="visually-hidden" role="status" aria-live="polite">${said}</div>`;
 }

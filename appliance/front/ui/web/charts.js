@@ -1,6 +1,6 @@
 // Pictures, each with a sentence for those who do not see it.
 import { html } from "./lib.js";
-import { size, t } from "./i18n.js";
+import { money, size, t } from "./i18n.js";
 
 /** The place of a name among names: its colour on every page. @param {string[]} names @param {string} name */
 export const colourOf = (names, name) => `k${Math.max(0, names.indexOf(name)) % 6}`;
@@ -45,6 +45,25 @@ export function BackendAreas({ samples }) {
   return html`<div><svg viewBox="0 0 300 100" preserveAspectRatio="none" width="100%" height="110" role="img"
       aria-label=${t("backends_over_time", { names: names.join(", ") })}>${layers}</svg>
     <div class="legend">${names.map((name, place) => html`<span><i class=${`k${place % 6}`}></i>${name}</span>`)}</div></div>`;
+}
+
+/** What each day cost, by model. @param {{rows: {day: string, model: string, cost: number}[]}} props */
+export function DailySpend({ rows }) {
+  const names = [...new Set(rows.map((one) => one.model))].slice(0, 6);
+  const days = [...Array(30).keys()].map((at) => new Date(Date.now() - (29 - at) * 86_400_000).toISOString().slice(0, 10));
+  const sums = days.map((day) => rows.filter((one) => one.day === day).reduce((sum, one) => sum + one.cost, 0));
+  const top = Math.max(...sums, 1e-9);
+  const bars = days.map((day, at) => {
+    let floor = 0;
+    return rows.filter((one) => one.day === day).map((one) => {
+      const height = (one.cost / top) * 92;
+      floor += height;
+      return html`<rect class=${colourOf(names, one.model)} x=${at * 10 + 1} y=${100 - floor} width="8" height=${Math.max(0.5, height)} />`;
+    });
+  });
+  const whole = sums.reduce((sum, one) => sum + one, 0);
+  return html`<div><svg viewBox="0 0 300 100" preserveAspectRatio="none" width="100%" height="130" role="img" aria-label=${t("spend_said", { total: money(whole) })}>${bars}</svg>
+    <div class="legend">${names.map((name) => html`<span><i class=${colourOf(names, name)}></i>${name}</span>`)}<span class="grow"></span><span>${t("in_all")} <b>${money(whole)}</b></span></div></div>`;
 }
 
 const BUSY = new Set(["starting", "loading"]);

@@ -22,6 +22,10 @@ const ago = new Intl.RelativeTimeFormat(undefined, { numeric: "auto", style: "sh
 export const number = (value) =>
   value == null || !Number.isFinite(value) ? "–" : Math.abs(value) < 100 ? one.format(value) : whole.format(Math.round(value));
 
+/** Render dollars: cents, and more decimals where it is less than a cent. @param {number} dollars */
+export const money = (dollars) =>
+  new Intl.NumberFormat(undefined, { style: "currency", currency: "USD", maximumFractionDigits: dollars && Math.abs(dollars) < 1 ? 6 : 2 }).format(dollars);
+
 /** Render bytes in units of 1000, as memory and disks are sold. @param {number} bytes */
 export function size(bytes) {
   let value = bytes, unit = 0;
