@@ -151,6 +151,7 @@ async def test_hostile_answers_and_names_make_no_element(start: Start, page: Pag
         await page.value(f"document.querySelectorAll('tbody button.link')[{at}].click()")
         await page.wait("Boolean(document.querySelector('dialog[open]'))")
         await click(page, "Close")
+        await page.wait("!document.querySelector('dialog')")
     assert await page.value("document.title") == "Overview – Appliance"
     assert (
         await page.value("document.querySelectorAll('#app img:not([src=\"icon.svg\"]), #app script').length")
