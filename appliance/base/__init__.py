@@ -31,7 +31,9 @@ Modules:
     settings: the machinery of settings; every package declares its own with it.
     single_flight: one run of a piece of work for all callers at the same time.
     sse: server-sent events, parsed.
+    ssrf: which addresses may be called for a caller, however they are written.
     tasks: background tasks that cannot die unnoticed.
+    time_limit: how callers limit the time of a request.
     watch: one value with any number of followers.
     wire: the pool of upstream connections of the hot path.
     write_batch: writes to sockets, made together at the end of a turn of the loop.

@@ -40,8 +40,8 @@ class AddressRefused(OSError):
 class _GuardedResolver(AbstractResolver):
     """Resolves names, and refuses addresses that are not allowed, before a connection is made."""
 
-    def __init__(self, refusal_reason: RefusalReason) -> None:
-        self._inner = aiohttp.ThreadedResolver()
+    def __init__(self, refusal_reason: RefusalReason, inner: AbstractResolver | None = None) -> None:
+        self._inner = inner or aiohttp.ThreadedResolver()
         self._refusal_reason = refusal_reason
 
     async def resolve(
@@ -95,6 +95,7 @@ class HttpClient:
             the proxy can resolve are left to it.
         read_bytes: How much of a response is buffered before its reader takes it.
         proxies: None = every host is contacted directly.
+        resolver: Looks names up where addresses are checked; None = the system does.
     """
 
     def __init__(
@@ -103,8 +104,10 @@ class HttpClient:
         refusal_reason: RefusalReason | None = None,
         read_bytes: int = 65_536,
         proxies: Proxies | None = None,
+        resolver: AbstractResolver | None = None,
     ) -> None:
         self._refusal_reason = refusal_reason
+        self._resolver = resolver
         self._read_bytes = read_bytes
         self._proxies = proxies or Proxies()
         # By (connections are kept alive, through a proxy).
@@ -213,7 +216,7 @@ class HttpClient:
                 limit=MAX_CONNECTIONS,
                 force_close=not is_repeatable,
                 ttl_dns_cache=10,
-                resolver=_GuardedResolver(self._refusal_reason)
+                resolver=_GuardedResolver(self._refusal_reason, self._resolver)
                 if is_guarded and self._refusal_reason is not None
                 else None,
             )
