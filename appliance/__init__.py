@@ -12,6 +12,7 @@ Modules:
     build: builds the parts that appliance and sidecar have in common.
     build_accounts: builds and opens the accounts.
     build_models: builds the model manager.
+    build_proxy: builds the proxy of POST /api/v1/gpu/proxy.
     build_ui: builds the web UI.
     cli: the command line of a running appliance.
     command_lines: the verbs of the command, and the arguments of most of them.

@@ -149,6 +149,13 @@ async def open_users(appliance: Appliance, stack: AsyncExitStack) -> None:
         accounts, appliance.pipeline, clock=appliance.clock, started_s=appliance.started_s
     )
     appliance.metrics.use_accounts(view.figures)
+    if appliance.settings.market.market:
+        from appliance.build_proxy import build_proxy
+
+        appliance.proxy = build_proxy(
+            appliance.settings, accounts.database, clock=appliance.clock, tasks=appliance.tasks
+        )
+        stack.push_async_callback(appliance.proxy.close)
 
 
 async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:

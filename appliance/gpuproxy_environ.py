@@ -20,7 +20,7 @@ DEFAULTS: Final = {"ACCOUNTS": "1", "REGISTRATION": "open", "GRPC_PORT": "9090"}
 NO_EFFECT: Final = re.compile(
     r"MARKET|ENVIRONMENT|REDIS_MIN_IDLE_CONNS|LOG_FILE|AISERVE_LOG_FILE|SYSLOG_\w+|"
     r"(VASTAI|IONET)_API_KEY(_FILE)?|GPU_(API_TIMEOUT|ALLOW_START_WITHOUT_PROVIDERS|PREFERRED_BACKEND)|"
-    r"STRIPE_\w+|AFTERDARK_\w+|CRYPTO_\w+|RENT_\w+|BUY(ING|_\w+)|GPU_PROXY_ALLOW(_PRIVATE)?|PROXY_MAX_S"
+    r"STRIPE_\w+|AFTERDARK_\w+|CRYPTO_\w+|RENT_\w+|BUY(ING|_\w+)"
 )
 _LINE: Final = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=(.*)")
 _QUOTED: Final = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)')\s*(?:#.*)?""")

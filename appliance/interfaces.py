@@ -82,6 +82,7 @@ def build_front(appliance: Appliance) -> HttpServer:
         ),
         ui.handlers if ui is not None else None,
         *_account_groups(appliance),
+        *_market_groups(appliance),
         appliance.manager_handlers,
         DownloadHandlers(appliance.jobs, folders=appliance.folders),
         LoraHandlers(appliance.lora_orders),
@@ -114,6 +115,15 @@ def _account_groups(appliance: Appliance) -> list[RouteGroup]:
 
     money = accounts.money
     return build_groups(accounts.identity, money.store, file_prices=lambda: money.file_prices)
+
+
+def _market_groups(appliance: Appliance) -> list[RouteGroup]:
+    """Return the groups of the markets; [] = MARKET is off, and nothing of them is imported."""
+    if appliance.proxy is None:
+        return []
+    from appliance.front.market.proxy import ProxyHandlers
+
+    return [ProxyHandlers(appliance.proxy)]
 
 
 def _is_operator(pipeline: RequestPipeline, headers: dict[str, str], peer: str) -> bool:

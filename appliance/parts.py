@@ -35,6 +35,7 @@ from appliance.settings import Settings, download_dir
 if TYPE_CHECKING:  # its libraries are loaded only with ACCOUNTS=1
     from appliance.account_status import AccountStatus
     from appliance.build_accounts import Accounts
+    from appliance.market.proxy.service import GpuProxy
 
 log = get_logger("appliance")
 FOLDER = "MODEL_DIR"  # the variable, at the start of each problem of its files
@@ -90,6 +91,7 @@ class Appliance:
         self.pulls = Pulls(self.jobs, pulled, lister=self.downloader.list_files, eject=self.eject)
         self.accounts: Accounts | None = None
         self.account_status: AccountStatus | None = None
+        self.proxy: GpuProxy | None = None
         self.manager: ModelManager | None = None
         self.no_models: NoModels | None = None
         self.library: ModelLibrary | None = None

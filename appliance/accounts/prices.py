@@ -143,10 +143,13 @@ class PriceBook:
             model: Its public name.
             at_ms: Epoch milliseconds.
         """
-        for name in (model, ANY_MODEL):
-            versions = self._by_model.get(name)
-            if versions is not None and (number := bisect_right(versions.starts_ms, at_ms)):
-                return versions.prices[number - 1]
+        return self.find_own(model, at_ms) or self.find_own(ANY_MODEL, at_ms)
+
+    def find_own(self, name: str, at_ms: int) -> Price | None:
+        """Return the price under exactly this name at a time; None = there is none."""
+        versions = self._by_model.get(name)
+        if versions is not None and (number := bisect_right(versions.starts_ms, at_ms)):
+            return versions.prices[number - 1]
         return None
 
     def price_of(self, model: str, at_ms: int) -> Price:

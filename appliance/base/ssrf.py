@@ -1,4 +1,4 @@
-"""Which addresses the appliance may call for a caller: a URL that somebody else chose must not lead inside.
+"""Which addresses the appliance may call for a caller: a URL that a caller chose must not lead inside.
 
 A URL is read here once, and rebuilt from what was read, so that no other reader can see another host in it.
 The name is looked up once, every address of it has to be allowed, and the connection goes to one of these
@@ -29,7 +29,7 @@ _TEXT_OF_REFUSAL: Final = "This target may not be called from here."
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class CallTarget:
     """An address that was read and checked, apart from what its name resolves to.
 
     Attributes:
@@ -94,7 +94,7 @@ class TargetPolicy:
             frozenset(port for port in own_ports if port),
         )
 
-    def check(self, url: str) -> Target:
+    def check(self, url: str) -> CallTarget:
         """Read an address, and check all that can be checked without looking its name up.
 
         1. it is no http(s) URL of printable text                      → 400
@@ -130,7 +130,7 @@ class TargetPolicy:
         return "it is no public address"
 
 
-def read_target(url: str) -> Target:
+def read_target(url: str) -> CallTarget:
     """Read an address; see `TargetPolicy.check`, 1 to 3."""
     if not isinstance(url, str) or not url or len(url) > MAX_URL_CHARACTERS or _UNSEEN.search(url):
         raise _no_url(f"It must be an http(s) URL of up to {MAX_URL_CHARACTERS} printable characters.")
@@ -144,7 +144,7 @@ def read_target(url: str) -> Target:
     if "@" in parts.netloc:
         raise refused("It has a user or a password in it; send them as a header.")
     path = quote(parts.path or "/", safe=_KEPT.replace("?", ""))
-    return Target(
+    return CallTarget(
         parts.scheme,
         read_host(parts.netloc),
         DEFAULT_PORTS[parts.scheme] if port is None else port,

@@ -27,6 +27,7 @@ Modules:
     slots: the right to send one request to one backend.
     specs: backends as operators write them.
     stream: a response as a stream of pieces.
+    time_limited: requests whose time their client limits.
     types: requests, replies, models and states.
     upstream: one attempt at one server.
     wait_queues: requests that wait for capacity.

@@ -26,6 +26,7 @@ from appliance.engines.pool import Pool, Pools
 from appliance.engines.routes import AdapterLookup, ModelRoute, Routes
 from appliance.engines.settings import EngineSettings
 from appliance.engines.stream import GeneratedStream
+from appliance.engines.time_limited import answer_within
 from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard
 from appliance.engines.upstream.pacing import pace_response
 
@@ -189,8 +190,14 @@ class Router:
 
         Raises:
             NoSuchModel: No backend serves the model.
+            TimedOut: The time that the client allows is over.
             ApplianceError: What the dispatcher and the backends raise, see Dispatcher.answer.
         """
+        if request.options.time_limit_s:
+            return await answer_within(self._answer, request)
+        return await self._answer(request)
+
+    async def _answer(self, request: EngineRequest) -> EngineReply:
         settings, started_s = self.settings, self._clock.monotonic_s()
         deadline_s = started_s + settings.backend_timeout_seconds
         wait_until_s = min(started_s + settings.queue_timeout_s, deadline_s)

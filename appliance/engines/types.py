@@ -62,6 +62,18 @@ class Billing(Protocol):
         """
         ...
 
+    async def begin_item(self, item: str, receipt: Receipt) -> RequestMeter:
+        """Hold the price of one request for what is no model; without a price of its own it costs nothing.
+
+        Args:
+            item: Its name in the price book, such as `proxy.request`.
+            receipt: Of the request.
+
+        Raises:
+            PaymentRequired, Exhausted, Unavailable: As `begin`.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
@@ -78,6 +90,7 @@ class RequestOptions:
             negative = for ever, None = as configured.
         header_lines: Header fields of the client that the engine gets, as lines that end with CR LF.
         billing: Who pays; None = no account, it is not metered.
+        time_limit_s: Within which the whole response has to be there; 0 = no limit of the client's.
     """
 
     flow: str = ""
@@ -88,6 +101,7 @@ class RequestOptions:
     keep_alive_s: float | None = None
     header_lines: bytes = b""
     billing: Billing | None = None
+    time_limit_s: float = 0.0
 
 
 NO_OPTIONS = RequestOptions()

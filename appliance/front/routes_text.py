@@ -73,8 +73,10 @@ def main_sections(*, has_accounts: bool = True) -> list[tuple[str, list[Route]]]
     sections = SECTIONS
     if has_accounts:
         from appliance.front.accounts.groups import SECTIONS as ACCOUNTS  # loads the database's libraries
+        from appliance.front.market.proxy import ProxyHandlers
 
-        sections = (*sections[:1], *ACCOUNTS, *sections[1:])
+        market = ("Requests through the proxy (MARKET=1)", (ProxyHandlers,))
+        sections = (*sections[:1], *ACCOUNTS, market, *sections[1:])
     return [(title, join_routes(*without_parts(groups))) for title, groups in sections]
 
 

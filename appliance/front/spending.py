@@ -20,7 +20,7 @@ from appliance.accounts.meter import (
     SpendingLimited,
     estimate_prompt,
 )
-from appliance.accounts.prices import Price, PriceBook, TokenUsage
+from appliance.accounts.prices import FREE, Price, PriceBook, TokenUsage
 from appliance.accounts.quotas import RequestQuotas
 from appliance.accounts.settlement import ENDING_OF_OUTCOME, Ending, Settlement
 from appliance.base import jsons
@@ -168,6 +168,12 @@ class CallerBilling:
                 code="price_unknown",
             )
         order = MeterOrder(self._payer, price, model, 0, is_gradual=False, kind="embedding")
+        return await self._begin(order, receipt)
+
+    async def begin_item(self, item: str, receipt: Receipt) -> "RequestSpending":
+        """Hold the price of one request for what is no model (see Billing)."""
+        price = self._spending.prices().find_own(item, int(self._spending.clock.now_s() * 1000)) or FREE
+        order = MeterOrder(self._payer, price, item, 0, is_gradual=False, kind="embedding")
         return await self._begin(order, receipt)
 
     async def _begin(

@@ -13,6 +13,7 @@ Modules:
     offer_choice: which offers are taken.
     offers: what all markets offer: searched at once, filtered, priced.
     providers: one module per market, all behind one contract.
+    proxy: requests that the appliance sends to a target for a user.
     rental_rules: what happens to a rental next.
     rental_store: rentals and reservations in the database.
     rental_types: rentals and reservations: what is ordered, who pays, what is known of each.

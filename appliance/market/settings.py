@@ -1,11 +1,12 @@
 """Settings of the markets for GPUs. This module is always imported, and imports nothing of the rest."""
 
 from decimal import Decimal
+from ipaddress import ip_network
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
-from appliance.base.setting_types import DurationS, HttpAddress, Switch, duration
+from appliance.base.setting_types import CommaList, DurationS, HttpAddress, Switch, duration
 from appliance.base.settings import PackageSettings
 
 HOURS: dict[str, Any] = {"allowed": "dollars an hour", "is_text": True}
@@ -103,6 +104,33 @@ class MarketSettings(PackageSettings):
         description="Seconds after its lease at which an instance stops itself where the appliance does not "
         "come back; 0 = never",
     )
+
+    gpu_proxy_allow: CommaList = Field(
+        [],
+        description="Hosts that the proxy may call, such as api.example.com, *.example.com; empty = every "
+        "public host",
+        json_schema_extra={"allowed": "patterns of host names, with commas"},
+    )
+    gpu_proxy_allow_private: CommaList = Field(
+        [],
+        description="Private networks that the proxy may call, too, such as 10.1.0.0/16: all who have an "
+        "account reach them",
+        json_schema_extra={"allowed": "networks, with commas"},
+    )
+    proxy_max_s: DurationS = Field(
+        600.0,
+        ge=1,
+        le=86_400,
+        description="Longest time for one request through the proxy; `timeout`, X-Timelimit shorten it",
+        json_schema_extra=duration("600s"),
+    )
+
+    @field_validator("gpu_proxy_allow_private")
+    @classmethod
+    def _are_networks(cls, value: list[str]) -> list[str]:
+        for one in value:
+            ip_network(one, strict=False)  # raises ValueError, which names it
+        return value
 
     @model_validator(mode="after")
     def _together(self) -> "MarketSettings":

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from appliance.base.errors import ApplianceError, Forbidden, Invalid
 from appliance.base.http import HttpClient
-from appliance.base.ssrf import Target, TargetPolicy, read_target
+from appliance.base.ssrf import CallTarget, TargetPolicy, read_target
 
 PUBLIC = TargetPolicy.of(own_ports=(8080, 9091, 0))
 
@@ -139,7 +139,7 @@ def test_any_text_is_refused_or_read_the_same_again(text: str) -> None:
     except (Invalid, Forbidden):
         return
     assert read_target(target.url) == target
-    assert isinstance(target, Target)
+    assert isinstance(target, CallTarget)
 
 
 class ChangingResolver(AbstractResolver):

@@ -14,6 +14,12 @@ def test_without_headers_there_are_no_options_but_the_flow() -> None:
     assert parse_options({}, PEER).flow == PEER
 
 
+def test_a_time_limit_is_read_and_anything_else_refused() -> None:
+    assert parse_options({"x-timelimit": "1m30s"}, PEER).time_limit_s == 90.0
+    with pytest.raises(Invalid, match="`X-Timelimit` must be a time"):
+        parse_options({"x-timelimit": "soon"}, PEER)
+
+
 @pytest.mark.parametrize(
     ("value", "priority"),
     [("high", 0), ("normal", 1), ("low", 2), (" High ", 0), ("NORMAL", 1)],

@@ -20,7 +20,7 @@ VARIES = re.compile(
 )
 
 # (greenlet, which SQLAlchemy needs, is loaded by structlog wherever it is installed.)
-LIBRARIES = {"sqlalchemy", "alembic", "asyncpg", "sqlite3", "redis", "argon2", "bcrypt", "jwt"}
+LIBRARIES = {"sqlalchemy", "alembic", "asyncpg", "sqlite3", "redis", "argon2", "bcrypt", "jwt", "mcp"}
 ALWAYS = {
     "appliance.accounts",
     "appliance.accounts.settings",

@@ -191,6 +191,30 @@ SHAPES: dict[tuple[str, str], Shape] = {
     ),
     ("GET", f"{_V1}/user"): Shape(answer=ref("UserAnswer")),
     ("DELETE", f"{_V1}/user"): Shape(answer=ref("Done")),
+    # ---- requests through the proxy
+    ("POST", f"{_V1}/gpu/proxy"): Shape(
+        shape(
+            {"protocol": {"enum": ["http", "https", "mcp", "openinference"]}, "target_url": TEXT},
+            {
+                "method": or_null(TEXT),
+                "headers": or_null(ANY_OBJECT),
+                "body": {},
+                "timeout": or_null(either(TEXT, NUMBER)),
+                "stream_response": or_null(YES_NO),
+                "follow": or_null(YES_NO),
+            },
+        ),
+        answer=shape(
+            {
+                "status_code": WHOLE,
+                "headers": ANY_OBJECT,
+                "body": {},
+                "duration": WHOLE,
+                "duration_ms": NUMBER,
+            },
+            {"body_encoding": TEXT, "outputs": listed(ANY_OBJECT)},
+        ),
+    ),
     # ---- credits and limits on spending
     ("GET", f"{_V1}/billing/credits"): Shape(answer=ref("Credits")),
     ("GET", f"{_V1}/billing/credits/sessions"): Shape(query=_LIMIT, answer=_list("sessions", "UsageSession")),

@@ -4,6 +4,7 @@ X-Request-Priority: high | normal | low   its priority in the queue, when all ba
 x-appliance-stay-local: 1                 own servers of the pool only: no overflow, no hosted API
 x-appliance-backend: NAME                 this backend only (operators)
 X-Conversation-Id: TEXT                   handed on to the engine
+X-Timelimit: 30s                          the whole response has to be there by then
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from appliance.base.errors import Invalid
+from appliance.base.time_limit import HEADER, parse_time_limit_s
 from appliance.engines.types import RequestOptions
 from appliance.front.pipeline.access import read_key
 
@@ -40,6 +42,8 @@ def parse_options(headers: dict[str, str], peer: str, *, must_stay_local: bool =
     key = read_key(headers)
     flow = hashlib.sha256(key.encode()).hexdigest()[:16] if key else peer
     options = _options(flow, priority, is_local_only, pin)
+    if HEADER in headers:
+        options = replace(options, time_limit_s=parse_time_limit_s(headers[HEADER]) or 0.0)
     if CONVERSATION in headers:  # not one of the cached: it is another one with each conversation
         return replace(options, header_lines=_render_conversation(headers[CONVERSATION]))
     return options

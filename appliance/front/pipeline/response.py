@@ -18,6 +18,8 @@ class Response:
         headers: Without Content-Type; names in the spelling to send.
         on_error: Renders a failure after the first piece as the last piece, in the dialect of the stream;
             None = the stream ends without one.
+        cuts_on_failure: After a failure the connection is cut, so that what was sent does not look whole: for
+            bodies in which no error can be said.
         heartbeat: Sent between pieces while there is nothing else to send, every HEARTBEAT_S; b"" = never.
     """
 
@@ -28,6 +30,7 @@ class Response:
     headers: list[tuple[str, str]] = field(default_factory=list)
     on_error: Callable[[ApplianceError], bytes] | None = None
     heartbeat: bytes = b""
+    cuts_on_failure: bool = False
 
     def render_failure(self, error: ApplianceError) -> bytes:
         """Render a failure of the stream as its last piece; b"" = none."""

@@ -344,7 +344,8 @@ class HttpServer:
 
         1. the stream ends    → done
         2. the client leaves  → client_left
-        3. a failure          → the dialect's error as the last piece; cut_off, or error where it is the first
+        3. a failure          → the dialect's error as the last piece; cut_off, or error as the first;
+                                the connection is cut where no error can be said in this body
         4. the server stops   → the same
         """
         pieces = response.pieces
@@ -365,7 +366,11 @@ class HttpServer:
         except ConnectionResetError:  # 2
             raise
         except Exception as error:  # 3
-            await web_response.write(response.render_failure(self.pipeline.fail_stream(error, request)))
+            failure = self.pipeline.fail_stream(error, request)
+            if response.cuts_on_failure and web_request.transport is not None:
+                web_request.transport.abort()
+                return web_response
+            await web_response.write(response.render_failure(failure))
         except asyncio.CancelledError:  # 4, or 2
             if not self._is_cut:
                 raise
