@@ -232,6 +232,8 @@ class HttpClient:
                 max_field_size=65_536,
                 read_bufsize=self._read_bytes,
             )
+            # Where the server closes without a response, aiohttp sends a PUT or DELETE again.
+            session._retry_connection = is_repeatable  # there is no public way
             self._sessions[is_repeatable, is_proxied] = session
         return session
 

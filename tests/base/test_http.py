@@ -47,6 +47,25 @@ async def test_only_repeatable_requests_use_kept_connections(is_repeatable: bool
         assert server.connections == connections
 
 
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "POST"])
+async def test_what_may_not_be_repeated_is_sent_once(method: str) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()  # done, and the answer is lost
+
+    async with RawServer(script) as server, HttpClient() as client:
+        with pytest.raises(BrokenResponse):
+            await client.open(
+                method,
+                server.address,
+                headers=[],
+                body=b"x",
+                is_repeatable=False,
+                connect_s=2.0,
+                first_byte_s=2.0,
+            )
+        assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize(
     ("answer", "closes", "kind", "phase", "text"),
     [
