@@ -442,24 +442,21 @@ def _is_missing(rental: Rental, now_ms: int, apart_ms: int) -> bool:
 def _seen(rental: Rental, instance: Instance, now_ms: int) -> Rental:
     """Note what the market shows.
 
-    The user pays from when it ran: by the market's clock where that lies between our last look, at which it
-    did not run, and now; else from now.
+    The user pays from when it ran: by the market's clock where that lies between an earlier look, at which
+    it did not run, and now; else from now. What the market asks of us is counted from the earlier look then,
+    since some tell when an instance was created, and not when it ran.
     """
     since = rental.last_seen_at or rental.create_called_at or rental.created_at
     told = instance.started_ms
     is_running = instance.state is InstanceState.RUNNING
     billed, supplied, clock = rental.billed_from, rental.supplied_from, rental.clock
     if is_running and billed is None and not rental.end_state:
-        if told is not None and since <= told <= now_ms:
+        if rental.last_seen_at is not None and told is not None and since <= told <= now_ms:
             billed, clock = told, "provider"
         else:
             billed, clock = now_ms, "ours"
-    if supplied is None:
-        begun = rental.create_called_at or rental.created_at
-        if told is not None and begun <= told <= now_ms:
-            supplied = told
-        elif is_running:
-            supplied = since if told is not None else now_ms
+    if is_running and supplied is None:
+        supplied = billed if clock == "provider" else since
     return replace(
         rental,
         last_seen_at=now_ms,

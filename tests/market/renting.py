@@ -12,8 +12,9 @@ from appliance.base.clock import FakeClock
 from appliance.base.rental_charges import Renter
 from appliance.base.tasks import Tasks
 from appliance.market.build import build_rentals
+from appliance.market.providers.contract import Provider
 from appliance.market.rental_types import Rental
-from appliance.market.service import RentalService
+from appliance.market.service import OfferFinder, RentalService
 from appliance.market.settings import MarketSettings
 from appliance.storage.database import Database, Transaction
 from tests.fakes.market import FakeMarket
@@ -50,6 +51,8 @@ class Renting:
         *,
         clock: FakeClock | None = None,
         markets: list[FakeMarket] | None = None,
+        providers: Mapping[str, Provider] | None = None,
+        finder: OfferFinder | None = None,
         limits: dict[str, int] | None = None,
         on_step: Callable[[], None] = lambda: None,
         strategy: str = "round_robin",
@@ -67,8 +70,8 @@ class Renting:
             self.settings,
             database,
             RentalMoney(self.wallets, self.quotas),
-            {market.name: market for market in self.markets},
-            self.markets[0],
+            providers or {market.name: market for market in self.markets},
+            finder or self.markets[0],
             clock=self.clock,
             tasks=tasks,
             strategy=lambda: strategy,
