@@ -9,7 +9,7 @@ export STATE_DIR
 
 ENGINE := tests/tools/container-engine
 QUICK := tests/base tests/downloads tests/engines tests/front tests/control tests/cli tests/host tests/models \
-    tests/accounts \
+    tests/accounts tests/admin \
     tests/test_names.py tests/test_docs.py
 # What takes longest there: random input of all sorts, clients that wait on purpose, commands against a whole appliance,
 # databases.
@@ -17,7 +17,7 @@ NOT_QUICK := tests/front/test_plain_chat.py tests/front/test_known_heads.py test
     tests/front/test_upstream_answers.py tests/front/test_hostile_clients.py tests/host/test_worker.py \
     tests/accounts/test_money_*.py tests/accounts/test_sessions.py tests/accounts/test_users.py \
     tests/accounts/test_changes.py tests/accounts/test_wallets.py tests/accounts/test_issued_keys.py \
-    tests/engines/test_kv_follower.py tests/downloads/test_hf.py tests/cli/test_ctl_*.py
+    tests/engines/test_kv_follower.py tests/downloads/test_hf.py tests/cli/test_ctl_*.py tests/admin/test_program.py
 SCRIPTS := $(shell find entrypoint.sh .ci shims examples etc/debian_llama_server tests/tools tests/image -type f -not -name '*.py*' \
     -exec awk 'FNR == 1 && /^\#!.*sh$$/ {print FILENAME}' {} + 2>/dev/null)
 

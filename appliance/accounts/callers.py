@@ -71,11 +71,6 @@ class Callers:
         self._static_keys = (tuple(client_keys), tuple(operator_keys), tuple(stay_local_keys))
         self._make_static()
 
-    @property
-    def version(self) -> object:
-        """Something that is equal as long as the same credential leads to the same actor."""
-        return self._snapshot.version, self._static_keys
-
     def admit(
         self, level: Level, headers: dict[str, str], peer: str, *, scope: str = "inference"
     ) -> Actor | None:

@@ -220,11 +220,6 @@ class RateLimits:
         self._lock = asyncio.Lock()
         self._failed_s = float("-inf")
 
-    @property
-    def is_redis_down(self) -> bool:
-        """Whether there is a Redis that did not answer last."""
-        return self._shared is not None and self.is_local
-
     # ---- admit
 
     def begin(self, actor: Actor, *, tokens: int = 0) -> RateAdmission | None:

@@ -83,10 +83,6 @@ class Snapshot:
         self.as_of_s = at_s
         self.valid_until_s = at_s + self._max_age_s
 
-    def is_stale(self) -> bool:
-        """Whether it is too old to admit anyone by it."""
-        return self._clock.now_s() > self.valid_until_s
-
     # ---- keys and users
 
     def put_user(self, user: UserFacts) -> None:

@@ -8,7 +8,7 @@ from appliance.accounts.callers import LOOPBACK, Callers, credentials
 from appliance.accounts.snapshot import KeyRow, Snapshot
 from appliance.accounts.tokens import AccessTokens
 from appliance.base.clock import FakeClock
-from appliance.base.errors import ApplianceError, Forbidden, Unauthenticated, Unavailable
+from appliance.base.errors import ApplianceError, Unauthenticated, Unavailable
 from tests.accounts.parts import SECRET, only_loopback
 
 CLIENT, OPERATOR, LOCAL = "client-key-1", "operator-key-1", "client-key-local"
@@ -250,24 +250,6 @@ def test_details_of_public_addresses_are_for_known_callers() -> None:
     world.clock.advance(10)
     assert not world.callers.knows({"x-api-key": key.text})
     assert not world.callers.knows({})
-
-
-def test_version_changes_with_what_is_known() -> None:
-    world = World()
-    before = world.callers.version
-    user = world.add_user()
-    world.add_user()
-    assert world.callers.version != before
-    before = world.callers.version
-    key = world.add_key(user)
-    assert world.callers.version != before
-    before = world.callers.version
-    world.admit("client", bearer=key.text)
-    assert world.callers.version == before
-    world.callers.apply(client_keys=["another-key"], operator_keys=[], stay_local_keys=[])
-    assert world.callers.version != before
-    with pytest.raises(Forbidden):
-        world.admit("account", bearer="another-key")
 
 
 def test_a_known_head_is_admitted_as_long_as_its_key_is_valid() -> None:

@@ -82,7 +82,7 @@ async def test_redis_that_is_killed_leaves_each_its_part(redis_server: RedisServ
         more = await asyncio.gather(*(admitted(limits, 100, chance) for limits in both))
         assert first == [20, 20]
         assert more == [30, 30]
-        assert all(limits.is_redis_down for limits in both)
+        assert all(limits.is_local for limits in both)
         redis_server.start()
         async with asyncio.timeout(10):
             while not (one.is_up and two.is_up):
@@ -90,7 +90,7 @@ async def test_redis_that_is_killed_leaves_each_its_part(redis_server: RedisServ
         clock.advance(2)
         for limits in both:
             await limits.sync()
-        assert not any(limits.is_redis_down for limits in both)
+        assert not any(limits.is_local for limits in both)
         # it came back empty: of this window it has forgotten the 40 that it had been told
         more = await asyncio.gather(*(admitted(limits, 100, chance) for limits in both))
         assert sum(more) <= 40 + 2 * 5

@@ -148,6 +148,19 @@ async def test_refusals_have_their_form_wherever_they_arise(http: httpx.AsyncCli
     assert (await http.put("/user", headers=mine)).status_code == 405
 
 
+async def test_requests_about_accounts_leave_no_receipt(http: httpx.AsyncClient, running: Running) -> None:
+    login = await log_in(http)
+    mine = bearer(login["tokens"]["access_token"])
+    await http.post("/auth/login", json={"email": ADA["email"], "password": "not the password"})
+    key = (await http.post("/auth/apikey", json={"name": "k"}, headers=mine)).json()["api_key"]
+    await http.post("/guardrails/record", json={"amount": 1}, headers=mine)
+    await http.put("/admin/prices", json=PRICES, headers={"x-api-key": OPERATOR})
+    sent = await http.post(running.base_url + "/v1/chat/completions", json=CHAT, headers={"x-api-key": key})
+    receipts = await http.get(running.base_url + "/receipts", headers={"x-api-key": OPERATOR})
+    kept = [(one["route"], one["status"]) for one in receipts.json()["receipts"]]
+    assert kept == [("/v1/chat/completions", sent.status_code)]
+
+
 async def test_no_secret_and_no_card_reaches_log_receipts_or_database(
     running: Running, http: httpx.AsyncClient, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

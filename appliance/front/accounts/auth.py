@@ -35,7 +35,7 @@ class AuthHandlers:
 
     def routes(self) -> list[Route]:
         """Return this group's addresses."""
-        public = partial(Route, ("POST",), dialect="market", access=Access.PUBLIC)
+        public = partial(Route, ("POST",), dialect="market", access=Access.PUBLIC, scope="")
         own = partial(Route, dialect="market", access=Access.ACCOUNT, scope="")  # handlers refuse API keys
         return [
             public(f"{BASE}/auth/register", self.register),

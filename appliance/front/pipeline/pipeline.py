@@ -251,6 +251,7 @@ class RequestPipeline:
         is_open_while_draining: bool,
     ) -> None:
         """Admit a request where there are accounts, in the same steps; keys are valid now, or refused."""
+        request.has_receipt = scope == "inference"
         headers, peer, known_caller = request.headers, request.peer, request.known_caller
         actor = accounts.admit_again(known_caller.keys) if known_caller is not None else None
         is_known = actor is not None
@@ -423,8 +424,8 @@ class RequestPipeline:
                 log.error("not_settled", id=request.id, error=repr(error), exc_info=error)
 
     def _keep(self, request: Request) -> None:
-        """Keep the receipt of a POST: polled addresses (health, metrics) would evict those that matter."""
-        if request.method == "POST":
+        """Keep the receipt of a POST; those of polled addresses and of logins would evict others."""
+        if request.method == "POST" and request.has_receipt:
             self.receipts.add(request.receipt)
 
     def _log(self, request: Request) -> None:

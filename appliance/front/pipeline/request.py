@@ -58,6 +58,7 @@ class Request:
         first_byte_s: Monotonic; 0 = nothing was sent yet.
         options: How it is routed; set by `RequestPipeline.admit`.
         has_log_line: Whether the pipeline writes its line of the access log; False: its interface logs it.
+        has_receipt: Whether a POST's receipt is kept; False: it is about an account. Set by `admit`.
         lifecycle: Counts and settles it; None = it is not accounted (tests).
         known_caller: Of the caller, where the connection has sent this head before; None = it has not.
         finish: How it ended, for the receipt: done, client_left, cut_off or error. Set by the server.
@@ -80,6 +81,7 @@ class Request:
     first_byte_s: float = 0.0
     options: RequestOptions = NO_OPTIONS
     has_log_line: bool = True
+    has_receipt: bool = True
     lifecycle: RequestLifecycle | None = None
     known_caller: KnownCaller | None = None
     finish: Finish = Finish.CLIENT_LEFT
