@@ -29,6 +29,7 @@ CLOSE_S = 0.2
 KEY_VARIABLES = ("VLLM_API_KEY", "LLAMA_API_KEY", "API_KEY")
 MODEL_OPTIONS = ("--served-model-name", "--alias", "--model", "-m", "-hf")
 PIECE_CHARACTERS = 12
+CONTEXT_TOKENS, SLOTS = 8192, 4  # of a simulated llama-server
 
 
 def served_model(instance: RentedInstance) -> str:
@@ -50,9 +51,11 @@ class SimulatedEngine:
         model: Its model's name; it answers to every name.
         key: Required of callers; "" = none.
         clock: The time of its answers.
+        is_llama: It has what llama-server has besides, and no embeddings.
     """
 
-    def __init__(self, model: str, *, key: str, clock: Clock) -> None:
+    def __init__(self, model: str, *, key: str, clock: Clock, is_llama: bool = False) -> None:
+        self._is_llama = is_llama
         self._model = model
         self._key = key
         self._clock = clock
@@ -69,12 +72,21 @@ class SimulatedEngine:
         for path in ("/health", "/ping"):
             app.router.add_get(path, self.health)
         app.router.add_get("/version", self.version)
+        if self._is_llama:
+            app.router.add_get("/props", self.props)
         app.on_response_prepare.append(_mark)
         return app
 
     async def health(self, request: web.Request) -> web.Response:
         """Say that it is ready."""
-        return web.Response()
+        return _json(200, {"status": "ok", "simulated": True})
+
+    async def props(self, request: web.Request) -> web.Response:
+        """Say what llama-server says of itself."""
+        if (refusal := self._refuse(request)) is not None:
+            return refusal
+        limits = {"default_generation_settings": {"n_ctx": CONTEXT_TOKENS}, "total_slots": SLOTS}
+        return _json(200, {**limits, "model_path": self._model, "build_info": "simulated"})
 
     async def version(self, request: web.Request) -> web.Response:
         """Say what it is."""
@@ -104,6 +116,8 @@ class SimulatedEngine:
         """Answer with the demo engine's embeddings."""
         if (refusal := self._refuse(request)) is not None:
             return refusal
+        if self._is_llama:
+            return _error(501, "this server does not support embeddings; start it with --embeddings")
         try:
             body = await read_body(request)
             return _json(200, render_embeddings(body, str(body.get("model") or self._model)))
@@ -187,7 +201,8 @@ class RentedEngines:
 
     async def _start(self, number: int, instance: RentedInstance) -> None:
         key = next((instance.environ[name] for name in KEY_VARIABLES if instance.environ.get(name)), "")
-        engine = SimulatedEngine(served_model(instance), key=key, clock=self._clock)
+        is_llama = "llama.cpp" in instance.facts.get("image", "") or "llama-server" in instance.onstart
+        engine = SimulatedEngine(served_model(instance), key=key, clock=self._clock, is_llama=is_llama)
         runner = web.AppRunner(engine.application(), access_log=None, shutdown_timeout=CLOSE_S)
         await runner.setup()
         self._runners[number] = runner
