@@ -9,10 +9,10 @@ from appliance.accounts.sessions import Sessions, session_to_json
 from appliance.accounts.users import Users
 from appliance.base.clock import Clock, format_rfc3339
 from appliance.storage.database import Database
-from appliance.storage.schema import audit, credits, usage, usage_quotas, wallets
+from appliance.storage.schema import audit, credits, gpu_usage, usage, usage_quotas, wallets
 
 MAX_ROWS: Final = 10_000  # of one table, the newest
-_TIMES: Final = {"at", "created_at", "updated_at", "reset_at", "period_end"}
+_TIMES: Final = {"at", "created_at", "updated_at", "reset_at", "period_end", "start_time", "end_time"}
 
 
 async def export_user(
@@ -22,7 +22,7 @@ async def export_user(
 
     Returns:
         `{user, api_keys, sessions, usage_quota, wallet, usage, credits, audit, gpu_usage, transactions,
-        exported_at}`; of usage and audit the newest 10000 rows.
+        exported_at}`; of usage, audit and gpu_usage the newest 10000 rows.
 
     Raises:
         NotFound: There is no such user.
@@ -44,7 +44,9 @@ async def export_user(
             database, credits, credits.c.client_id.in_(clients), newest=credits.c.created_at
         ),
         "audit": await _rows(database, audit, audit.c.subject_id == user_id, newest=audit.c.at),
-        "gpu_usage": [],
+        "gpu_usage": await _rows(
+            database, gpu_usage, gpu_usage.c.user_id == user_id, newest=gpu_usage.c.start_time
+        ),
         "transactions": [],
         "exported_at": format_rfc3339(clock.now_s(), fraction_digits=3),
     }

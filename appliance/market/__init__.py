@@ -5,6 +5,7 @@ Modules:
     billing_step: the money of one step of a rental.
     brake: limits of the operator, and reasons to stop launching.
     build: builds the parts that rent, and joins them.
+    candidates: offers that may be taken, and the rows of rentals that take them.
     launches: from an order to a row, from a row to what its market is asked to start.
     listings: what each market lists, asked for once for all.
     loads: how busy rented instances are.
@@ -23,4 +24,5 @@ Modules:
     settings: MARKET, the markets' keys, and what may be rented; always imported.
     sweep: compares what markets list with the rentals.
     types: what markets offer, what is launched, what runs there, and how a market says that it does not know.
+    upkeep: rounds in the background, replacements, the start and the end of a process.
 """

@@ -1,5 +1,6 @@
 """Whether a renter may rent; the rows, and what is held for them, are written in the same transaction."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Final, TypeVar
@@ -17,6 +18,7 @@ from appliance.storage.database import Transaction
 
 log = get_logger("market")
 ResultT = TypeVar("ResultT")
+RECLAIM_S: Final = 0.25  # in which other processes give back what they were asked for
 WORDS: Final = {
     "credits": "Your credits do not suffice",
     "spending_limit": "A limit on your spending does not allow it",
@@ -39,11 +41,19 @@ class RentalAdmission:
         market: What holds for all.
         payments: Wallets.
         limits: What the operator allows.
+        pause: Waits so many seconds.
     """
 
     def __init__(
-        self, store: RentalStore, market: MarketStore, payments: RentalPayments, limits: LaunchLimits
+        self,
+        store: RentalStore,
+        market: MarketStore,
+        payments: RentalPayments,
+        limits: LaunchLimits,
+        *,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        self._pause = pause
         self._store = store
         self._market = market
         self._payments = payments
@@ -112,6 +122,8 @@ class RentalAdmission:
                 raise
             try:
                 await self._payments.reclaim(renter.wallet_id)
+                if self._store.database.can_listen:
+                    await self._pause(RECLAIM_S)
             except ApplianceError as error:
                 log.info("credits_not_reclaimed", reason=error.message)
                 raise exc from None

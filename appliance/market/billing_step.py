@@ -28,6 +28,13 @@ def renter_of(rental: Rental) -> Renter:
     return Renter(rental.user_id or "", rental.wallet_id, rental.key_id or "")
 
 
+def is_hold_low(rental: Rental, now_ms: int) -> bool:
+    """Whether a wallet did not have what a running rental needs for the next minutes."""
+    if rental.state != "ready":
+        return False
+    return rental.held_musd < wanted_hold(rental, now_ms, ahead_ms=LOW_MS)
+
+
 async def bring_money_up(
     transaction: Transaction, payments: RentalPayments, step: RentalStep, now_ms: int
 ) -> RentalStep:

@@ -8,6 +8,7 @@ from appliance.base.money import parse_musd
 from appliance.base.tasks import Tasks
 from appliance.market.admission import RentalAdmission
 from appliance.market.brake import LaunchLimits
+from appliance.market.candidates import OfferFinder, RentalCandidates
 from appliance.market.listings import Listings
 from appliance.market.market_store import MarketStore
 from appliance.market.money import RentalPayments
@@ -16,9 +17,10 @@ from appliance.market.providers.contract import Provider
 from appliance.market.rental_store import RentalStore
 from appliance.market.rental_work import JoinedServers, RentalEvents, RentalWork
 from appliance.market.reservations import Pause, Reservations
-from appliance.market.service import OfferFinder, RentalService
+from appliance.market.service import RentalService
 from appliance.market.settings import MarketSettings
 from appliance.market.sweep import Sweep
+from appliance.market.upkeep import RentalUpkeep
 from appliance.storage.database import Database
 
 LEAST_LEASE_MS = 30_000
@@ -72,8 +74,10 @@ def build_rentals(
     market = MarketStore(database, clock, store.owner)
     listings = Listings(providers, market)
     work = RentalWork(store, market, payments, listings, events=events, joined=joined, on_step=on_step)
-    admission = RentalAdmission(store, market, payments, limits_of(settings))
+    admission = RentalAdmission(store, market, payments, limits_of(settings), pause=pause)
     choice = OfferChoice(strategy)
     reservations = Reservations(work, admission, choice, pause=pause)
     sweep = Sweep(work, market, payments, listings)
-    return RentalService(settings, work, admission, reservations, sweep, finder, choice, tasks, pause=pause)
+    candidates = RentalCandidates(settings, market, listings, finder)
+    upkeep = RentalUpkeep(settings, work, admission, reservations, sweep, candidates, tasks, pause=pause)
+    return RentalService(settings, work, admission, reservations, sweep, candidates, choice, upkeep, tasks)

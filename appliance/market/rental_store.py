@@ -222,6 +222,17 @@ class RentalStore:
         where = f"{LIVE} AND (:provider = '' OR provider = :provider)"
         return await self.select(where, {"provider": provider})
 
+    async def without_payer(self) -> list[str]:
+        """Return the rentals that go on though their user was deleted."""
+
+        async def read(transaction: Transaction) -> Rows:
+            return await transaction.execute(
+                "SELECT r.id FROM rentals r JOIN wallets w ON w.id = r.wallet_id "
+                "WHERE r.next_look_at IS NOT NULL AND r.end_state = '' AND w.state = 'closed' ORDER BY r.id"
+            )
+
+        return [row.id for row in await self.database.run(read, is_read_only=True)]
+
     async def of_reservation(self, transaction: Transaction, reservation_id: str) -> list[Rental]:
         """Return the rentals of a reservation, locked, in the order of their ids."""
         rows = await transaction.execute(

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from appliance.base.errors import Unavailable
 from appliance.base.logs import get_logger
-from appliance.market.billing_step import bring_money_up
+from appliance.market.billing_step import bring_money_up, is_hold_low
 from appliance.market.launches import launch_of, offer_of
 from appliance.market.listings import Listings, reason_of
 from appliance.market.market_store import MarketStore
@@ -246,9 +246,18 @@ class RentalWork:
         before, step = await self.store.database.run(change)
         self.on_step()
         await self.tell(step)
+        if is_hold_low(step.rental, self.store.now_ms()):
+            await self._reclaim(step.rental)
         if step.is_started is False:
             self._failed_starts.append(replace(step.rental, secrets=before.secrets))
         return step
+
+    async def _reclaim(self, rental: Rental) -> None:
+        """Ask for what processes do not use of a wallet: the next look holds more."""
+        try:
+            await self.payments.reclaim(rental.wallet_id)
+        except Unavailable as exc:
+            log.info("credits_not_reclaimed", reason=exc.message)
 
     async def write(self, transaction: Transaction, before: Rental, step: RentalStep) -> RentalStep:
         """Write a step of a row that is locked, its money and its events."""

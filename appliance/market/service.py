@@ -4,8 +4,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
-from functools import partial
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from appliance.base.errors import ApplianceError, Conflict, Invalid, NotFound
 from appliance.base.logs import get_logger
@@ -15,20 +14,17 @@ from appliance.base.tasks import Tasks
 from appliance.market.admission import RentalAdmission
 from appliance.market.billing_step import renter_of
 from appliance.market.brake import UNKNOWN_MS
+from appliance.market.candidates import RentalCandidates
 from appliance.market.launches import (
     check_order,
-    new_rental,
     order_digest,
-    order_of,
-    replacement_of,
     same_or_better,
 )
 from appliance.market.listings import Listings
 from appliance.market.loads import InstanceLoads
 from appliance.market.market_store import MarketStore
-from appliance.market.money import first_hold
 from appliance.market.offer_choice import OfferChoice
-from appliance.market.rental_rules import MAX_START_TRIES, RentalEvent, RentalStep, ask_end
+from appliance.market.rental_rules import RentalEvent, RentalStep
 from appliance.market.rental_store import RentalStore, RentalTurn, ReservationRow
 from appliance.market.rental_types import (
     MAX_RESERVED,
@@ -41,11 +37,12 @@ from appliance.market.rental_types import (
     SweepReport,
 )
 from appliance.market.rental_work import RentalWork
-from appliance.market.reservations import Pause, Reservations
+from appliance.market.reservations import Reservations
 from appliance.market.settings import MarketSettings
 from appliance.market.sweep import Sweep
 from appliance.market.types import MarketRefused, MarketUnknown, Offer, OfferFilter, OfferGone
-from appliance.storage.database import ConstraintViolated, StoreUnavailable, Transaction
+from appliance.market.upkeep import RentalUpkeep
+from appliance.storage.database import ConstraintViolated, Transaction
 
 log = get_logger("market")
 ResultT = TypeVar("ResultT")
@@ -60,18 +57,6 @@ _NAMED: Final = (
 )
 
 
-class OfferFinder(Protocol):
-    """Where offers are found."""
-
-    async def find(self, wanted: OfferFilter, *, provider: str = "", limit: int) -> list[Offer]:
-        """Return what could be rented, with the prices that customers pay, cheapest first.
-
-        Raises:
-            MarketUnknown: No market answers.
-        """
-        ...
-
-
 class RentalService:
     """All rentals, for one process. `user_id` None = an operator asks, about anybody's.
 
@@ -81,10 +66,10 @@ class RentalService:
         admission: Lets them begin.
         reservations: Makes several at once.
         sweep: Compares listings.
-        finder: Where offers are found.
-        choice: Which of them are taken.
-        tasks: What runs in the background.
-        pause: Waits so many seconds.
+        candidates: Which offers may be taken.
+        choice: In which order they are.
+        upkeep: What is done in the background.
+        tasks: Where work goes on whose caller leaves.
     """
 
     def __init__(
@@ -94,11 +79,10 @@ class RentalService:
         admission: RentalAdmission,
         reservations: Reservations,
         sweep: Sweep,
-        finder: OfferFinder,
+        candidates: RentalCandidates,
         choice: OfferChoice,
+        upkeep: RentalUpkeep,
         tasks: Tasks,
-        *,
-        pause: Pause = asyncio.sleep,
     ) -> None:
         self._settings = settings
         self._work = work
@@ -108,89 +92,15 @@ class RentalService:
         self._admission = admission
         self._reservations = reservations
         self._sweep = sweep
-        self._finder = finder
+        self._candidates = candidates
         self._choice = choice
+        self._upkeep = upkeep
         self._tasks = tasks
-        self._pause = pause
-        self._opening = asyncio.Lock()
+        self.start = upkeep.start
+        self.open = upkeep.open
+        self.round = upkeep.round
+        self.close = upkeep.close
         self.instance_loads = InstanceLoads()
-
-    # ---- in the background
-
-    def start(self) -> None:
-        """Begin to work; a database that is down is tried again each round.
-
-        Each market has its own round, so that one that does not answer delays no other.
-        """
-        for name in self._listings.providers:
-            self._tasks.every(ROUND_S, partial(self._look_at, name), name=f"market_{name}")
-        self._tasks.every(ROUND_S, self._round_of_all, name="market")
-        self._tasks.every(ROUND_S, self._sweep_if_due, name="market_sweep")
-
-    async def open(self) -> None:
-        """Read what holds for all; take over what a process before has left, where it was the only one."""
-        await self._market.open()
-        if self._store.database.kind == "sqlite":
-            await self._store.release_all()
-            await self._reservations.give_back_abandoned(is_alone=True)
-
-    async def round(self) -> None:
-        """Do all that is due: reservations that were left, rentals, listings."""
-        await self._round_of_all()
-        await self._look_at("")
-        await self._replace_failed()
-        await self._sweep_if_due()
-
-    async def _round_of_all(self) -> None:
-        try:
-            await self._ensure_open()
-            await self._reservations.give_back_abandoned()
-            await self._replace_failed()
-        except StoreUnavailable as exc:
-            log.info("market_waits", reason=exc.reason)
-
-    async def _replace_failed(self) -> None:
-        await asyncio.gather(*(self._replace(rental) for rental in self._work.take_failed_starts()))
-
-    async def _look_at(self, name: str) -> None:
-        try:
-            await self._ensure_open()
-            await self._work.look(name)
-        except StoreUnavailable as exc:
-            log.info("market_waits", reason=exc.reason)
-
-    async def _sweep_if_due(self) -> None:
-        try:
-            await self._ensure_open()
-            await self._sweep.work_if_due()
-        except StoreUnavailable as exc:
-            log.info("market_waits", reason=exc.reason)
-
-    async def _ensure_open(self) -> None:
-        async with self._opening:
-            if not self._market.install_id:
-                await self.open()
-
-    async def close(self) -> None:
-        """Leave all rentals to their leases, or destroy them (RENT_ON_SHUTDOWN=destroy)."""
-        if self._settings.rent_on_shutdown != "destroy":
-            return
-        try:
-            if not await self._market.other_replicas():
-                await self._destroy_all()
-        except StoreUnavailable as exc:
-            log.error("rentals_left", reason=exc.reason)
-
-    async def _destroy_all(self) -> None:
-        for rental in await self._store.live():
-            await self._ask_end(rental.id, "shutdown")
-        end_ms = self._store.now_ms() + round(SHUTDOWN_S * 1000)
-        while left := await self._store.live():
-            await self._work.look()
-            if self._store.now_ms() >= end_ms:
-                log.error("rentals_left", rentals=[rental.id for rental in left])
-                return
-            await self._pause(1.0)
 
     async def _unbroken(self, work: Coroutine[Any, Any, ResultT], name: str) -> ResultT:
         """Wait for work that goes on where the caller leaves."""
@@ -229,10 +139,10 @@ class RentalService:
             Unavailable: Launching is stopped.
         """
         self._check(offer, order)
-        await self._ensure_open()
+        await self._upkeep.ensure_open()
         digest = order_digest(order, offer.provider, offer.id)
         rental = replace(
-            self._new(renter, offer, order, same_or_better(offer), offer.provider),
+            self._candidates.rental(renter, offer, order, same_or_better(offer), offer.provider),
             idempotency_key=idempotency_key[:200] or None,
             request=digest,
         )
@@ -271,21 +181,6 @@ class RentalService:
         if not (0 <= offer.price_musd_per_h <= MAX_MUSD and 0 <= offer.supply_musd_per_h <= MAX_MUSD):
             raise Invalid("The offer has no price that can be paid. Choose another one.", param="id")
 
-    def _new(
-        self, renter: Renter, offer: Offer, order: RentOrder, replacement: OfferFilter, provider: str
-    ) -> Rental:
-        return new_rental(
-            renter,
-            offer,
-            order,
-            self._settings,
-            install_id=self._market.install_id,
-            clock=self._store.clock,
-            held_musd=first_hold(offer.price_musd_per_h, offer.prepaid_hours, order.max_cost_musd),
-            replacement=replacement,
-            replacement_provider=provider,
-        )
-
     async def destroy(self, provider: str, name: str, *, user_id: str | None) -> Rental:
         """End a rental; repeated, nothing more happens. It goes on until the market says that it is gone.
 
@@ -300,20 +195,9 @@ class RentalService:
         rental = await self.get(provider, name, user_id=user_id)
         if not rental.is_live:
             return rental
-        await self._ask_end(rental.id, "asked")
+        await self._upkeep.ask_end(rental.id, "asked")
         await self._unbroken(self._work.work_on(rental.id), "rental_destroy")
         return await self.get(provider, rental.id, user_id=user_id)
-
-    async def _ask_end(self, rental_id: str, reason: str) -> None:
-        async def change(transaction: Transaction) -> None:
-            rental = await self._store.lock(transaction, rental_id)
-            if rental is not None:
-                ending = ask_end(rental, "gone", reason, self._store.now_ms())
-                await self._store.write(transaction, ending)
-
-        self._work.on_step()
-        await self._store.database.run(change)
-        self._work.on_step()
 
     async def get(self, provider: str, name: str, *, user_id: str | None) -> Rental:
         """Return a rental; see `destroy`."""
@@ -421,47 +305,6 @@ class RentalService:
             raise Conflict("This rental has no instance yet.", code="rental_not_created")
         return await self._listings.find(provider).logs(rental.contract_id, max_bytes=max_bytes)
 
-    async def _replace(self, rental: Rental) -> None:
-        """Rent another offer in the place of an instance that did not start; nothing is raised."""
-        found = replacement_of(rental)
-        if found is None or rental.start_tries >= MAX_START_TRIES:
-            return
-        wanted, provider = found
-        try:
-            offers = await self._offers(wanted, provider)
-            offers = [one for one in offers if not one.prepaid_hours or rental.prepaid_hours]
-            if not offers:
-                log.warning("rental_not_replaced", rental=rental.id, reason="there is no such offer")
-                return
-            renter = renter_of(rental)
-            other = replace(
-                self._new(renter, offers[0], order_of(rental), wanted, provider),
-                replaces=rental.id,
-                start_tries=rental.start_tries + 1,
-                reservation_id=rental.reservation_id,
-            )
-
-            async def change(transaction: Transaction) -> list[Rental]:
-                return await self._admission.admit(transaction, renter, [other])
-
-            [owned] = await self._admission.run(renter, change)
-            await self._work.continue_with(owned, RentalTurn(owned.id, owned.turn))
-        except ApplianceError as exc:
-            log.warning("rental_not_replaced", rental=rental.id, reason=exc.message)
-
-    async def _offers(self, wanted: OfferFilter, provider: str) -> list[Offer]:
-        """Return the offers that may be taken, cheapest first; machines that failed lately are left out."""
-        name = self._listings.find(provider).name if provider else ""
-        avoided = await self._market.avoided()
-        offers = await self._finder.find(wanted, provider=name, limit=MAX_OFFERS)
-        return [
-            one
-            for one in offers
-            if one.is_available
-            and one.provider in self._listings.providers
-            and (one.provider, one.machine_id) not in avoided
-        ]
-
     # ---- several at once
 
     async def reserve(
@@ -487,12 +330,12 @@ class RentalService:
         if not 1 <= count <= MAX_RESERVED:
             raise Invalid(f"Count must be between 1 and {MAX_RESERVED}", param="count")
         check_order(order, self._settings)
-        await self._ensure_open()
+        await self._upkeep.ensure_open()
         digest = order_digest(order, count, wanted, provider, is_partial)
         key = idempotency_key[:200]
         if key and (known := await self._known_reservation(renter, key)) is not None:
             return await self._repeated(known, digest)
-        ordered = self._choice.order(await self._offers(wanted, provider))
+        ordered = self._choice.order(await self._candidates.offers(wanted, provider))
         if len(ordered) < count and not (is_partial and ordered):
             fields = {"requested": count, "available": len(ordered)}
             raise Invalid(
@@ -501,7 +344,9 @@ class RentalService:
                 code="too_few_offers",
                 details={"error_fields": fields},
             )
-        rentals = [self._new(renter, offer, order, wanted, provider) for offer in ordered[:count]]
+        rentals = [
+            self._candidates.rental(renter, offer, order, wanted, provider) for offer in ordered[:count]
+        ]
         row, owned, is_new = await self._once(
             lambda: self._reservations.begin(
                 renter, rentals, count=count, is_partial=is_partial, idempotency_key=key, request=digest
@@ -553,7 +398,7 @@ class RentalService:
             if not count:
                 continue
             try:
-                offers = iter(self._choice.order(await self._offers(wanted, market)))
+                offers = iter(self._choice.order(await self._candidates.offers(wanted, market)))
             except ApplianceError as exc:
                 result.errors.append(f"{market}: {exc.message}")
                 continue

@@ -12,9 +12,10 @@ from appliance.base.clock import FakeClock
 from appliance.base.rental_charges import Renter
 from appliance.base.tasks import Tasks
 from appliance.market.build import build_rentals
+from appliance.market.candidates import OfferFinder
 from appliance.market.providers.contract import Provider
 from appliance.market.rental_types import Rental
-from appliance.market.service import OfferFinder, RentalService
+from appliance.market.service import RentalService
 from appliance.market.settings import MarketSettings
 from appliance.storage.database import Database, Transaction
 from tests.fakes.market import FakeMarket
@@ -64,12 +65,13 @@ class Renting:
         guardrails = Guardrails(database, self.clock, lambda _: limits or {})
         self.wallets = Wallets(database, self.clock, "r1", guardrails=guardrails)
         self.quotas = RequestQuotas(database, self.clock)
+        self.payments = RentalMoney(self.wallets, self.quotas)
         self.events = Events()
         self.settings = MarketSettings(**settings)
         self.service: RentalService = build_rentals(
             self.settings,
             database,
-            RentalMoney(self.wallets, self.quotas),
+            self.payments,
             providers or {market.name: market for market in self.markets},
             finder or self.markets[0],
             clock=self.clock,

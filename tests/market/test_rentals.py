@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from appliance.accounts.wallets import Wallets
 from appliance.base.errors import (
     ApplianceError,
     Conflict,
@@ -451,6 +452,33 @@ async def test_a_wallet_that_is_empty_ends_its_rental(database: Database) -> Non
         assert 300_000 <= ended.charged_musd == ended.cost_musd <= 500_000
         assert (await renting.wallets.find("w1")).used_musd == ended.charged_musd
         await renting.check_ended()
+
+
+async def test_a_deleted_users_rentals_end(renting: Renting) -> None:
+    rental = await create(renting)
+    await renting.live_on(60)
+    await renting.wallets.set_state("w1", "closed")
+    await renting.live_on(60)
+    ended = await renting.one(rental.id)
+    assert (ended.state, ended.end_reason) == ("gone", "user_deleted")
+    assert ended.charged_musd == ended.cost_musd > 0
+    await renting.check_ended()
+
+
+async def test_what_others_set_aside_and_do_not_use_is_asked_for(database: Database) -> None:
+    async with Tasks() as tasks:
+        renting = Renting(database, tasks)
+        renting.market.add_offers(1)
+        await renting.open(dollars=1)
+        other = Wallets(database, renting.clock, "r2")
+        await other.lease("w1", least_musd=900_000, want_musd=900_000, most_musd=900_000)
+
+        async def reclaim(wallet_id: str) -> None:
+            await other.give_back(wallet_id, 900_000)
+
+        renting.payments.reclaim = reclaim  # type: ignore[method-assign]
+        assert (await create(renting)).state == "starting"
+        await renting.check_money()
 
 
 async def test_a_ceiling_is_told_before_and_never_passed(renting: Renting) -> None:
