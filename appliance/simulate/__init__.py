@@ -14,6 +14,7 @@ Modules:
     ionet: io.net's API for containers.
     ionet_rows: how io.net describes deployments and their containers.
     ionet_stock: the hardware and the locations that io.net offers.
+    loopback: which hosts are this machine alone.
     novita: Novita's OpenAI-compatible API.
     program: the verb: its command line, its output, its signals.
     rented_engines: the engine that answers on each instance that runs.

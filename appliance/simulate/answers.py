@@ -59,6 +59,11 @@ class TwinRefusal(Exception):
         self.answer = TwinAnswer(body, status, headers or {})
 
 
+def is_simulated_key(header: str, *, prefix: str = "") -> bool:
+    """Whether a header has a key that says that it is simulated: a real one never works at a stand-in."""
+    return header.startswith(prefix) and "simulated" in header
+
+
 Handler = Callable[[TwinRequest], Awaitable[TwinAnswer]]
 
 

@@ -10,7 +10,7 @@ from appliance.base import jsons
 from appliance.base.errors import Invalid
 from appliance.base.money import round_up, shorten, to_dollars
 from appliance.engines.backends.demo_reply import render_embeddings
-from appliance.simulate.answers import TwinAnswer, TwinRefusal, TwinRequest, TwinRoute
+from appliance.simulate.answers import TwinAnswer, TwinRefusal, TwinRequest, TwinRoute, is_simulated_key
 from appliance.simulate.faults import Faults
 from appliance.simulate.rented_engines import SimulatedEngine, list_events, stream_events
 from appliance.simulate.twin_clock import TwinClock
@@ -64,9 +64,9 @@ class NovitaService:
         ]
 
     def check_key(self, headers: Mapping[str, str]) -> None:
-        """Refuse another key than KEY."""
-        if headers.get("Authorization", "") != f"Bearer {KEY}":
-            text = f"invalid api key (simulated: the key is {KEY!r})"
+        """Refuse a key that does not say that it is simulated."""
+        if not is_simulated_key(headers.get("Authorization", ""), prefix="Bearer "):
+            text = f"invalid api key (simulated: it has the word `simulated`, as {KEY!r})"
             raise TwinRefusal(401, self.error_body(401, "invalid_api_key", text))
 
     def error_body(self, status: int, code: str, text: str) -> Any:

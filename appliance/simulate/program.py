@@ -2,15 +2,14 @@
 
 import argparse
 import asyncio
-import ipaddress
 import signal
 import sys
-from contextlib import suppress
 from typing import Any
 
 from appliance.base import jsons, logs
 from appliance.base.errors import Invalid
 from appliance.base.money import parse_musd, shorten
+from appliance.simulate.loopback import is_loopback
 from appliance.simulate.stripe_webhooks import check_url
 from appliance.simulate.twin import SERVICES, Twin, TwinOptions, running_twin
 
@@ -69,15 +68,6 @@ def read_options(options: argparse.Namespace, parser: argparse.ArgumentParser) -
         speed=options.speed,
         stripe_webhook=webhook,
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is an address of this machine alone."""
-    if host == "localhost":
-        return True
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
 
 
 async def _serve(wanted: TwinOptions, options: argparse.Namespace) -> None:

@@ -4,13 +4,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 from aiohttp import web
 
 from appliance.base import jsons
+from appliance.base.money import shorten
 from appliance.simulate.answers import TwinAnswer, TwinRefusal, TwinRequest, TwinRoute, TwinService
 from appliance.simulate.faults import KINDS, Fault, Faults, Phase
+from appliance.simulate.loopback import is_loopback
 from appliance.simulate.rented_engines import MARK
 from appliance.simulate.twin_clock import TwinClock
 
@@ -64,6 +66,8 @@ class TwinServer:
     async def _mark(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
+        if (reason := _why_foreign(request)) is not None:
+            return self._error(403, "forbidden", reason)
         try:
             return await handler(request)
         except web.HTTPException as exc:  # such as a body that is too large
@@ -175,6 +179,23 @@ class TwinServer:
                     status, "no_such_ask", "no_such_ask: it is not available (a simulated fault)."
                 )
         return self._error(status, "server_error", "a simulated fault")
+
+
+def _why_foreign(request: web.Request) -> str | None:
+    """Return why a request is refused: a page of another site sent it, or a foreign name led here."""
+    if not is_loopback(_host_of(f"http://{request.host}")):
+        return f"simulated: {shorten(request.host)} is no name of this machine"
+    origin = request.headers.get("Origin")
+    if origin is not None and not is_loopback(_host_of(origin)):
+        return f"simulated: pages of {shorten(origin)} may not call"
+    return None
+
+
+def _host_of(origin: str) -> str:
+    try:
+        return urlsplit(origin).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _is_later_page(request: web.Request) -> bool:

@@ -15,7 +15,14 @@ from appliance.base import jsons
 from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError, Invalid, NotFound
 from appliance.base.money import shorten
-from appliance.simulate.answers import Handler, TwinAnswer, TwinRefusal, TwinRequest, TwinRoute
+from appliance.simulate.answers import (
+    Handler,
+    TwinAnswer,
+    TwinRefusal,
+    TwinRequest,
+    TwinRoute,
+    is_simulated_key,
+)
 from appliance.simulate.faults import Faults
 from appliance.simulate.stripe_cards import CARDS, DECLINES, find_card
 from appliance.simulate.stripe_forms import nest, read_metadata, read_whole, read_word
@@ -96,9 +103,9 @@ class StripeService:
         ]
 
     def check_key(self, headers: Mapping[str, str]) -> None:
-        """Refuse another key than KEY."""
-        if headers.get("Authorization", "") != f"Bearer {KEY}":
-            text = f"Invalid API Key provided (simulated: the key is {KEY!r})"
+        """Refuse a key that does not say that it is simulated."""
+        if not is_simulated_key(headers.get("Authorization", ""), prefix="Bearer "):
+            text = f"Invalid API Key provided (simulated: it has the word `simulated`, as {KEY!r})"
             raise TwinRefusal(401, self.error_body(401, "", text))
 
     def error_body(self, status: int, code: str, text: str) -> Any:

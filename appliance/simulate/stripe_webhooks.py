@@ -3,9 +3,7 @@
 import asyncio
 import hashlib
 import hmac
-import ipaddress
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +15,7 @@ from appliance.base.http import HttpClient
 from appliance.base.logs import get_logger
 from appliance.base.money import shorten
 from appliance.simulate.faults import Faults
+from appliance.simulate.loopback import is_loopback
 
 log = get_logger("simulate")
 RETRIES_S = (10, 60, 300, 1800, 7200, 21_600, 43_200, 86_400, 86_400)  # 3 days in all, as Stripe's
@@ -62,10 +61,7 @@ def check_url(url: str) -> str:
         Invalid: It is none; a simulation sends nothing elsewhere.
     """
     parts = urlsplit(url)
-    is_own = parts.hostname == "localhost"
-    with suppress(ValueError):
-        is_own = is_own or ipaddress.ip_address(parts.hostname or "").is_loopback
-    if parts.scheme not in ("http", "https") or not is_own:
+    if parts.scheme not in ("http", "https") or not is_loopback(parts.hostname or ""):
         text = f"Invalid URL {shorten(url)}: the simulation sends events to addresses of this machine alone"
         raise Invalid(text, param="url")
     return url
@@ -195,6 +191,4 @@ class Webhooks:
 
 def _why_not(address: str) -> str:
     """Return why events may not go to an address; "" = they may."""
-    with suppress(ValueError):
-        return "" if ipaddress.ip_address(address).is_loopback else "it is no address of this machine"
-    return "it is no address"
+    return "" if is_loopback(address) else "it is no address of this machine"

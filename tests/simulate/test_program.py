@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from appliance.simulate.program import is_loopback
+from appliance.simulate.loopback import is_loopback
 from tests.simulate.calls import KEYS, ORDER
 
 COMMAND = (sys.executable, "-m", "appliance", "simulate")

@@ -236,3 +236,35 @@ async def test_a_wrong_key_is_refused(call: Calls) -> None:
     reply = await call("vast", "GET", "/api/v1/instances/", headers={"Authorization": "Bearer other"})
     assert (reply.status, reply.json["error"]) == (401, "auth_error")
     assert reply.headers["X-Simulated"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:1"}, 200),
+        ({"Host": "[::1]:1"}, 200),
+        ({"Host": "rebound.example.com"}, 403),
+        ({"Host": "["}, 403),
+        ({"Host": ""}, 403),
+        ({"Host": "127.0.0.1@example.com"}, 403),
+        ({"Origin": "http://127.0.0.1:8080"}, 200),
+        ({"Origin": "https://example.com"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
+    ],
+)
+async def test_pages_of_other_sites_may_not_call(call: Calls, headers: dict[str, str], status: int) -> None:
+    for path in ("/_truth", "/api/v1/instances/"):
+        assert (await call("vast", "GET", path, headers=headers)).status == status
+
+
+async def test_a_key_needs_its_scheme(call: Calls) -> None:
+    headers = {"Authorization": "vastai-simulated-key"}
+    assert (await call("vast", "GET", "/api/v1/instances/", headers=headers)).status == 401
+
+
+@pytest.mark.parametrize("key", ["simulated", "vastai-simulated-key", "my own simulated one"])
+async def test_a_key_that_says_simulated_is_taken(call: Calls, key: str) -> None:
+    headers = {"Authorization": f"Bearer {key}"}
+    assert (await call("vast", "GET", "/api/v1/instances/", headers=headers)).status == 200
