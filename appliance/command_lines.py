@@ -65,7 +65,7 @@ def _support(parser: argparse.ArgumentParser) -> None:
 
 def _simulate(parser: argparse.ArgumentParser) -> None:
     for name, service in SIMULATED.items():
-        text = f"serve {service} on this port; 0 = any free one"
+        text = f"the stand-in for {service} on this port; 0 = any free one"
         parser.add_argument(f"--{name}", type=int, nargs="?", const=0, metavar="PORT", help=text)
     parser.add_argument("--host", default="127.0.0.1", help="a loopback address (127.0.0.1)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON: urls, ports, environ")

@@ -182,30 +182,30 @@ class RentedEngines:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._runners: dict[int, web.AppRunner] = {}
+        self._runners: dict[tuple[int, int], web.AppRunner] = {}  # by (instance, when it began to run)
         self._turn = asyncio.Lock()
 
     async def follow(self, instances: Iterable[RentedInstance]) -> None:
         """Start the engines of those that run, stop the others."""
         async with self._turn:
-            running = {each.id: each for each in instances if each.stage is Stage.RUNNING}
-            for number in [each for each in self._runners if each not in running]:
-                await self._runners.pop(number).cleanup()
-            for number, instance in running.items():
-                if number not in self._runners:
+            running = {(each.id, each.stage_ms): each for each in instances if each.stage is Stage.RUNNING}
+            for run in [each for each in self._runners if each not in running]:
+                await self._runners.pop(run).cleanup()
+            for run, instance in running.items():
+                if run not in self._runners:
                     try:
-                        await self._start(number, instance)
+                        await self._start(run, instance)
                     except OSError as exc:  # no port, no file: tried again with the next look
-                        log.error("engine_not_started", instance=number, reason=describe_os_error(exc))
-                        await self._runners.pop(number).cleanup()
+                        log.error("engine_not_started", instance=run[0], reason=describe_os_error(exc))
+                        await self._runners.pop(run).cleanup()
 
-    async def _start(self, number: int, instance: RentedInstance) -> None:
+    async def _start(self, run: tuple[int, int], instance: RentedInstance) -> None:
         key = next((instance.environ[name] for name in KEY_VARIABLES if instance.environ.get(name)), "")
         is_llama = "llama.cpp" in instance.facts.get("image", "") or "llama-server" in instance.onstart
         engine = SimulatedEngine(served_model(instance), key=key, clock=self._clock, is_llama=is_llama)
         runner = web.AppRunner(engine.application(), access_log=None, shutdown_timeout=CLOSE_S)
         await runner.setup()
-        self._runners[number] = runner
+        self._runners[run] = runner
         instance.addresses = []
         for port in instance.ports[:MAX_PORTS]:
             await web.TCPSite(runner, LOOPBACK, 0).start()

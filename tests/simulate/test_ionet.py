@@ -132,3 +132,58 @@ async def test_too_little_money_rents_nothing(call: Calls, twin: Twin) -> None:
     reply = await io(call, "POST", "/deploy", {**DEPLOY, "duration_hours": 8000})
     assert (reply.status, reply.json["detail"]) == (402, "Insufficient balance")
     assert twin.truth()["live"] == 0
+
+
+async def test_its_faults_show_in_what_really_runs(call: Calls, twin: Twin) -> None:
+    def live() -> int:
+        return twin.truth()["live"]
+
+    await call.fault(service="ionet", kind="no_such_ask", status=409)
+    assert ((await io(call, "POST", "/deploy", DEPLOY)).status, live()) == (409, 0)
+    await call.fault(service="ionet", kind="create_500_done")
+    assert ((await io(call, "POST", "/deploy", DEPLOY)).status, live()) == (500, 1)
+    (row,) = (await io(call, "GET", "/deployments")).json["data"]["deployments"]
+    path = f"/deployment/{row['id']}"
+    await call.fault(service="ionet", kind="clock_off", seconds=300)
+    (off,) = (await io(call, "GET", "/deployments")).json["data"]["deployments"]
+    assert (row["created_at"], off["created_at"]) == ("2027-01-15T08:00:00.000Z", "2027-01-15T08:05:00.000Z")
+    for kind, status in (("destroy_fails", 500), ("destroy_lies", 200)):
+        await call.fault(service="ionet", kind=kind)
+        assert ((await io(call, "DELETE", path)).status, live()) == (status, 1)
+    await call.fault(service="ionet", kind="exits")
+    await twin.advance(60)
+    assert (await io(call, "GET", path)).json["data"]["status"] == "failed"
+    await call.fault(service="ionet", kind="page_2_fails")
+    assert (await io(call, "GET", "/deployments", params={"page": "2"})).status == 500
+    assert (await io(call, "DELETE", path)).status == 200
+    assert live() == 0
+
+
+async def test_a_stuck_deployment_never_runs(call: Calls, twin: Twin) -> None:
+    await call.fault(service="ionet", kind="stuck_loading")
+    number = await deploy(call)
+    await twin.advance(100_000)
+    detail = (await io(call, "GET", f"/deployment/{number}")).json["data"]
+    assert (detail["status"], detail["compute_minutes_served"]) == ("deployment requested", 0)
+
+
+async def test_each_container_has_an_engine_of_its_own(call: Calls, twin: Twin) -> None:
+    config = {**DEPLOY["container_config"], "replica_count": 3}
+    number = await deploy(call, gpus_per_container=1, container_config=config)
+    await twin.advance(30)
+    workers = (await io(call, "GET", f"/deployment/{number}/containers")).json["data"]["workers"]
+    assert len({worker["public_url"] for worker in workers}) == 3
+    for worker in workers:
+        models = await call("", "GET", f"{worker['public_url']}/v1/models")
+        assert models.json["data"][0]["id"] == "m"
+
+
+async def test_changed_variables_start_the_containers_anew(call: Calls, twin: Twin) -> None:
+    number = await deploy(call)
+    await twin.advance(30)
+    reply = await io(call, "PATCH", f"/deployment/{number}", {"env_variables": {"MODEL": "other"}})
+    assert reply.json["status"] == "deployment requested"
+    await twin.advance(30)
+    (worker,) = (await io(call, "GET", f"/deployment/{number}/containers")).json["data"]["workers"]
+    models = await call("", "GET", f"{worker['public_url']}/v1/models")
+    assert models.json["data"][0]["id"] == "other"

@@ -5,6 +5,7 @@ import json
 import aiohttp
 import pytest
 
+from appliance.simulate import rented_engines
 from appliance.simulate.fleet import MAX_ENDED, MAX_LIVE, RentedInstance, Stage
 from appliance.simulate.twin import Twin
 from tests.simulate.calls import ORDER, Calls
@@ -51,6 +52,34 @@ async def test_an_engine_ends_with_its_instance(call: Calls, twin: Twin) -> None
     assert (await call("vast", "DELETE", f"/api/v0/instances/{number}/", {})).json == {"success": True}
     with pytest.raises(aiohttp.ClientError):
         await call("", "GET", url)
+
+
+async def test_an_instance_that_starts_anew_has_a_new_engine(call: Calls, twin: Twin) -> None:
+    number = await call.rent()
+    await twin.advance(30)
+    (before,) = twin.truth()["services"]["vast"]["instances"]
+    await call("vast", "PUT", f"/api/v0/instances/{number}/", {"state": "stopped"})
+    assert twin.truth()["services"]["vast"]["instances"][0]["engines"] == []
+    await call("vast", "PUT", f"/api/v0/instances/{number}/", {"state": "running"})
+    twin.clock.advance(30)  # no one looks while it loads
+    await twin.settle()
+    (after,) = twin.truth()["services"]["vast"]["instances"]
+    assert (after["status"], len(after["engines"])) == ("running", 1)
+    with pytest.raises(aiohttp.ClientError):
+        await call("", "GET", f"{before['engines'][0]}/health")
+    assert (await call("", "GET", f"{after['engines'][0]}/health")).status == 200
+
+
+async def test_an_engine_without_a_port_is_tried_again(
+    call: Calls, twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await call.rent()
+    monkeypatch.setattr(rented_engines, "LOOPBACK", "192.0.2.1")  # no address of this machine
+    await twin.advance(30)
+    assert twin.truth()["services"]["vast"]["instances"][0]["engines"] == []
+    monkeypatch.undo()
+    await twin.settle()
+    assert len(twin.truth()["services"]["vast"]["instances"][0]["engines"]) == 1
 
 
 async def test_disk_is_billed_from_creation_gpu_from_running(call: Calls, twin: Twin) -> None:
