@@ -11,6 +11,7 @@ Modules:
     base: settings, errors, logs, tasks, connections, metrics.
     build: builds the parts that appliance and sidecar have in common.
     build_accounts: builds and opens the accounts.
+    build_market: builds and opens renting of GPUs.
     build_models: builds the model manager.
     build_proxy: builds the proxy of POST /api/v1/gpu/proxy.
     build_ui: builds the web UI.
@@ -33,6 +34,7 @@ Modules:
     lifecycle: the state of the process, from start to end.
     machine: the results of `prepare`, the worker's port, the worker.
     market: renting GPUs from markets; loaded only with MARKET=1.
+    market_status: what is shown of rented GPUs in status and metrics.
     model_files: takes in model files that came or changed.
     models: models that run here: table, scheduler, processes.
     parts: the parts of a running appliance.

@@ -1,5 +1,6 @@
 """What an appliance with accounts shows of them: in /healthz, /health and the metrics."""
 
+from collections.abc import Callable
 from typing import Any
 
 from appliance.base.clock import Clock
@@ -25,6 +26,11 @@ class AccountStatus:
         self._pipeline = pipeline
         self._clock = clock
         self._started_s = started_s
+        self._more: list[Callable[[], dict[str, dict[str, Any]]]] = []
+
+    def add_checks(self, read: Callable[[], dict[str, dict[str, Any]]]) -> None:
+        """Show checks of another part, too."""
+        self._more.append(read)
 
     def checks(self) -> dict[str, dict[str, Any]]:
         """Return the `checks` of /healthz and /health: `database`, and `redis` where there is one.
@@ -38,6 +44,8 @@ class AccountStatus:
             checks["database"] |= {"total_connections": connections[0], "idle_connections": connections[1]}
         if redis is not None:
             checks["redis"] = _check(redis.is_up, redis.reason)
+        for read in self._more:
+            checks |= read()
         return checks
 
     def figures(self) -> AccountFigures:

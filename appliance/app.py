@@ -65,6 +65,8 @@ async def running(
         await stack.enter_async_context(appliance.tasks)
         if settings.accounts.accounts:
             await open_users(appliance, stack)
+        if settings.market.market:
+            await open_renting(appliance, stack)
         await open_models(appliance, stack)  # 1
         await appliance.services.open(stack)  # 2
         await appliance.fleet.wait_first_probes()
@@ -149,13 +151,33 @@ async def open_users(appliance: Appliance, stack: AsyncExitStack) -> None:
         accounts, appliance.pipeline, clock=appliance.clock, started_s=appliance.started_s
     )
     appliance.metrics.use_accounts(view.figures)
-    if appliance.settings.market.market:
-        from appliance.build_proxy import build_proxy
 
-        appliance.proxy = build_proxy(
-            appliance.settings, accounts.database, clock=appliance.clock, tasks=appliance.tasks
-        )
-        stack.push_async_callback(appliance.proxy.close)
+
+async def open_renting(appliance: Appliance, stack: AsyncExitStack) -> None:
+    """Open renting of GPUs and the proxy, which need accounts (the settings' checks make sure of them)."""
+    from appliance.build_market import open_market  # loaded with MARKET=1 alone
+    from appliance.build_proxy import build_proxy
+
+    assert appliance.accounts is not None
+    assert appliance.account_status is not None
+    appliance.market = market = await open_market(
+        appliance.settings.market,
+        appliance.accounts,
+        stack,
+        clock=appliance.clock,
+        tasks=appliance.tasks,
+        strategy=lambda: appliance.router.strategy,
+    )
+    appliance.account_status.add_checks(market.status.checks)
+    appliance.metrics.use_market(market.status.figures)
+    appliance.proxy = build_proxy(
+        appliance.settings,
+        appliance.accounts.database,
+        clock=appliance.clock,
+        tasks=appliance.tasks,
+        instances=market.addresses,
+    )
+    stack.push_async_callback(appliance.proxy.close)
 
 
 async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:

@@ -15,12 +15,11 @@ from appliance.base.settings import InvalidSettings, Problem
 FILE: Final = Path(".env")
 PORT: Final = "8080"
 RENAMED: Final = {"SERVER_HOST": "PROXY_HOST", "SERVER_PORT": "PROXY_PORT"}
-DEFAULTS: Final = {"ACCOUNTS": "1", "REGISTRATION": "open", "GRPC_PORT": "9090"}
+DEFAULTS: Final = {"ACCOUNTS": "1", "REGISTRATION": "open", "GRPC_PORT": "9090", "MARKET": "1"}
 # Of later versions, or of the original alone.
 NO_EFFECT: Final = re.compile(
-    r"MARKET|ENVIRONMENT|REDIS_MIN_IDLE_CONNS|LOG_FILE|AISERVE_LOG_FILE|SYSLOG_\w+|"
-    r"(VASTAI|IONET)_API_KEY(_FILE)?|GPU_(API_TIMEOUT|ALLOW_START_WITHOUT_PROVIDERS|PREFERRED_BACKEND)|"
-    r"STRIPE_\w+|AFTERDARK_\w+|CRYPTO_\w+|RENT_\w+|BUY(ING|_\w+)"
+    r"ENVIRONMENT|REDIS_MIN_IDLE_CONNS|LOG_FILE|AISERVE_LOG_FILE|SYSLOG_\w+|"
+    r"STRIPE_\w+|AFTERDARK_\w+|CRYPTO_\w+|BUY(ING|_\w+)"
 )
 _LINE: Final = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=(.*)")
 _QUOTED: Final = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)')\s*(?:#.*)?""")
@@ -48,7 +47,8 @@ def read_environ(environ: Mapping[str, str], path: Path = FILE) -> GpuproxyEnvir
     1. a variable of the environment, however empty        → as it is
     2. else a line of the file                             → that
     3. else SERVER_HOST, SERVER_PORT under our names       → that; the port is 8080 where neither is set
-    4. else what these programs switch on                  → accounts, and registration
+    4. else what these programs switch on                  → accounts, registration, and renting where there
+       are accounts
 
     Args:
         environ: As os.environ.
@@ -67,7 +67,7 @@ def read_environ(environ: Mapping[str, str], path: Path = FILE) -> GpuproxyEnvir
         values["GRPC_HOST"] = values["PROXY_HOST"]
     for name, default in DEFAULTS.items():
         if not values.get(name):
-            values[name] = default
+            values[name] = values["ACCOUNTS"] if name == "MARKET" else default
     unused = sorted(name for name, value in values.items() if value and NO_EFFECT.fullmatch(name))
     return GpuproxyEnviron({name: values[name] for name in values if name not in unused}, tuple(unused))
 

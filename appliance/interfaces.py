@@ -78,6 +78,7 @@ def build_front(appliance: Appliance) -> HttpServer:
             set_strategy=appliance.fleet.set_strategy,
             manager=manager,
             may_see_details=pipeline.may_see_details,
+            rented_loads=appliance.market.service.loads if appliance.market is not None else None,
             account_checks=shown.checks if (shown := appliance.account_status) is not None else dict,
         ),
         ui.handlers if ui is not None else None,
@@ -106,6 +107,20 @@ def build_front(appliance: Appliance) -> HttpServer:
     return server
 
 
+def _market_groups(appliance: Appliance) -> list[RouteGroup]:
+    """Return the groups of the markets; [] = MARKET is off, and nothing of them is imported."""
+    market, accounts, proxy = appliance.market, appliance.accounts, appliance.proxy
+    if market is None or accounts is None or proxy is None:
+        return []
+    from appliance.front.market.groups import build_market_groups
+    from appliance.front.market.proxy import ProxyHandlers
+
+    renting = build_market_groups(
+        market.search, market.service, accounts.database, appliance.clock, count=market.status.count
+    )
+    return [*renting, ProxyHandlers(proxy)]
+
+
 def _account_groups(appliance: Appliance) -> list[RouteGroup]:
     """Return the groups of accounts; [] = there are no accounts, and nothing of them is imported."""
     accounts = appliance.accounts
@@ -115,15 +130,6 @@ def _account_groups(appliance: Appliance) -> list[RouteGroup]:
 
     money = accounts.money
     return build_groups(accounts.identity, money.store, file_prices=lambda: money.file_prices)
-
-
-def _market_groups(appliance: Appliance) -> list[RouteGroup]:
-    """Return the groups of the markets; [] = MARKET is off, and nothing of them is imported."""
-    if appliance.proxy is None:
-        return []
-    from appliance.front.market.proxy import ProxyHandlers
-
-    return [ProxyHandlers(appliance.proxy)]
 
 
 def _is_operator(pipeline: RequestPipeline, headers: dict[str, str], peer: str) -> bool:

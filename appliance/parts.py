@@ -35,6 +35,7 @@ from appliance.settings import Settings, download_dir
 if TYPE_CHECKING:  # its libraries are loaded only with ACCOUNTS=1
     from appliance.account_status import AccountStatus
     from appliance.build_accounts import Accounts
+    from appliance.build_market import Market
     from appliance.market.proxy.service import GpuProxy
 
 log = get_logger("appliance")
@@ -49,6 +50,7 @@ class Appliance:
         lines: The latest lines of the log, for the control API.
         accounts: Who calls, and what it costs; None = there are no accounts (ACCOUNTS=0).
         account_status: What is shown of them; None as for `accounts`.
+        market: Rents GPUs; None = it does not (MARKET=0).
         manager: Runs the models of this machine; None = none can be run here, or it is not open yet.
         library: The details of the files of those models; None as for `manager`.
         no_models: Reports that no models are run here; None = `manager` runs them, or nothing is open yet.
@@ -92,6 +94,7 @@ class Appliance:
         self.accounts: Accounts | None = None
         self.account_status: AccountStatus | None = None
         self.proxy: GpuProxy | None = None
+        self.market: Market | None = None
         self.manager: ModelManager | None = None
         self.no_models: NoModels | None = None
         self.library: ModelLibrary | None = None

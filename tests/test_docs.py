@@ -10,6 +10,7 @@ import pytest
 
 from appliance.base.balancing import STRATEGIES
 from appliance.base.metrics.accounts import AccountFigures
+from appliance.base.metrics.market import MarketFigures
 from appliance.base.metrics.registry import Metrics
 from appliance.downloads.sources.table import SOURCES
 from appliance.engines.dialects.table import DIALECTS
@@ -95,6 +96,7 @@ def test_every_metric_of_the_appliance_is_described() -> None:
     assert metrics.router  # its families appear at first use
     every = AccountFigures(is_redis_up=True, connections=(1, 1), snapshot_age_s=1.0)
     metrics.use_accounts(lambda: every)  # with ACCOUNTS=1
+    metrics.use_market(lambda: MarketFigures(age_s=0.0))  # with MARKET=1
     families = [family.name + "_total" * (family.type == "counter") for family in metrics.registry.collect()]
     assert len(families) > 40
     assert [name for name in families if not re.search(rf"`{name}[`{{]", text)] == []

@@ -8,7 +8,7 @@ from appliance.base.settings import InvalidSettings
 from appliance.gpuproxy_environ import read_env_file, read_environ
 from appliance.settings import load
 
-BASE = {"PROXY_PORT": "8080", "ACCOUNTS": "1", "REGISTRATION": "open", "GRPC_PORT": "9090"}
+BASE = {"PROXY_PORT": "8080", "ACCOUNTS": "1", "REGISTRATION": "open", "GRPC_PORT": "9090", "MARKET": "1"}
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,11 @@ BASE = {"PROXY_PORT": "8080", "ACCOUNTS": "1", "REGISTRATION": "open", "GRPC_POR
         ({"SERVER_PORT": "1"}, "SERVER_PORT=2", BASE | {"PROXY_PORT": "1"}),
         ({"PROXY_PORT": "3"}, "SERVER_PORT=2", BASE | {"PROXY_PORT": "3"}),
         ({"PORT": "4"}, "", BASE | {"PORT": "4", "PROXY_PORT": "4"}),
-        ({"ACCOUNTS": "0", "REGISTRATION": "off"}, "", BASE | {"ACCOUNTS": "0", "REGISTRATION": "off"}),
+        (
+            {"ACCOUNTS": "0", "REGISTRATION": "off"},
+            "",
+            BASE | {"ACCOUNTS": "0", "MARKET": "0", "REGISTRATION": "off"},
+        ),
         ({"DB_NAME": ""}, "DB_NAME=x", BASE | {"DB_NAME": ""}),
     ],
 )
@@ -47,11 +51,15 @@ def test_what_has_no_effect_is_named_and_left_out(tmp_path: Path) -> None:
     assert found.without_effect == (
         "AFTERDARK_API_KEY",
         "CRYPTO_ENABLED",
-        "MARKET",
         "STRIPE_SECRET_KEY",
-        "VASTAI_API_KEY",
     )
-    assert found.values == {"GPU_MODE": "off", "LOG_FILE": "", **BASE, "GRPC_PORT": "9191"}
+    assert found.values == {
+        "GPU_MODE": "off",
+        "LOG_FILE": "",
+        "VASTAI_API_KEY": "v",
+        **BASE,
+        "GRPC_PORT": "9191",
+    }
 
 
 @pytest.mark.parametrize(
@@ -118,10 +126,11 @@ SYSLOG_ENABLED=false
 """
     )
     found = read_environ({"STATE_DIR": str(tmp_path)}, path)
-    assert len(found.without_effect) == 5
+    assert len(found.without_effect) == 4
     settings, problems = load(found.values)
     assert settings is not None
-    assert [str(problem) for problem in problems] == []
+    assert [problem.variable for problem in problems] == ["MARKET"]  # no market has a key
+    assert not problems[0].is_fatal
     assert (settings.front.proxy_port, settings.storage.db_max_conns) == (8080, 200)
     assert settings.accounts.registration == "open"
 

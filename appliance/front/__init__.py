@@ -9,7 +9,7 @@ Modules:
     inner_calls: calls of the addresses from inside the process.
     lora: addresses of LoRA adapters.
     manager: addresses of the models that run on this machine.
-    market: GPUs of markets, and requests through the proxy; with MARKET=1 only.
+    market: offers and rentals of GPUs, requests through the proxy; with MARKET=1 only.
     ollama: Ollama's dialect.
     openai: OpenAI's dialect.
     openapi: the description of the API, and its page.

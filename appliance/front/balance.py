@@ -3,12 +3,13 @@
 For compatibility, see docs/compatibility.md.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs
 
 from appliance.base.clock import Clock, format_rfc3339
-from appliance.base.errors import Invalid, NotFound
+from appliance.base.errors import ApplianceError, Invalid, NotFound
 from appliance.engines.router import Router
 from appliance.engines.types import BackendState
 from appliance.front.manager.objects import health_checks
@@ -32,6 +33,7 @@ class BalanceHandlers:
         set_strategy: Changes the strategy of all pools; raises Invalid for an unknown one.
         manager: The models that this appliance runs itself; None = none.
         may_see_details: Whether a caller (headers, address) sees all of /health.
+        rented_loads: Returns the loads of rented instances by their ids; None = there are none.
         account_checks: Returns the checks of database and Redis, by name; {} = there are no accounts.
     """
 
@@ -43,10 +45,12 @@ class BalanceHandlers:
         set_strategy: Callable[[str], None],
         manager: ModelManagerApi | None = None,
         may_see_details: Callable[[dict[str, str], str], bool] = lambda headers, peer: True,
+        rented_loads: Callable[[], Awaitable[dict[str, dict[str, Any]]]] | None = None,
         account_checks: Callable[[], dict[str, dict[str, Any]]] = dict,
     ) -> None:
         self._may_see_details = may_see_details
         self._account_checks = account_checks
+        self._rented_loads = rented_loads
         self._router = router
         self._manager = manager
         self._clock = clock
@@ -120,13 +124,13 @@ class BalanceHandlers:
         return json_response({"strategy": name, "message": "Load balancing strategy updated"})
 
     async def loads(self, request: Request) -> Response:
-        """Show the load of every backend: `{strategy, count, loads: {name: load}}`."""
-        states = self._router.states()
+        """Show the load of every backend and rented GPU: `{strategy, count, loads: {name: load}}`."""
+        loads = await self._loads()
         return json_response(
             {
                 "strategy": self._router.strategy,
-                "count": len(states),
-                "loads": {state.name: _load(state) for state in states},
+                "count": len(loads),
+                "loads": loads,
             }
         )
 
@@ -139,10 +143,17 @@ class BalanceHandlers:
                 param="instance_id",
                 code="missing_required_parameter",
             )
-        for state in self._router.states():
-            if state.name == name:
-                return json_response(_load(state))
+        if (found := (await self._loads()).get(name)) is not None:
+            return json_response(found)
         raise NotFound(f"There is no backend {name[:200]!r}.", code="no_such_backend")
+
+    async def _loads(self) -> dict[str, dict[str, Any]]:
+        """Return the load of all backends, and of rented instances where the database tells them."""
+        rented: dict[str, dict[str, Any]] = {}
+        if self._rented_loads is not None:
+            with suppress(ApplianceError):
+                rented = await self._rented_loads()
+        return {**rented, **{state.name: _load(state) for state in self._router.states()}}
 
 
 def _detail(state: BackendState, now_s: float) -> dict[str, Any]:

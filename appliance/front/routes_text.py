@@ -64,19 +64,24 @@ SIDECAR: tuple[type[RouteGroup], ...] = (
 )
 
 
-def main_sections(*, has_accounts: bool = True) -> list[tuple[str, list[Route]]]:
+def main_sections(
+    *, has_accounts: bool = True, has_market: bool | None = None
+) -> list[tuple[str, list[Route]]]:
     """Return the addresses of the HTTP port as (title, routes).
 
     Args:
         has_accounts: With those that are served with ACCOUNTS=1 only.
+        has_market: With those that are served with MARKET=1 only; None = as `has_accounts`.
     """
     sections = SECTIONS
     if has_accounts:
         from appliance.front.accounts.groups import SECTIONS as ACCOUNTS  # loads the database's libraries
-        from appliance.front.market.proxy import ProxyHandlers
 
-        market = ("Requests through the proxy (MARKET=1)", (ProxyHandlers,))
-        sections = (*sections[:1], *ACCOUNTS, market, *sections[1:])
+        sections = (*sections[:1], *ACCOUNTS, *sections[1:])
+    if has_accounts if has_market is None else has_market:
+        from appliance.front.market.groups import SECTIONS as MARKET
+
+        sections = (*sections, *MARKET)
     return [(title, join_routes(*without_parts(groups))) for title, groups in sections]
 
 
@@ -84,9 +89,10 @@ def served_sections(routes: Sequence[Route]) -> list[tuple[str, list[Route]]]:
     """Return those addresses of the HTTP port that a server has, as (title, routes)."""
     served = {(route.methods, route.path) for route in routes}
     has_accounts = any(route.access is Access.ACCOUNT for route in routes)
+    has_market = any(route.scope == "market" for route in routes)
     return [
         (title, [route for route in group if (route.methods, route.path) in served])
-        for title, group in main_sections(has_accounts=has_accounts)
+        for title, group in main_sections(has_accounts=has_accounts, has_market=has_market)
     ]
 
 

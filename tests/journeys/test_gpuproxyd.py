@@ -55,6 +55,8 @@ class Folder:
             "SERVER_PORT": f"{self.port}    # as the example has comments",
             "GRPC_PORT": str(free_port()),
             "VASTAI_API_KEY": "your-vast-ai-api-key",
+            "VASTAI_API_URL": "http://127.0.0.1:9",  # no market listens there
+            "ENVIRONMENT": "development",
             "JWT_SECRET": SECRET,
             "STATE_DIR": str(folder / "state"),
             "MACHINE_ID_PATH": str(folder / "machine-id"),
@@ -170,7 +172,7 @@ def test_the_readmes_commands_work_word_for_word(folder: Folder) -> None:
         key = match[1] if (match := re.search(r"^Key: (.+)$", said, re.M)) else key
     folder.start()
     assert f"127.0.0.1:{folder.port}" in folder.log
-    assert "aiserve-gpuproxyd: without effect in this version: VASTAI_API_KEY\n" in folder.log
+    assert "aiserve-gpuproxyd: without effect in this version: ENVIRONMENT\n" in folder.log
     assert folder.chat(key) == 200
     assert folder.chat("apk_unknownn_" + "x" * 43) == 401
     # while it serves: on SQLite over its control API, on PostgreSQL on the database

@@ -21,6 +21,12 @@ VARIES = re.compile(
 
 # (greenlet, which SQLAlchemy needs, is loaded by structlog wherever it is installed.)
 LIBRARIES = {"sqlalchemy", "alembic", "asyncpg", "sqlite3", "redis", "argon2", "bcrypt", "jwt", "mcp"}
+ALWAYS_OF_MARKET = {
+    "appliance.base.metrics.market",
+    "appliance.market",
+    "appliance.market.settings",
+    "appliance.settings_market",
+}
 ALWAYS = {
     "appliance.accounts",
     "appliance.accounts.settings",
@@ -46,6 +52,24 @@ def test_a_serving_process_loads_nothing_of_accounts(spawn: Spawn) -> None:
     assert {name for name in loaded if name.partition(".")[0] in LIBRARIES} == set()
     ours = {name for name in loaded if name.startswith(("appliance.accounts", "appliance.storage"))}
     assert ours == ALWAYS
+    assert {name for name in loaded if "market" in name} == ALWAYS_OF_MARKET
+
+
+def test_with_accounts_alone_nothing_of_the_markets_is_loaded(spawn: Spawn) -> None:
+    process = spawn(
+        PYTHONPROFILEIMPORTTIME="1",
+        ACCOUNTS="1",
+        JWT_SECRET="a-secret-of-tests-that-is-long-enough-0123456789",
+    )
+    with urllib.request.urlopen(f"{process.base_url}/openapi.json", timeout=20) as response:
+        assert not [path for path in json.load(response)["paths"] if "/gpu/" in path]
+    loaded = {
+        line.rpartition("|")[2].strip()
+        for line in process.text().splitlines()
+        if line.startswith("import time:")
+    }
+    assert "appliance.build_accounts" in loaded
+    assert {name for name in loaded if "market" in name} == ALWAYS_OF_MARKET
 
 
 async def _raw(running: Running, path: str, body: dict[str, Any]) -> bytes:

@@ -15,6 +15,7 @@ from appliance.base.metrics.accounts import AccountFigures, AccountMetrics
 from appliance.base.metrics.exposition_write import EOF_LINE
 from appliance.base.metrics.histogram import PlainHistogram
 from appliance.base.metrics.latencies import Latencies
+from appliance.base.metrics.market import MarketFigures, MarketMetrics
 from appliance.base.metrics.models import RouterMetrics
 from appliance.base.metrics.tallies import CounterFamily, HistogramFamily, PlainCounter
 
@@ -171,6 +172,14 @@ class Metrics:
             read: Returns what is known of them; called when the page is read.
         """
         self.registry.register(AccountMetrics(read, self.requests, self.request_seconds))
+
+    def use_market(self, read: Callable[[], MarketFigures]) -> None:
+        """Show the families of renting, too, where GPUs are rented.
+
+        Args:
+            read: Returns what is known of them; called when the page is read.
+        """
+        self.registry.register(MarketMetrics(read))
 
     def render(self, *, openmetrics: bool = False) -> bytes:
         """Render all families in Prometheus' text format, or in OpenMetrics without `# EOF`."""

@@ -350,6 +350,59 @@ SCHEMAS: dict[str, Schema] = {
             "gpu_hour_markup_percent": WHOLE,
         },
     ),
+    "GpuOffer": shape(
+        {
+            **dict.fromkeys(("id", "provider", "gpu_name", "location"), TEXT),
+            **dict.fromkeys(("vram_gb", "cpu_cores", "ram_gb", "storage_gb", "price_per_hour"), NUMBER),
+            "gpu_count": WHOLE,
+            "available": YES_NO,
+            "specifications": ANY_OBJECT,
+        }
+    ),
+    "Rental": shape(
+        {
+            **dict.fromkeys(("id", "contract_id", "provider", "instance_id", "state", "gpu_name"), TEXT),
+            **dict.fromkeys(("vram_gb", "price_per_hour", "cost", "held"), NUMBER),
+            **dict.fromkeys(("created_at", "lease_ends_at", "start_deadline_at"), TEXT),
+            **dict.fromkeys(("address", "model", "end_reason", "alarm", "last_error"), TEXT),
+            **dict.fromkeys(("ended_at", "reservation_id", "replaces"), or_null(TEXT)),
+            "gpu_count": WHOLE,
+        }
+    ),
+    "RentedInstance": shape(
+        {**dict.fromkeys(("contract_id", "provider", "instance_id", "state"), TEXT), "rental": ref("Rental")}
+    ),
+    "RentConfig": shape(
+        None,
+        {
+            **dict.fromkeys(("image", "onstart", "model"), TEXT),
+            **dict.fromkeys(("disk_gb", "lease_s", "longest_s"), NUMBER),
+            "env": {"type": "object", "additionalProperties": TEXT},
+            "ports": listed({"type": "integer", "minimum": 1, "maximum": 65_535}),
+            "command": listed(TEXT),
+            "max_cost": either(NUMBER, TEXT),
+        },
+    ),
+    "OfferFilters": shape(
+        None,
+        {
+            **dict.fromkeys(("min_vram", "max_price", "reliability"), NUMBER),
+            **dict.fromkeys(("gpu_model", "location", "provider"), TEXT),
+            "min_gpus": WHOLE,
+            "verified": YES_NO,
+        },
+    ),
+    "MarketState": shape(
+        {
+            **dict.fromkeys(("install_id", "frozen_reason", "frozen_by"), TEXT),
+            "frozen": YES_NO,
+            "failed_starts": WHOLE,
+            "paused_until": or_null(TEXT),
+            "unknown_since": ANY_OBJECT,
+            "credit": ANY_OBJECT,
+            "alarms": listed(shape(dict.fromkeys(("kind", "subject", "since", "message"), TEXT))),
+        }
+    ),
     "AuditRow": shape(
         {
             "id": TEXT,

@@ -69,6 +69,8 @@ _PASSWORD: Schema = {"type": "string", "minLength": 1, "maxLength": 1024}
 _NEW_USER = {"email": TEXT, "password": _PASSWORD, "name": TEXT}
 _LIMIT = {"limit": _whole(1, 1000)}
 _BEFORE = {"before": {"type": "string", "description": "`next` of the page before"}}
+_RENTED = f"{_V1}/gpu/instances/{{provider}}/{{id}}"
+_RENTALS: dict[str, Schema] = {"live": {"enum": ["0", "1"]}, **_LIMIT}
 _PRICES = shape({"prices": listed(ref("PriceRow"))})
 
 SHAPES: dict[tuple[str, str], Shape] = {
@@ -297,4 +299,64 @@ SHAPES: dict[tuple[str, str], Shape] = {
         query={"subject": TEXT, "actor": TEXT, "action": TEXT, **_LIMIT, **_BEFORE},
         answer=_list("audit", "AuditRow", is_paged=True),
     ),
+    # ---- renting GPUs
+    ("GET", f"{_V1}/gpu/instances"): Shape(
+        query={
+            **dict.fromkeys(("provider", "gpu_model", "location"), TEXT),
+            **dict.fromkeys(("min_vram", "max_price", "reliability"), NUMBER),
+            "min_gpus": _whole(0, 1000),
+            "verified": YES_NO,
+        },
+        answer=shape(
+            {"instances": listed(ref("GpuOffer")), "count": WHOLE, "provider": TEXT},
+            {"errors": listed(shape({"provider": TEXT, "message": TEXT}))},
+        ),
+    ),
+    ("POST", f"{_RENTED}"): Shape(
+        ref("RentConfig"), is_body_optional=True, answer=ref("RentedInstance"), statuses=(201,)
+    ),
+    ("GET", f"{_RENTED}"): Shape(answer=ref("Rental")),
+    ("DELETE", f"{_RENTED}"): Shape(
+        answer=shape({"message": TEXT, "rental": ref("Rental")}), statuses=(200, 202)
+    ),
+    ("POST", f"{_RENTED}/renew"): Shape(shape({"seconds": NUMBER}), answer=ref("Rental")),
+    ("GET", f"{_RENTED}/logs"): Shape(query={"bytes": _whole(1, 1_048_576)}, answer=None, others=(PLAIN,)),
+    ("POST", f"{_V1}/gpu/instances/batch"): Shape(
+        shape(
+            None,
+            {
+                "vastai_count": WHOLE,
+                "ionet_count": WHOLE,
+                "config": ref("RentConfig"),
+                "filters": ref("OfferFilters"),
+            },
+        ),
+        is_body_optional=True,
+        answer=shape({"total_created": WHOLE, "errors": listed(TEXT)}),
+        statuses=(201,),
+    ),
+    ("POST", f"{_V1}/gpu/instances/reserve"): Shape(
+        shape(
+            {"count": _whole(1, 16)},
+            {"filters": ref("OfferFilters"), "config": ref("RentConfig"), "partial": YES_NO},
+        ),
+        answer=shape(
+            {
+                "reserved": listed(ANY_OBJECT),
+                "count": WHOLE,
+                "requested": WHOLE,
+                "errors": listed(TEXT),
+                "reservation_id": TEXT,
+            }
+        ),
+        statuses=(201,),
+    ),
+    ("GET", f"{_V1}/gpu/rentals"): Shape(query=_RENTALS, answer=_list("rentals", "Rental")),
+    ("GET", f"{_V1}/admin/rentals"): Shape(query=_RENTALS, answer=_list("rentals", "Rental")),
+    ("DELETE", f"{_V1}/admin/rentals/{{provider}}/{{id}}"): Shape(answer=ref("Rental")),
+    ("GET", f"{_V1}/admin/market"): Shape(answer=ref("MarketState")),
+    ("POST", f"{_V1}/admin/market/freeze"): Shape(
+        shape(None, {"reason": TEXT}), is_body_optional=True, answer=ref("MarketState")
+    ),
+    ("POST", f"{_V1}/admin/market/unfreeze"): Shape(answer=ref("MarketState")),
 }
