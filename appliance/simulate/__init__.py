@@ -21,6 +21,7 @@ Modules:
     server: one port: addresses, faults before and after an answer, limits.
     stripe: Stripe's API.
     stripe_cards: Stripe's cards for tests.
+    stripe_checkout: Stripe's Checkout.
     stripe_forms: how Stripe's forms are read.
     stripe_ledger: what Stripe's stand-in knows, and what happens to payments.
     stripe_webhooks: Stripe's events on their way.

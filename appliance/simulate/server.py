@@ -53,7 +53,7 @@ class TwinServer:
 
     def application(self) -> web.Application:
         """Return all addresses of the port."""
-        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._mark])
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._guard])
         app.add_routes(self._control)
         for route in self.service.routes():
             for path in {route.path, route.path.rstrip("/") or "/"}:
@@ -63,7 +63,7 @@ class TwinServer:
         return app
 
     @web.middleware
-    async def _mark(
+    async def _guard(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         if (reason := _why_foreign(request)) is not None:
@@ -94,8 +94,8 @@ class TwinServer:
             answer = await self._answer(route, request)
             await self._settle()
             if answer.status < 400 and (late := self._faults.take(name, route.name, AFTER)) is not None:
-                if late.kind == "create_500_done":
-                    return self._error(500, "server_error", "Internal server error")
+                if "seconds" not in late.parameters:
+                    return self._error(500, "server_error", "done, but a simulated fault")
                 await asyncio.sleep(late.parameters["seconds"])
             if answer.stream is not None:
                 return await answer.stream(request)

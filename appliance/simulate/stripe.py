@@ -4,12 +4,9 @@ contracts/stripe.toml says which facts are captured, which are assumed.
 """
 
 import hashlib
-import html
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
-
-from aiohttp import web
 
 from appliance.base import jsons
 from appliance.base.clock import Clock
@@ -24,17 +21,15 @@ from appliance.simulate.answers import (
     is_simulated_key,
 )
 from appliance.simulate.faults import Faults
-from appliance.simulate.stripe_cards import CARDS, DECLINES, find_card
-from appliance.simulate.stripe_forms import nest, read_metadata, read_whole, read_word
+from appliance.simulate.stripe_cards import DECLINES, find_card
+from appliance.simulate.stripe_checkout import StripeCheckout
+from appliance.simulate.stripe_forms import LEAST_CENTS, MAX_CENTS, nest, read_metadata, read_whole, read_word
 from appliance.simulate.stripe_ledger import CardDeclined, StripeLedger, StripeObject
 from appliance.simulate.stripe_webhooks import WebhookEndpoint, Webhooks, check_url
 from appliance.simulate.twin_clock import TwinClock
 
 KEY = "sk_test_simulated"
 WEBHOOK_SECRET = "whsec_simulated"  # noqa: S105 - it opens nothing
-MAX_CENTS = 99_999_999
-LEAST_CENTS = 50
-SESSION_S = 86_400
 MAX_KEPT = 1000  # answers, for Idempotency-Key
 KEPT_S = 86_400
 MAX_ENDPOINTS = 16
@@ -47,12 +42,6 @@ KINDS = {
     "disputes": "dispute",
 }
 OUTCOMES = ("paid", "declined", "expired", "disputed", "won", "lost")
-PAGE = """<!DOCTYPE html><html><head><title>Checkout (simulated)</title></head><body>
-<h1>Simulated checkout</h1>
-<p>{amount} {currency}. Nothing is paid: this page belongs to `appliance simulate`.</p>
-<form method="post"><button name="outcome" value="paid">Pay</button>
-<button name="outcome" value="declined">Be declined</button></form><p><a href="{cancel}">Cancel</a></p>
-</body></html>"""
 
 
 class StripeService:
@@ -73,7 +62,7 @@ class StripeService:
         self._webhooks = Webhooks(faults, signing=signing)
         self._ledger = StripeLedger(clock, lambda event: self._webhooks.add(event, clock.now_ms()))
         self._kept: dict[str, tuple[str, float, TwinAnswer]] = {}
-        self._metadata: dict[str, dict[str, str]] = {}  # of the payments of Checkout sessions
+        self._checkout = StripeCheckout(self._ledger, clock)
         if webhook_url:
             self._add_endpoint(webhook_url, WEBHOOK_SECRET, ("*",))
 
@@ -176,103 +165,27 @@ class StripeService:
 
     async def create_session(self, request: TwinRequest) -> TwinAnswer:
         """Make a Checkout session, and its page."""
-        form = request.body
-        if read_word(form, "mode") != "payment":
-            raise Invalid("The simulation has the mode `payment` alone.", param="mode")
-        items = form.get("line_items")
-        if (
-            not isinstance(items, dict)
-            or not items
-            or not all(isinstance(each, dict) for each in items.values())
-        ):
-            raise Invalid("Missing required param: line_items.", param="line_items")
-        total, currency = 0, ""
-        for item in items.values():
-            price = item.get("price_data")
-            if not isinstance(price, dict):
-                raise Invalid("The simulation takes line_items with price_data.", param="line_items")
-            amount = read_whole(price, "unit_amount", least=0, most=MAX_CENTS)
-            total += amount * read_whole(item, "quantity", least=1, most=1000)
-            currency = read_word(price, "currency").lower()
-        inner = form.get("payment_intent_data")
-        if not LEAST_CENTS <= total <= MAX_CENTS:
-            raise Invalid(
-                f"The amount must be from {LEAST_CENTS} to {MAX_CENTS} cents: {total}",
-                code="amount_too_small",
-            )
-        session = self._ledger.make(
-            "cs_test",
-            "checkout.session",
-            amount_total=total,
-            cancel_url=form.get("cancel_url"),
-            client_reference_id=form.get("client_reference_id"),
-            currency=currency,
-            expires_at=int(self._clock.now_s()) + SESSION_S,
-            metadata=read_metadata(form),
-            mode="payment",
-            payment_intent=None,
-            payment_status="unpaid",
-            status="open",
-            success_url=read_word(form, "success_url"),
-        )
-        self._metadata[session["id"]] = read_metadata(inner if isinstance(inner, dict) else {})
-        session["url"] = f"{request.raw.url.origin()}/pay/{session['id']}"
-        return TwinAnswer(session)
+        return TwinAnswer(self._checkout.create(request.body, origin=str(request.raw.url.origin())))
 
     async def expire_session(self, request: TwinRequest) -> TwinAnswer:
         """End a Checkout session that is open."""
-        session = self._open_session(request.params["id"])
-        self._ledger.finish_session(session, "expired")
-        return TwinAnswer(session)
-
-    def _open_session(self, number: Any) -> StripeObject:
-        session = self._ledger.find(number, "checkout.session")
-        if session["status"] != "open":
-            raise Invalid(f"This Checkout Session is {session['status']}.")
-        return session
-
-    def _pay_session(self, session: StripeObject, card: str) -> None:
-        """Let the customer pay with a card for tests; a declined one leaves the session open.
-
-        Raises:
-            CardDeclined: It was declined.
-        """
-        method = self._ledger.add_card(CARDS[card])
-        metadata = self._metadata[session["id"]]
-        intent = self._make_intent(session["amount_total"], session["currency"], metadata)
-        intent["payment_method"] = method["id"]
-        if CARDS[card].decline:
-            self._ledger.confirm(intent)
-        self._ledger.succeed(intent)  # its page has asked the owner where a card needs that
-        session["payment_intent"] = intent["id"]
-        self._ledger.finish_session(session, "complete")
+        return TwinAnswer(self._checkout.expire(request.params["id"]))
 
     async def show_page(self, request: TwinRequest) -> TwinAnswer:
         """Show the page on which a customer would pay."""
-        return TwinAnswer(stream=partial(self._page, request.params["id"]))
+        return TwinAnswer(stream=partial(self._checkout.show_page, request.params["id"]))
 
     async def submit_page(self, request: TwinRequest) -> TwinAnswer:
         """Pay on that page, or be declined."""
-        card = "chargeDeclined" if request.body.get("outcome") == "declined" else "visa"
+        number = request.params["id"]
         try:
-            session = self._open_session(request.params["id"])
-            self._pay_session(session, card)
+            session = self._checkout.pay(number, is_good=request.body.get("outcome") != "declined")
         except CardDeclined:
-            return TwinAnswer(stream=partial(self._page, request.params["id"]))
+            return TwinAnswer(stream=partial(self._checkout.show_page, number))
         except ApplianceError as exc:
             raise TwinRefusal(400, self.error_body(400, "", str(exc))) from None
         place = session["success_url"].replace("{CHECKOUT_SESSION_ID}", session["id"])
         return TwinAnswer({}, 303, {"Location": place})
-
-    async def _page(self, number: str, request: web.Request) -> web.StreamResponse:
-        try:
-            session = self._open_session(number)
-        except ApplianceError as exc:
-            return web.Response(status=404, text=f"simulated: {exc}")
-        amount = f"{session['amount_total'] / 100:.2f}"
-        cancel = html.escape(str(session["cancel_url"] or "/"))
-        text = PAGE.format(amount=amount, currency=html.escape(session["currency"]), cancel=cancel)
-        return web.Response(text=text, content_type="text/html")
 
     # ---- payments by card
 
@@ -294,31 +207,12 @@ class StripeService:
         amount = read_whole(form, "amount", least=LEAST_CENTS, most=MAX_CENTS)
         currency, metadata = read_word(form, "currency").lower(), read_metadata(form)
         method = self._method(form["payment_method"]) if "payment_method" in form else None
-        intent = self._make_intent(amount, currency, metadata)
+        intent = self._ledger.make_intent(amount, currency, metadata)
         if method is not None:
             intent.update(payment_method=method["id"], status="requires_confirmation")
         if form.get("confirm") == "true":
             return TwinAnswer(self._confirm(intent))
         return TwinAnswer(intent)
-
-    def _make_intent(self, amount: int, currency: str, metadata: dict[str, str]) -> StripeObject:
-        intent = self._ledger.make(
-            "pi",
-            "payment_intent",
-            amount=amount,
-            amount_received=0,
-            capture_method="automatic_async",
-            currency=currency,
-            last_payment_error=None,
-            latest_charge=None,
-            metadata=metadata,
-            next_action=None,
-            payment_method=None,
-            payment_method_types=["card"],
-            status="requires_payment_method",
-        )
-        intent["client_secret"] = f"{intent['id']}_secret_simulated"
-        return intent
 
     def _method(self, name: Any) -> StripeObject:
         """Return a payment method: one that was made, or one of Stripe's own for tests."""
@@ -445,10 +339,9 @@ class StripeService:
         try:
             match kind, outcome:
                 case "cs", "paid" | "declined":
-                    card = "visa" if outcome == "paid" else "chargeDeclined"
-                    self._pay_session(self._open_session(number), card)
+                    self._checkout.pay(number, is_good=outcome == "paid")
                 case "cs", "expired":
-                    self._ledger.finish_session(self._open_session(number), "expired")
+                    self._checkout.expire(number)
                 case "pi", "paid" | "declined":
                     self._decide(self._ledger.find(number, "payment_intent"), outcome)
                 case "pi" | "ch", "disputed":

@@ -8,6 +8,7 @@ from appliance.base.money import shorten
 
 _NAME = re.compile(r"([a-z_0-9]{1,80})((?:\[[A-Za-z_0-9.-]{0,80}\])*)", re.ASCII)
 _PART = re.compile(r"\[([^\]]*)\]")
+LEAST_CENTS, MAX_CENTS = 50, 99_999_999  # of a payment
 MAX_DEPTH = 6
 MAX_METADATA = 50
 MAX_VALUE = 500
@@ -63,6 +64,20 @@ def read_word(form: dict[str, Any], name: str, *, default: str = "") -> str:
         raise Invalid(f"Missing required param: {name}.", param=name)
     if not isinstance(value, str) or not 1 <= len(value) <= 2000:
         raise Invalid(f"Invalid string: {shorten(value)}", param=name)
+    return value
+
+
+def read_url(form: dict[str, Any], name: str, *, is_needed: bool) -> str | None:
+    """Read an address of a page; None = it is not given.
+
+    Raises:
+        Invalid: It is none, or is missing and needed.
+    """
+    if name not in form and not is_needed:
+        return None
+    value = read_word(form, name)
+    if not value.startswith(("http://", "https://")) or not value.isprintable() or " " in value:
+        raise Invalid(f"Not a valid URL: {shorten(value)}", param=name, code="url_invalid")
     return value
 
 

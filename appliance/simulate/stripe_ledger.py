@@ -102,6 +102,26 @@ class StripeLedger:
 
     # ---- payments
 
+    def make_intent(self, amount: int, currency: str, metadata: dict[str, str]) -> StripeObject:
+        """Make a payment that has no payment method yet."""
+        intent = self.make(
+            "pi",
+            "payment_intent",
+            amount=amount,
+            amount_received=0,
+            capture_method="automatic_async",
+            currency=currency,
+            last_payment_error=None,
+            latest_charge=None,
+            metadata=metadata,
+            next_action=None,
+            payment_method=None,
+            payment_method_types=["card"],
+            status="requires_payment_method",
+        )
+        intent["client_secret"] = f"{intent['id']}_secret_simulated"
+        return intent
+
     def confirm(self, intent: StripeObject) -> StripeObject:
         """Try to pay: it succeeds, needs the owner's word, or is declined.
 

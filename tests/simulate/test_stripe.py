@@ -168,7 +168,8 @@ async def test_a_key_is_used_once(call: Calls, twin: Twin) -> None:
 async def test_a_payment_whose_answer_was_lost_is_found_by_its_key(call: Calls, twin: Twin) -> None:
     form = {**INTENT, "payment_method": "pm_card_visa"}
     await call.fault(service="stripe", kind="done_500")
-    assert (await post(call, "/v1/payment_intents", form, key="pay:8")).status == 500
+    lost = await post(call, "/v1/payment_intents", form, key="pay:8")
+    assert (lost.status, lost.json["error"]["type"]) == (500, "api_error")
     assert (await post(call, "/v1/payment_intents", form, key="pay:8")).json["status"] == "succeeded"
     assert twin.truth()["services"]["stripe"]["received_cents"] == 1250
 
@@ -258,6 +259,12 @@ async def test_a_wrong_signature_is_right_the_next_time(call: Calls, twin: Twin,
         ("/v1/checkout/sessions", {}, "mode"),
         ("/v1/checkout/sessions", {"mode": "payment"}, "line_items"),
         ("/v1/checkout/sessions", {**SESSION, "line_items[0][quantity]": "0"}, "1 to 1000"),
+        (
+            "/v1/checkout/sessions",
+            {**SESSION, "success_url": "http://x/\r\nSet-Cookie: a=b"},
+            "Not a valid URL",
+        ),
+        ("/v1/checkout/sessions", {**SESSION, "cancel_url": "javascript:alert(1)"}, "Not a valid URL"),
         ("/v1/checkout/sessions/cs_x/expire", {}, "No such checkout.session"),
         ("/v1/refunds", {"payment_intent": "pi_x"}, "No such payment_intent"),
         ("/v1/webhook_endpoints", {"url": "https://example.com/hook"}, "addresses of this machine alone"),
