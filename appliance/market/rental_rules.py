@@ -97,7 +97,9 @@ def question_of(rental: Rental) -> Question:
 def decide(rental: Rental, sight: Sight, now_ms: int, *, is_drained: bool = True) -> RentalStep:
     """Decide what happens to a rental next.
 
-    1. it has ended, or is to be created      → nothing, or the call
+    1. it has ended, or is to be created      → nothing, or the call; where the process that was to call has
+        ended, and its caller has no key to ask again with, it is given up: what a caller does not know of is
+        not created later
     2. whether it was created is not known    → look for its label
     3. its end was begun                      → until the market says that it is gone
     4. it runs or starts                      → see `_decide_running`
@@ -113,6 +115,8 @@ def decide(rental: Rental, sight: Sight, now_ms: int, *, is_drained: bool = True
     if rental.state == "wanted":
         if rental.end_state:
             return finish(rental, now_ms)
+        if rental.turn > 1 and rental.idempotency_key is None and rental.replaces is None:
+            return finish(rental, now_ms, "failed", "abandoned")
         called = replace(rental, state="creating", create_called_at=now_ms, next_look_at=now_ms)
         return RentalStep(called, "create")
     if rental.state in ("creating", "unknown"):  # 2

@@ -173,12 +173,24 @@ class Sweep:
         await self._book(name, instance, since, now_ms)
 
     async def _book(self, name: str, instance: Instance, since_ms: int, now_ms: int) -> None:
-        """Note what an orphan has cost: from the market's begin where it tells, else since we saw it."""
+        """Note what an orphan has cost and was not noted before.
+
+        It is counted from the market's begin where it tells, else since we saw it.
+        """
+        if instance.state is InstanceState.STARTING:
+            return
         begun = instance.started_ms
         if begun is None or not 0 < begun <= now_ms:
             begun = since_ms
-        musd = instance.paid_musd or price_of(instance.supply_musd_per_h, now_ms - begun)
-        if musd <= 0 or instance.state is InstanceState.STARTING:
+        rental_id = rental_of_label(instance.label, self._market.install_id) or ""
+        known = await self._work.store.select("id = :id", {"id": rental_id})
+        booked = 0
+        if known:  # it was a rental's, and came back after that had ended
+            begun = max(begun, known[0].supplied_until or 0)
+            booked = known[0].supply_musd
+        by_time = price_of(instance.supply_musd_per_h, now_ms - begun)
+        musd = instance.paid_musd - booked if instance.paid_musd else by_time
+        if musd <= 0:
             return
 
         async def change(transaction: Transaction) -> None:

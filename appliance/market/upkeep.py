@@ -99,7 +99,7 @@ class RentalUpkeep:
             for rental_id in await self._store.without_payer():
                 await self.ask_end(rental_id, "user_deleted")
         except StoreUnavailable as exc:
-            log.info("market_waits", reason=exc.reason)
+            log.debug("market_waits", reason=exc.reason)
 
     async def _replace_failed(self) -> None:
         await asyncio.gather(*(self._replace(rental) for rental in self._work.take_failed_starts()))
@@ -109,14 +109,14 @@ class RentalUpkeep:
             await self.ensure_open()
             await self._work.look(name)
         except StoreUnavailable as exc:
-            log.info("market_waits", reason=exc.reason)
+            log.debug("market_waits", reason=exc.reason)
 
     async def _sweep_if_due(self) -> None:
         try:
             await self.ensure_open()
             await self._sweep.work_if_due()
         except StoreUnavailable as exc:
-            log.info("market_waits", reason=exc.reason)
+            log.debug("market_waits", reason=exc.reason)
 
     async def ensure_open(self) -> None:
         """Read what holds for all, where that was not possible before."""

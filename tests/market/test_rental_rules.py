@@ -75,6 +75,10 @@ TABLE = [
     # row, what the market says, seconds since its order, state then, call, reason
     (row("wanted"), NOT_KNOWN, 0, "creating", "create", ""),
     (row("wanted", end_state="gone", end_reason="asked"), NOT_KNOWN, 0, "gone", "", "asked"),
+    (row("wanted", turn=1), NOT_KNOWN, 40, "creating", "create", ""),
+    (row("wanted", turn=2), NOT_KNOWN, 40, "failed", "", "abandoned"),
+    (row("wanted", turn=2, idempotency_key="k"), NOT_KNOWN, 40, "creating", "create", ""),
+    (row("wanted", turn=2, replaces="r"), NOT_KNOWN, 40, "creating", "create", ""),
     # whether it was created is not known
     (row("creating"), NOT_KNOWN, 40, "unknown", "", ""),
     (row("unknown"), seen(STARTING), 40, "starting", "", ""),
