@@ -11,7 +11,7 @@ from typing import Final
 from appliance.accounts.rental_money import RentalMoney
 from appliance.base import jsons
 from appliance.base.clock import Clock
-from appliance.base.errors import Conflict
+from appliance.base.errors import Conflict, NotFound
 from appliance.base.tasks import Tasks
 from appliance.build_accounts import Accounts
 from appliance.market.build import build_rentals
@@ -59,7 +59,10 @@ class RentedAddresses:
             NotFound: This user has none of that name.
             Conflict: It cannot be reached yet, or no more.
         """
-        rental = await self._service.get(provider, name, user_id=user_id)
+        try:
+            rental = await self._service.get(provider, name, user_id=user_id)
+        except NotFound as exc:
+            raise NotFound(exc.message, code="no_such_instance") from None
         ports = list(jsons.loads(rental.ports).values())
         if not rental.is_live or not rental.host or not ports:
             raise Conflict(

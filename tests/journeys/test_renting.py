@@ -38,6 +38,7 @@ async def running(start: Start, twin: Twin) -> Running:  # noqa: F811
         IONET_API_URL=f"http://127.0.0.1:{twin.ports['ionet']}/enterprise/v1/io-cloud/caas",
         RENT_MARKUP_PERCENT="10",
         GPU_API_TIMEOUT="5s",
+        GPU_PROXY_ALLOW_PRIVATE="127.0.0.1/32",
     )
 
 
@@ -138,6 +139,31 @@ async def test_an_instance_is_rented_once_shown_and_destroyed(
     assert gone.json()["message"] == "Instance destroyed successfully"
     assert (await http.delete(path, headers=mine)).status_code == 200
     await until_destroyed(http, twin)
+
+
+async def test_a_rented_server_answers_through_the_proxy(
+    http: httpx.AsyncClient, mine: dict[str, str], twin: Twin
+) -> None:
+    offer = (await offers(http, mine, provider="vast.ai"))[0]
+    order = {"ports": [8000], "command": ["--model", "some/model"], "env": {"VLLM_API_KEY": "k"}}
+    made = await http.post(f"/gpu/instances/vast.ai/{offer['id']}", json=order, headers=mine)
+    name = made.json()["contract_id"]
+    path = f"/gpu/instances/vast.ai/{name}"
+    ask = {"protocol": "http", "target_url": f"gpu://vast.ai/{name}/v1/models", "method": "GET"}
+    early = await http.post("/gpu/proxy", json=ask, headers=mine)
+    assert (early.status_code, early.json()["code"]) == (409, "instance_not_reachable")
+    await twin.advance(60)
+    async with asyncio.timeout(60):
+        while not (await http.get(path, headers=mine)).json()["address"]:
+            await asyncio.sleep(0.2)
+    logs = await http.get(f"{path}/logs", headers=mine)
+    assert (logs.status_code, logs.headers["content-type"]) == (200, "text/plain; charset=utf-8")
+    reached = await http.post(
+        "/gpu/proxy", json={**ask, "headers": {"authorization": "Bearer k"}}, headers=mine
+    )
+    assert (reached.status_code, reached.json()["status_code"]) == (200, 200)
+    assert "some/model" in str(reached.json()["body"])
+    assert (await http.delete(path, headers=mine)).status_code == 200
 
 
 async def test_renting_needs_an_account_with_credits(http: httpx.AsyncClient, mine: dict[str, str]) -> None:
