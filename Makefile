@@ -9,7 +9,7 @@ export STATE_DIR
 
 ENGINE := tests/tools/container-engine
 QUICK := tests/base tests/downloads tests/engines tests/front tests/control tests/cli tests/host tests/models \
-    tests/accounts tests/admin \
+    tests/accounts tests/admin tests/market/test_rental_rules.py \
     tests/test_names.py tests/test_docs.py
 # What takes longest there: random input of all sorts, clients that wait on purpose, commands against a whole appliance,
 # databases.

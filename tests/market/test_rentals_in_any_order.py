@@ -67,50 +67,61 @@ step = st.tuples(st.sampled_from(STEPS), st.integers(0, 60))
 
 
 class World:
-    """A process, its market, and the one after it where it was killed."""
+    """One or two processes, their market, and those after them where one was killed."""
 
-    def __init__(self, database: Database, tasks: Tasks) -> None:
+    def __init__(self, database: Database, tasks: Tasks, replicas: int = 1) -> None:
         self.database, self.tasks = database, tasks
         self.clock = FakeClock()
         self.market = FakeMarket(self.clock)
         self.market.add_offers(30, machines=20)
         self.market.add_offers(4, prepaid_hours=2)
-        self.killer = Killer(NEVER)
         self.refs = count()
         self.longest_s = 90
-        self.one = self.build()
+        self.killers = [Killer(NEVER) for _ in range(replicas)]
+        self.replicas = [self.build(number) for number in range(replicas)]
+        self.one = self.replicas[0]
 
-    def build(self) -> Renting:
-        self.killer = Killer(NEVER)
+    def build(self, number: int) -> Renting:
+        self.killers[number] = killer = Killer(NEVER)
         settings = {**MANY, "rent_max_per_user": 12}
         return Renting(
-            self.database,
-            self.tasks,
-            clock=self.clock,
-            markets=[self.market],
-            on_step=self.killer,
-            **settings,
+            self.database, self.tasks, clock=self.clock, markets=[self.market], on_step=killer, **settings
         )
+
+    async def live_on(self, seconds: float, step_s: float) -> None:
+        """Let time go by, with rounds of all processes at once."""
+        end = self.clock.elapsed_s + seconds
+        while self.clock.elapsed_s < end:
+            self.clock.advance(min(step_s, end - self.clock.elapsed_s))
+            await self.round()
+
+    async def round(self) -> None:
+        done = await asyncio.gather(*(one.service.round() for one in self.replicas), return_exceptions=True)
+        for error in done:
+            if isinstance(error, BaseException):
+                raise error
 
     async def open(self) -> None:
         await self.one.open(dollars=6)
+        for other in self.replicas[1:]:
+            await other.service.open()
         self.foreign = self.market.add_foreign()
 
     async def do(self, what: str, n: int) -> None:
+        self.one = self.replicas[n % len(self.replicas)]
         try:
             await getattr(self, f"do_{what}")(n)
-        except ApplianceError:
+        except (ApplianceError, Killed):
             pass
-        except Killed:
-            await self.start_again()
-        if self.killer.passed >= self.killer.at:
-            await self.start_again()
+        for number, killer in enumerate(self.killers):
+            if killer.passed >= killer.at:
+                await self.start_again(number)
         await self.one.check_money()
 
-    async def start_again(self) -> None:
+    async def start_again(self, number: int) -> None:
         for _ in range(20):
             await asyncio.sleep(0)
-        self.one = self.build()
+        self.replicas[number] = self.one = self.build(number)
         await self.one.service.open()
 
     async def do_create(self, n: int) -> None:
@@ -144,19 +155,20 @@ class World:
             self.market.faults[operation] += ["unknown"] * n
 
     async def do_seconds(self, n: int) -> None:
-        await self.one.live_on(n, step_s=7)
+        await self.live_on(n, 7)
 
     async def do_minutes(self, n: int) -> None:
-        await self.one.live_on(n * 20, step_s=30)
+        await self.live_on(n * 20, 30)
 
     async def do_hour(self, n: int) -> None:
         """Nothing works on anything for a while: the process hangs, or none runs."""
         self.longest_s = max(self.longest_s, n * 60)
         self.clock.advance(n * 60)
-        await self.one.service.round()
+        await self.round()
 
     async def do_kill(self, n: int) -> None:
-        self.killer.at = self.killer.passed + 1 + n % 20
+        killer = self.killers[n % len(self.killers)]
+        killer.at = killer.passed + 1 + n % 20
 
     async def do_orphan(self, n: int) -> None:
         label = f"apl-{self.market.install_id}-01936c3e-1234-7abc-8def-{n:012x}"
@@ -172,17 +184,17 @@ class World:
         await self.one.wallets.grant("w1", n * MUSD // 10 + 1, ref=f"g{next(self.refs)}")
 
     async def do_round(self, n: int) -> None:
-        await self.one.service.round()
+        await self.round()
 
     async def end(self) -> None:
         """Let all faults end, end all rentals, and see that nothing is left."""
-        self.killer.at = NEVER
         self.market.faults.clear()
-        await self.start_again()
-        await self.one.live_on(400, step_s=10)
+        for number in range(len(self.replicas)):
+            await self.start_again(number)
+        await self.live_on(400, 10)
         for rental in await self.one.service.rentals(user_id=None, is_live_only=True):
             await self.one.service.destroy("vast.ai", rental.id, user_id=None)
-        await self.one.live_on(120, step_s=10)
+        await self.live_on(120, 10)
         await self.one.check_ended()
         rentals = await self.one.all()
         assert not any(rental.is_live for rental in rentals)
@@ -205,9 +217,9 @@ class World:
                 assert rental.cost_musd == 0
 
 
-async def play(database: Database, steps: list[tuple[str, int]]) -> None:
+async def play(database: Database, steps: list[tuple[str, int]], replicas: int = 1) -> None:
     async with Tasks() as tasks:
-        world = World(database, tasks)
+        world = World(database, tasks, replicas)
         await world.open()
         for what, n in steps:
             await world.do(what, n)
@@ -238,7 +250,7 @@ def test_nothing_leaks_whatever_happens_in_sqlite(tmp_path: Path, steps: list[tu
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(steps=st.lists(step, min_size=3, max_size=20))
-def test_nothing_leaks_whatever_happens_in_postgres(
+def test_nothing_leaks_whatever_happens_to_two_replicas(
     tmp_path: Path,
     postgres_server: PostgresServer,
     shared_postgres_name: str,
@@ -247,7 +259,7 @@ def test_nothing_leaks_whatever_happens_in_postgres(
     async def run() -> None:
         await postgres_server.sql(EMPTY, shared_postgres_name)
         async with opened(postgres_server.settings(shared_postgres_name), tmp_path) as database:
-            await play(database, steps)
+            await play(database, steps, replicas=2)
 
     asyncio.run(run())
 
