@@ -9,7 +9,7 @@ export STATE_DIR
 
 ENGINE := tests/tools/container-engine
 QUICK := tests/base tests/downloads tests/engines tests/front tests/control tests/cli tests/host tests/models \
-    tests/accounts tests/admin tests/market/test_rental_rules.py \
+    tests/accounts tests/admin tests/gpuproxy_client tests/market/test_rental_rules.py \
     tests/test_names.py tests/test_docs.py
 # What takes longest there: random input of all sorts, clients that wait on purpose, commands against a whole appliance,
 # databases.
@@ -17,7 +17,8 @@ NOT_QUICK := tests/front/test_plain_chat.py tests/front/test_known_heads.py test
     tests/front/test_upstream_answers.py tests/front/test_hostile_clients.py tests/host/test_worker.py \
     tests/accounts/test_money_*.py tests/accounts/test_sessions.py tests/accounts/test_users.py \
     tests/accounts/test_changes.py tests/accounts/test_wallets.py tests/accounts/test_issued_keys.py \
-    tests/engines/test_kv_follower.py tests/downloads/test_hf.py tests/cli/test_ctl_*.py tests/admin/test_program.py
+    tests/engines/test_kv_follower.py tests/downloads/test_hf.py tests/cli/test_ctl_*.py tests/admin/test_program.py \
+    tests/admin/test_verbs.py
 SCRIPTS := $(shell find entrypoint.sh .ci shims examples etc/debian_llama_server tests/tools tests/image -type f -not -name '*.py*' \
     -exec awk 'FNR == 1 && /^\#!.*sh$$/ {print FILENAME}' {} + 2>/dev/null)
 
@@ -32,8 +33,8 @@ dev: $(VENV)/dev.stamp proto $(BIN)/appliance  ## set everything up for developm
 run: proto $(BIN)/appliance  ## serve on http://127.0.0.1:14000: the demo engine, or with NOVITA_API_KEY the hosted models
 	@exec $(BIN)/appliance serve
 
-build: proto $(BIN)/appliance  ## put aiserve-gpuproxyd and its administrator's program into bin/ (docs/accounts.md)
-	@mkdir -p bin && ln -sfn $(abspath $(BIN))/aiserve-gpuproxyd $(abspath $(BIN))/aiserve-gpuproxy-admin bin/
+build: proto $(BIN)/appliance  ## put aiserve-gpuproxyd, its client and its administrator's program into bin/ (docs/accounts.md)
+	@mkdir -p bin && ln -sfn $(addprefix $(abspath $(BIN))/,aiserve-gpuproxyd aiserve-gpuproxy-client aiserve-gpuproxy-admin) bin/
 
 check: proto $(BIN)/appliance  ## read the environment as `run` would, and name every problem
 	@$(BIN)/appliance check

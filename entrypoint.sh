@@ -91,6 +91,7 @@ main() {
         sidecar) sidecar "${@:2}" ;;
         aiserve-gpuproxyd) gpuproxyd "$@" ;;
         aiserve-gpuproxy-admin) program "$@" ;;
+        aiserve-gpuproxy-client) become "$@" ;;
         -[EHPBMIN]* | --engine* | --host* | --port* | --pod* | --model*) sidecar "$@" ;;     # the sidecar's options without its verb
         migrate | users | keys | credits | prices | admin) program python3 -m appliance "$@" ;;
         check | prepare | settings | routes | models | download | healthcheck | support | simulate | ctl | version | help | -*) become python3 -m appliance "$@" ;;

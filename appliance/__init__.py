@@ -27,6 +27,7 @@ Modules:
     engines: backends and routing: which server answers a request.
     front: the HTTP interface.
     gpuproxy_environ: the environment of aiserve-gpuproxyd's programs: `.env`, that project's names.
+    gpuproxy_client: `aiserve-gpuproxy-client`: rents GPUs over HTTP.
     gpuproxyd: `aiserve-gpuproxyd`: serves with that environment.
     healthcheck: the verb `healthcheck`.
     host: the machine: its identity, GPU, port redirection, the worker.

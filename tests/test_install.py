@@ -127,7 +127,7 @@ def journey(environment: Environment) -> None:
         "GPU_SPOOF_STATE_DIR": str(environment.folder / "gpu"),
         "NAT_REDIRECT": "off",
     }
-    for program in ("aiserve-gpuproxyd", "aiserve-gpuproxy-admin"):
+    for program in ("aiserve-gpuproxyd", "aiserve-gpuproxy-admin", "aiserve-gpuproxy-client"):
         done = subprocess.run([environment.folder / "bin" / program, "-h"], capture_output=True, text=True)
         assert (done.returncode, program in done.stdout) == (0, True), done.stderr
     checked = environment.run("check", **variables)

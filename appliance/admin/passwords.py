@@ -15,10 +15,10 @@ NOTE = (
 )
 
 
-def read_password(word: str) -> str:
+def read_password(word: str, *, is_new: bool = True) -> str:
     """Return the password that a word of the command line stands for.
 
-    1. `-`, and a terminal   → it is asked for, twice
+    1. `-`, and a terminal   → it is asked for; a new one twice
     2. `-`                   → the first line of standard input
     3. anything else         → the word itself
 
@@ -30,7 +30,7 @@ def read_password(word: str) -> str:
         return word
     if sys.stdin.isatty():  # 1
         password = getpass.getpass("Password: ")
-        if getpass.getpass("Again: ") != password:
+        if is_new and getpass.getpass("Again: ") != password:
             raise WrongUsage("the two passwords differ")
     else:  # 2
         password = sys.stdin.readline(MAX_CHARS).rstrip("\r\n")

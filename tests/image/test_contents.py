@@ -47,6 +47,7 @@ def test_the_command_is_on_path(image: str) -> None:
     [
         ("aiserve-gpuproxyd", "usage: aiserve-gpuproxyd"),
         ("aiserve-gpuproxy-admin", "GPU Proxy Admin Utility"),
+        ("aiserve-gpuproxy-client", "GPU Proxy Client"),
     ],
 )
 def test_the_programs_of_accounts_are_on_path(image: str, program: str, text: str) -> None:
