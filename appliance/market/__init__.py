@@ -2,6 +2,7 @@
 
 Modules:
     admission: whether a renter may rent; rows and holds in one transaction.
+    batches: several instances, each for itself; what a repeated or failed order is told.
     billing_step: the money of one step of a rental.
     brake: limits of the operator, and reasons to stop launching.
     build: builds the parts that rent, and joins them.
@@ -16,6 +17,7 @@ Modules:
     providers: one module per market, all behind one contract.
     proxy: requests that the appliance sends to a target for a user.
     rental_rules: what happens to a rental next.
+    rental_steps: what a rental's market shows, how it ends, what calls have done.
     rental_store: rentals and reservations in the database.
     rental_types: rentals and reservations: what is ordered, who pays, what is known of each.
     rental_work: works on rentals: asks, decides, writes, acts.

@@ -15,7 +15,7 @@ from appliance.market.money import (
     price_of,
     wanted_hold,
 )
-from appliance.market.rental_rules import RentalEvent, RentalStep, begin_end
+from appliance.market.rental_steps import RentalEvent, RentalStep, begin_end
 from appliance.market.rental_types import Rental
 from appliance.storage.database import Transaction
 

@@ -7,13 +7,28 @@ A market that does not answer changes nothing: no rental is given up, none is th
 is gone when its market has said so twice, some time apart.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from dataclasses import replace
+from typing import Final, Literal
 
-from appliance.base.errors import ApplianceError
 from appliance.market.money import DRAIN_MS
+from appliance.market.rental_steps import (
+    FIRST_LOOK_MS,
+    MAX_TEXT,
+    UNKNOWN_LOOK_MS,
+    RentalEvent,
+    RentalStep,
+    Sight,
+    backoff_ms,
+    begin_destroying,
+    begin_end,
+    finish,
+    is_missing,
+    missed_once,
+    noted,
+    seen_again,
+)
 from appliance.market.rental_types import Rental
-from appliance.market.types import Instance, InstanceState, MarketRefused, OfferGone
+from appliance.market.types import Instance, InstanceState
 
 LOOK_FOR_MS: Final = 180_000  # for the label of an instance that may have been created
 MISS_MS: Final = 60_000  # between the answers that say that it is not there
@@ -22,67 +37,11 @@ BAD_MS: Final = 60_000  # so long an instance may be stopped, failed or offline
 STUCK_MS: Final = 600_000
 AVOID_MS: Final = 24 * 3_600_000
 WARNINGS_S: Final = (600, 120)
-FIRST_LOOK_MS: Final = 5_000
 START_LOOK_MS: Final = 10_000
 READY_LOOK_MS: Final = 30_000
-UNKNOWN_LOOK_MS: Final = 15_000
 DRAIN_LOOK_MS: Final = 5_000
-DESTROY_BACKOFF_MS: Final = (5_000, 10_000, 20_000, 40_000, 60_000)
-MAX_TEXT: Final = 500
 MAX_START_TRIES: Final = 3
 Question = Literal["", "get", "list"]
-Call = Literal["", "create", "destroy"]
-
-
-@dataclass(frozen=True, slots=True)
-class Sight:
-    """What a market says of a rental's instance.
-
-    Attributes:
-        instance: As it is; None = it is not there.
-        is_known: Whether that is certain; the other attributes say nothing otherwise.
-        reason: Why it is not.
-    """
-
-    instance: Instance | None = None
-    is_known: bool = True
-    reason: str = ""
-
-
-NOT_KNOWN: Final = Sight(is_known=False)
-
-
-@dataclass(frozen=True, slots=True)
-class RentalEvent:
-    """Something that its user, or operators, are told of a rental.
-
-    Attributes:
-        kind: `rental.ready` …
-        is_alarm: Operators are told, too.
-    """
-
-    kind: str
-    details: dict[str, Any]
-    is_alarm: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class RentalStep:
-    """What is to be done with a rental.
-
-    Attributes:
-        rental: Its row from now on.
-        call: What its market is asked to do after the row was written.
-        events: What is told.
-        avoid: Why its machine is avoided from now on; "" = it is not.
-        is_started: It has become ready (True), has failed to (False), or neither (None).
-    """
-
-    rental: Rental
-    call: Call = ""
-    events: tuple[RentalEvent, ...] = ()
-    avoid: str = ""
-    is_started: bool | None = None
 
 
 def question_of(rental: Rental) -> Question:
@@ -136,12 +95,12 @@ def _look_for_label(rental: Rental, sight: Sight, now_ms: int) -> RentalStep:
     """
     rental = replace(rental, state="unknown")
     if not sight.is_known:  # 1
-        return RentalStep(_noted(rental, sight.reason, now_ms + UNKNOWN_LOOK_MS))
+        return RentalStep(noted(rental, sight.reason, now_ms + UNKNOWN_LOOK_MS))
     if sight.instance is not None:  # 2
         return adopt(rental, sight.instance, now_ms)
-    missed = _missed(rental, now_ms)
+    missed = missed_once(rental, now_ms)
     looked_ms = now_ms - (rental.create_called_at or rental.created_at)
-    if _is_missing(missed, now_ms, MISS_MS) and looked_ms >= LOOK_FOR_MS:  # 3
+    if is_missing(missed, now_ms, MISS_MS) and looked_ms >= LOOK_FOR_MS:  # 3
         return finish(missed, now_ms, "failed", "not_created")
     return RentalStep(replace(missed, next_look_at=now_ms + UNKNOWN_LOOK_MS))  # 4
 
@@ -149,7 +108,7 @@ def _look_for_label(rental: Rental, sight: Sight, now_ms: int) -> RentalStep:
 def adopt(rental: Rental, instance: Instance, now_ms: int) -> RentalStep:
     """Take an instance that was found by its label as the rental's."""
     found = replace(
-        _seen(rental, instance, now_ms),
+        seen_again(rental, instance, now_ms),
         state="starting",
         contract_id=instance.contract_id,
         next_look_at=now_ms,
@@ -171,25 +130,25 @@ def _decide_running(rental: Rental, sight: Sight, now_ms: int, *, is_drained: bo
     7. the lease ends                               → drain; warnings before that
     """
     if rental.state == "draining":  # 1
-        rental = rental if sight.instance is None else _seen(rental, sight.instance, now_ms)
+        rental = rental if sight.instance is None else seen_again(rental, sight.instance, now_ms)
         since_ms = now_ms - (rental.draining_since or now_ms)
         if is_drained or since_ms >= DRAIN_MS:
-            return _destroy(rental, now_ms)
+            return begin_destroying(rental, now_ms)
         return RentalStep(replace(rental, next_look_at=now_ms + DRAIN_LOOK_MS))
     if rental.end_state:
         return begin_end(rental, rental.end_state, rental.end_reason, now_ms)
     step = RentalStep(rental)
     if not sight.is_known:  # 2
         look_ms = UNKNOWN_LOOK_MS
-        step = RentalStep(_noted(rental, sight.reason, now_ms + look_ms))
+        step = RentalStep(noted(rental, sight.reason, now_ms + look_ms))
     elif sight.instance is None or sight.instance.state is InstanceState.ENDED:
-        missed = _missed(rental, now_ms)
-        is_gone = sight.instance is not None or _is_missing(missed, now_ms, MISS_MS)
+        missed = missed_once(rental, now_ms)
+        is_gone = sight.instance is not None or is_missing(missed, now_ms, MISS_MS)
         if is_gone:  # 3, 4
             return _vanish(missed, now_ms)
         step = RentalStep(replace(missed, next_look_at=now_ms + START_LOOK_MS))
     else:
-        step = _decide_seen(_seen(rental, sight.instance, now_ms), sight.instance.state, now_ms)  # 5, 6
+        step = _decide_seen(seen_again(rental, sight.instance, now_ms), sight.instance.state, now_ms)  # 5, 6
         if step.rental.state in ("draining", "destroying"):
             return step
     if now_ms >= step.rental.lease_ends_at:  # 7
@@ -250,237 +209,26 @@ def _decide_destroying(rental: Rental, sight: Sight, now_ms: int) -> RentalStep:
     events: tuple[RentalEvent, ...] = ()
     if sight.is_known:
         if sight.instance is None:
-            rental = _missed(rental, now_ms)
+            rental = missed_once(rental, now_ms)
         elif sight.instance.state is not InstanceState.ENDED:
-            rental = _seen(rental, sight.instance, now_ms)
+            rental = seen_again(rental, sight.instance, now_ms)
         else:
             paid = sight.instance.paid_musd or rental.paid_musd
             return finish(replace(rental, paid_musd=paid), now_ms)
-        if sight.instance is None and _is_missing(rental, now_ms, GONE_MS):  # 1
+        if sight.instance is None and is_missing(rental, now_ms, GONE_MS):  # 1
             return finish(rental, now_ms)
     else:
-        rental = _noted(rental, sight.reason, rental.next_look_at)
+        rental = noted(rental, sight.reason, rental.next_look_at)
     if not rental.alarm and now_ms - (rental.destroying_since or now_ms) >= STUCK_MS:
         rental = replace(rental, alarm="destroy_stuck")
         events = (RentalEvent("rental.destroy_stuck", {}, is_alarm=True),)
     if sight.is_known and sight.instance is None:  # 2
         return RentalStep(replace(rental, next_look_at=now_ms + GONE_MS), events=events)
-    due_ms = (rental.destroy_called_at or 0) + _backoff_ms(rental.destroy_calls)
+    due_ms = (rental.destroy_called_at or 0) + backoff_ms(rental.destroy_calls)
     if now_ms < due_ms:
         return RentalStep(replace(rental, next_look_at=min(due_ms, now_ms + START_LOOK_MS)), events=events)
     called = replace(rental, destroy_called_at=now_ms, destroy_calls=rental.destroy_calls + 1)
     return RentalStep(replace(called, next_look_at=now_ms), "destroy", events=events)  # 3
-
-
-def _backoff_ms(calls: int) -> int:
-    return 0 if calls == 0 else DESTROY_BACKOFF_MS[min(calls, len(DESTROY_BACKOFF_MS)) - 1]
-
-
-# ---- how it ends
-
-
-def begin_end(
-    rental: Rental, end_state: str, reason: str, now_ms: int, *, is_at_once: bool = False
-) -> RentalStep:
-    """Begin a rental's end.
-
-    1. it ends already, or has ended   → nothing changes, but what drains may be destroyed at once
-    2. it was not created              → it has ended
-    3. whether it was created is not known → it ends when that is known
-    4. it runs                         → it drains, or is destroyed
-
-    Args:
-        end_state: `gone` or `failed`.
-        is_at_once: It is destroyed without draining.
-    """
-    if not rental.is_live or rental.state == "destroying":  # 1
-        return RentalStep(rental)
-    ending = replace(
-        rental,
-        end_state=rental.end_state or end_state,
-        end_reason=rental.end_reason or reason,
-        next_look_at=now_ms,
-    )
-    if rental.state == "wanted":  # 2
-        return finish(ending, now_ms)
-    if rental.state in ("creating", "unknown"):  # 3
-        return RentalStep(ending)
-    event = RentalEvent("rental.ending", {"reason": ending.end_reason})
-    if is_at_once or rental.state == "starting":
-        step = _destroy(ending, now_ms)
-        return replace(step, events=(event, *step.events))
-    if rental.state == "draining":
-        return RentalStep(ending)
-    return RentalStep(replace(ending, state="draining", draining_since=now_ms), events=(event,))  # 4
-
-
-def _destroy(rental: Rental, now_ms: int) -> RentalStep:
-    """Destroy a rental's instance; from now on its user does not pay any more."""
-    until = now_ms if rental.bad_since is None else rental.bad_since
-    called = replace(
-        rental,
-        state="destroying",
-        destroying_since=now_ms,
-        destroy_called_at=now_ms,
-        destroy_calls=1,
-        misses=0,
-        first_missed_at=None,
-        billed_until=until if rental.billed_from is not None else None,
-        next_look_at=now_ms,
-    )
-    return RentalStep(called, "destroy")
-
-
-def finish(rental: Rental, now_ms: int, end_state: str = "", reason: str = "") -> RentalStep:
-    """End a rental for good: nothing of it runs.
-
-    Args:
-        end_state: Where none was decided before.
-        reason: Likewise.
-    """
-    state = rental.end_state or end_state or "failed"
-    until = rental.billed_until
-    if until is None and rental.billed_from is not None:
-        until = rental.last_seen_at or rental.billed_from  # what was not seen is not paid
-    supplied = rental.supplied_until
-    if rental.destroy_called_at is not None and supplied is not None:
-        supplied = max(supplied, rental.destroy_called_at)
-    ended = replace(
-        rental,
-        state=state,
-        end_state=state,
-        end_reason=rental.end_reason or reason,
-        billed_until=until,
-        supplied_until=supplied,
-        ended_at=now_ms,
-        next_look_at=None,
-        secrets="{}",
-        alarm="lost" if state == "lost" else "",
-    )
-    details = {"reason": ended.end_reason}
-    return RentalStep(ended, events=(RentalEvent(f"rental.{state}", details, is_alarm=state == "lost"),))
-
-
-def roll_back(rental: Rental, now_ms: int) -> RentalStep:
-    """Give back one instance of a reservation; its user pays nothing for it."""
-    free = replace(rental, billed_from=None, billed_until=None)
-    return begin_end(free, "failed", "rolled_back", now_ms, is_at_once=True)
-
-
-def ask_end(rental: Rental, end_state: str, reason: str, now_ms: int) -> Rental:
-    """Note that a rental is to end; the process that works on it does the rest."""
-    if not rental.is_live or rental.end_state:
-        return rental
-    return replace(rental, end_state=end_state, end_reason=reason, next_look_at=now_ms)
-
-
-# ---- after calls
-
-
-def after_create(
-    rental: Rental, outcome: str | Exception, now_ms: int, *, is_kept: bool = False
-) -> RentalStep:
-    """Decide what the answer to the call that creates means.
-
-    1. the contract's id      → it starts
-    2. another customer has it, or the market refuses → nothing was created, and it has failed
-    3. anything else          → it may have been created
-
-    Args:
-        is_kept: In 2 it stays, to be created from another offer.
-    """
-    if rental.state != "creating":  # it was looked for meanwhile
-        return RentalStep(rental)
-    if isinstance(outcome, str) and outcome:  # 1
-        begun = replace(rental, state="starting", contract_id=outcome, next_look_at=now_ms + FIRST_LOOK_MS)
-        if begun.end_state:
-            return begin_end(begun, begun.end_state, begun.end_reason, now_ms, is_at_once=True)
-        return RentalStep(begun, events=(RentalEvent("rental.starting", {}),))
-    text = text_of(outcome)
-    if isinstance(outcome, OfferGone | MarketRefused):  # 2
-        code = outcome.code or ""
-        if is_kept and not rental.end_state:
-            return RentalStep(replace(rental, state="wanted", create_called_at=None, last_error=text))
-        return finish(replace(rental, last_error=text), now_ms, "failed", code)
-    return RentalStep(  # 3
-        replace(rental, state="unknown", last_error=text, next_look_at=now_ms + UNKNOWN_LOOK_MS)
-    )
-
-
-def after_destroy(rental: Rental, outcome: Exception | None, now_ms: int) -> RentalStep:
-    """Decide what the answer to the call that destroys means; only a look tells whether it is gone."""
-    if rental.state != "destroying":
-        return RentalStep(rental)
-    text = rental.last_error if outcome is None else text_of(outcome)
-    look_ms = 0 if outcome is None else _backoff_ms(rental.destroy_calls)
-    return RentalStep(replace(rental, last_error=text, next_look_at=now_ms + look_ms))
-
-
-def text_of(error: Any) -> str:
-    """Return a failure as a rental's row keeps it."""
-    if isinstance(error, ApplianceError):
-        return error.message[:MAX_TEXT]
-    return (type(error).__name__ if isinstance(error, Exception) else "no contract id")[:MAX_TEXT]
-
-
-# ---- what is noted
-
-
-def _noted(rental: Rental, reason: str, look_at: int | None) -> Rental:
-    """Keep why the market does not say."""
-    return replace(rental, last_error=reason[:MAX_TEXT] or rental.last_error, next_look_at=look_at)
-
-
-def _missed(rental: Rental, now_ms: int) -> Rental:
-    first = rental.first_missed_at if rental.misses else None
-    if first is None or first > now_ms:
-        first = now_ms
-    return replace(rental, misses=rental.misses + 1, first_missed_at=first)
-
-
-def _is_missing(rental: Rental, now_ms: int, apart_ms: int) -> bool:
-    first = rental.first_missed_at
-    return rental.misses >= 2 and first is not None and now_ms - first >= apart_ms
-
-
-def _seen(rental: Rental, instance: Instance, now_ms: int) -> Rental:
-    """Note what the market shows.
-
-    The user pays from when it ran: by the market's clock where that lies between an earlier look, at which
-    it did not run, and now; else from now. What the market asks of us is counted from the earlier look then,
-    since some tell when an instance was created, and not when it ran.
-    """
-    since = rental.last_seen_at or rental.create_called_at or rental.created_at
-    told = instance.started_ms
-    is_running = instance.state is InstanceState.RUNNING
-    billed, supplied, clock = rental.billed_from, rental.supplied_from, rental.clock
-    if is_running and billed is None and not rental.end_state:
-        if rental.last_seen_at is not None and told is not None and since <= told <= now_ms:
-            billed, clock = told, "provider"
-        else:
-            billed, clock = now_ms, "ours"
-    if is_running and supplied is None:
-        supplied = billed if clock == "provider" else since
-    return replace(
-        rental,
-        last_seen_at=now_ms,
-        supplied_from=supplied,
-        supplied_until=now_ms if supplied is not None else None,
-        billed_from=billed,
-        clock=clock,
-        misses=0,
-        first_missed_at=None,
-        market_status=instance.market_status[:100],
-        host=instance.host[:255] or rental.host,
-        machine_id=rental.machine_id or instance.machine_id[:100],
-        paid_musd=instance.paid_musd or rental.paid_musd,
-        ports=_ports_text(instance) or rental.ports,
-    )
-
-
-def _ports_text(instance: Instance) -> str:
-    pairs = ", ".join(f'"{inner}": {outer}' for inner, outer in sorted(instance.ports.items())[:64])
-    return f"{{{pairs}}}" if pairs else ""
 
 
 def _warned(step: RentalStep, now_ms: int) -> RentalStep:

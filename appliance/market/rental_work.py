@@ -16,16 +16,8 @@ from appliance.market.launches import launch_of, offer_of
 from appliance.market.listings import Listings, reason_of
 from appliance.market.market_store import MarketStore
 from appliance.market.money import RentalPayments
-from appliance.market.rental_rules import (
-    AVOID_MS,
-    NOT_KNOWN,
-    RentalStep,
-    Sight,
-    after_create,
-    after_destroy,
-    decide,
-    question_of,
-)
+from appliance.market.rental_rules import AVOID_MS, decide, question_of
+from appliance.market.rental_steps import NOT_KNOWN, RentalStep, Sight, after_create, after_destroy
 from appliance.market.rental_store import RentalStore, RentalTakenOver, RentalTurn
 from appliance.market.rental_types import Rental
 from appliance.storage.database import Transaction

@@ -19,7 +19,8 @@ from appliance.market.billing_step import renter_of
 from appliance.market.launches import offer_of, repointed
 from appliance.market.money import first_hold
 from appliance.market.offer_choice import OfferChoice
-from appliance.market.rental_rules import NOT_KNOWN, RentalStep, begin_end, decide, roll_back
+from appliance.market.rental_rules import decide
+from appliance.market.rental_steps import NOT_KNOWN, RentalStep, begin_end, roll_back
 from appliance.market.rental_store import RentalTakenOver, RentalTurn, ReservationRow
 from appliance.market.rental_types import Rental, Reserved
 from appliance.market.rental_work import RentalWork

@@ -6,12 +6,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, Final, TypeVar, cast
 
-from appliance.base.errors import ApplianceError, Conflict, Invalid, NotFound
+from appliance.base.errors import Conflict, Invalid, NotFound
 from appliance.base.logs import get_logger
 from appliance.base.money import MAX_MUSD
 from appliance.base.rental_charges import Renter
 from appliance.base.tasks import Tasks
 from appliance.market.admission import RentalAdmission
+from appliance.market.batches import RentalBatches, check_repeated, created
 from appliance.market.billing_step import renter_of
 from appliance.market.brake import UNKNOWN_MS
 from appliance.market.candidates import RentalCandidates
@@ -24,7 +25,7 @@ from appliance.market.listings import Listings
 from appliance.market.loads import InstanceLoads
 from appliance.market.market_store import MarketStore
 from appliance.market.offer_choice import OfferChoice
-from appliance.market.rental_rules import RentalEvent, RentalStep
+from appliance.market.rental_steps import RentalEvent, RentalStep
 from appliance.market.rental_store import RentalStore, RentalTurn, ReservationRow
 from appliance.market.rental_types import (
     MAX_RESERVED,
@@ -40,7 +41,7 @@ from appliance.market.rental_work import RentalWork
 from appliance.market.reservations import Reservations
 from appliance.market.settings import MarketSettings
 from appliance.market.sweep import Sweep
-from appliance.market.types import MarketRefused, MarketUnknown, Offer, OfferFilter, OfferGone
+from appliance.market.types import Offer, OfferFilter
 from appliance.market.upkeep import RentalUpkeep
 from appliance.storage.database import ConstraintViolated, Transaction
 
@@ -96,6 +97,7 @@ class RentalService:
         self._choice = choice
         self._upkeep = upkeep
         self._tasks = tasks
+        self._batches = RentalBatches(self._listings, candidates, choice)
         self.start = upkeep.start
         self.open = upkeep.open
         self.round = upkeep.round
@@ -159,12 +161,12 @@ class RentalService:
         found, is_new = await self._once(lambda: self._admission.run(renter, change))
         self._work.on_step()
         if not is_new:
-            _check_repeated(found.request, digest)
-            return _created(found)
+            check_repeated(found.request, digest)
+            return created(found)
         turn = RentalTurn(found.id, found.turn)
         done = await self._unbroken(self._work.continue_with(found, turn), "rental_create")
         self._choice.note_taken(offer, now_s=self._store.clock.now_s())
-        return _created(done)
+        return created(done)
 
     async def _once(self, run: Callable[[], Awaitable[ResultT]]) -> ResultT:
         """Run a transaction again where the same idempotency key was used at the same moment."""
@@ -364,7 +366,7 @@ class RentalService:
 
     async def _repeated(self, row: ReservationRow, digest: str) -> Reserved:
         """Return what became of a reservation that is asked for again."""
-        _check_repeated(row.request, digest)
+        check_repeated(row.request, digest)
         if row.state == "open":
             raise Conflict(
                 "This reservation is being made. Ask again in some seconds.", code="reservation_open"
@@ -391,46 +393,7 @@ class RentalService:
             if not 0 <= count <= MAX_BATCH:
                 raise Invalid(f"{count} of {name[:40]}: allowed are 0 to {MAX_BATCH}.", param="count")
         check_order(order, self._settings)
-        result = BatchResult()
-        for name, count in counts.items():
-            market = self._listings.find(name).name
-            made = result.rentals.setdefault(market, [])
-            if not count:
-                continue
-            try:
-                offers = iter(self._choice.order(await self._candidates.offers(wanted, market)))
-            except ApplianceError as exc:
-                result.errors.append(f"{market}: {exc.message}")
-                continue
-            for number in range(count):
-                key = f"{idempotency_key[:160]}#{market}#{number}" if idempotency_key else ""
-                rental = await self._one_of_batch(renter, market, offers, order, key, result.errors)
-                if rental is None:
-                    break
-                made.append(rental)
-        return result
-
-    async def _one_of_batch(
-        self,
-        renter: Renter,
-        market: str,
-        offers: "Any",
-        order: RentOrder,
-        key: str,
-        errors: list[str],
-    ) -> Rental | None:
-        """Rent one instance of a batch; None = no more can be had at this market."""
-        for offer in offers:
-            try:
-                return await self.create(renter, offer, order, idempotency_key=key)
-            except OfferGone as exc:
-                errors.append(f"{market} {offer.id}: {exc.message}")
-                key = f"{key}+" if key else ""
-            except ApplianceError as exc:
-                errors.append(f"{market}: {exc.message}")
-                return None
-        errors.append(f"{market}: there are no more such offers.")
-        return None
+        return await self._batches.make(renter, counts, wanted, order, idempotency_key, self.create)
 
     # ---- what operators do
 
@@ -488,30 +451,3 @@ class RentalService:
         running = await self._store.select("state IN ('starting', 'ready', 'draining')", {})
         names = {rental.id: self.view(rental)["instance_id"] for rental in running}
         return self.instance_loads.view(running, names)
-
-
-def _check_repeated(known: str, digest: str) -> None:
-    if known != digest:
-        raise Conflict(
-            "This Idempotency-Key was used for another order. Use another one.", code="idempotency_key_reused"
-        )
-
-
-def _created(rental: Rental) -> Rental:
-    """Return a rental that was created, or raise why it was not.
-
-    Raises:
-        OfferGone, MarketRefused, MarketUnknown: See `RentalService.create`.
-    """
-    if rental.state in ("wanted", "creating", "unknown"):
-        raise MarketUnknown(
-            f"{rental.provider} did not say whether the instance was created. It is being looked for; see "
-            "GET /gpu/rentals.",
-            details={"rental_id": rental.id, "error_fields": {"rental_id": rental.id}},
-            retry_after_s=60.0,
-        )
-    if rental.state == "failed" and rental.end_reason == OfferGone.default_code:
-        raise OfferGone(rental.last_error or "Another customer has this offer. Choose another one.")
-    if rental.state == "failed" and not rental.contract_id:
-        raise MarketRefused(rental.last_error or f"{rental.provider} refuses.")
-    return rental

@@ -14,7 +14,8 @@ from appliance.market.candidates import RentalCandidates
 from appliance.market.launches import order_of, replacement_of
 from appliance.market.listings import Listings
 from appliance.market.market_store import MarketStore
-from appliance.market.rental_rules import MAX_START_TRIES, ask_end
+from appliance.market.rental_rules import MAX_START_TRIES
+from appliance.market.rental_steps import ask_end
 from appliance.market.rental_store import RentalStore, RentalTurn
 from appliance.market.rental_types import Rental
 from appliance.market.rental_work import RentalWork

@@ -9,15 +9,14 @@ from appliance.base.errors import Exhausted
 from appliance.market.brake import LaunchLimits, MarketUse, after_start, refusal_of
 from appliance.market.launches import label_of, rental_of_label
 from appliance.market.money import cost_until, first_hold, price_of, wanted_hold
-from appliance.market.rental_rules import (
+from appliance.market.rental_rules import decide, question_of
+from appliance.market.rental_steps import (
     NOT_KNOWN,
     Sight,
     after_create,
     after_destroy,
     ask_end,
     begin_end,
-    decide,
-    question_of,
     roll_back,
 )
 from appliance.market.rental_types import LIVE_STATES, Rental
