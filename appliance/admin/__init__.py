@@ -7,6 +7,7 @@ Modules:
     commands: what each command does and prints.
     flags: command lines as programs in Go read them.
     passwords: passwords that are typed, piped in, or must leave the list of processes.
+    prices: files of prices, and prices as a table.
     program: `aiserve-gpuproxy-admin`.
     store: the parts of accounts, opened without a server.
     tables: aligned tables.

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from appliance.admin.access import AccountAccess
 from appliance.admin.flags import WrongUsage
+from appliance.admin.prices import price_table, read_prices
 from appliance.admin.tables import align
 from appliance.base import jsons
 from appliance.base.money import format_dollars, parse_musd
 from appliance.cli import messages as pb
-from appliance.cli.client import FAILED, CallFailed
+from appliance.cli.client import FAILED
 from appliance.cli.render.values import as_object
 from appliance.cli.screen import clean
 from appliance.command_lines import USER_LIMITS
@@ -427,7 +428,7 @@ class Commands:
         """Print the prices that are in force."""
         prices = self.access.call("ListPrices", pb.ListPricesRequest()).prices
         if not self._as_json([as_object(one) for one in prices]):
-            self._say(_price_table(prices), f"\nTotal: {len(prices)} prices\n")
+            self._say(price_table(prices), f"\nTotal: {len(prices)} prices\n")
 
     def set_prices(self, path: Path) -> None:
         """Add the prices of a file as new versions, where they differ."""
@@ -436,7 +437,7 @@ class Commands:
         if self._as_json([as_object(one) for one in added]):
             return
         if added:
-            self._say(_price_table(added), "\n")
+            self._say(price_table(added), "\n")
         self._lines([f"New versions: {len(added)}; as before: {len(request.prices) - len(added)}"])
 
     # ---- printing
@@ -451,55 +452,6 @@ class Commands:
 
     def _say(self, *texts: str) -> None:
         self.out.write("".join(texts))
-
-
-def check_prices(path: Path, out: TextIO) -> None:
-    """Say that a file of prices is right.
-
-    Raises:
-        CallFailed: It is not; the text has every problem.
-    """
-    out.write(f"{path}: {len(read_prices(path))} prices, no problem\n")
-
-
-def print_price_schema(out: TextIO) -> None:
-    """Print the JSON schema of a file of prices."""
-    from appliance.accounts.price_file import price_file_schema
-
-    out.write(jsons.dumps_pretty(price_file_schema()) + "\n")
-
-
-def read_prices(path: Path) -> "list[pb.ModelPrice]":
-    """Return the prices of a file, as messages.
-
-    Raises:
-        CallFailed: It cannot be read, or something in it is wrong.
-    """
-    from appliance.accounts.price_file import read_price_file
-
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CallFailed(f"{path}: {error.strerror}") from None
-    file = read_price_file(data)
-    if file.problems:
-        raise CallFailed("\n".join(f"{path}: {problem}" for problem in file.problems))
-    found: list[pb.ModelPrice] = []
-    for row in file.rows:
-        price = row.price
-        message = pb.ModelPrice(
-            model=price.model,
-            in_musd=price.in_per_mtok,
-            cached_in_musd=price.cached_in_per_mtok,
-            out_musd=price.out_per_mtok,
-            embedding_musd=price.embedding_per_mtok,
-            per_request_musd=price.per_request_musd,
-            gpu_hour_markup_percent=price.gpu_hour_markup_percent,
-        )
-        if price.valid_from_ms:
-            message.valid_from.FromMilliseconds(price.valid_from_ms)
-        found.append(message)
-    return found
 
 
 def read_limit(name: str, text: str) -> int | None:
@@ -552,22 +504,3 @@ def _credits(one: Any) -> str:
     if one.overage_musd or one.cap_musd:
         text += f", ${format_dollars(one.overage_musd)} of ${format_dollars(one.cap_musd)} overage"
     return text
-
-
-def _price_table(prices: Iterable[Any]) -> str:
-    rows = [["MODEL", "IN/1M", "CACHED/1M", "OUT/1M", "EMBED/1M", "REQUEST", "VERSION", "FROM", "SOURCE"]]
-    rows += [
-        [
-            one.model,
-            f"${format_dollars(one.in_musd)}",
-            f"${format_dollars(one.cached_in_musd)}",
-            f"${format_dollars(one.out_musd)}",
-            f"${format_dollars(one.embedding_musd)}",
-            f"${format_dollars(one.per_request_musd)}",
-            str(one.version),
-            _moment(one.valid_from),
-            one.source,
-        ]
-        for one in prices
-    ]
-    return align(rows)

@@ -125,7 +125,7 @@ def _migrate(run: AdminRun) -> int:
 
 def _prices(run: AdminRun) -> None:
     """List prices, check a file of them, or set those of a file."""
-    from appliance.admin.commands import check_prices
+    from appliance.admin.prices import check_prices
 
     verb, path = run.word(0, "list"), run.word(1)
     if verb == "list" and not path:

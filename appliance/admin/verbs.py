@@ -12,9 +12,10 @@ from typing import Any, Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from appliance.admin.access import open_access
-from appliance.admin.commands import Commands, check_prices, print_price_schema
+from appliance.admin.commands import Commands
 from appliance.admin.flags import WrongUsage
 from appliance.admin.passwords import FROM_INPUT, read_password
+from appliance.admin.prices import check_prices, print_price_schema
 from appliance.admin.store import StoreSettings
 from appliance.base import logs
 from appliance.base.clock import SystemClock, parse_moment_s

@@ -18,7 +18,7 @@ EARLY_S: Final = 30.0  # a token that ends sooner is refreshed first
 
 def login_path(environ: Mapping[str, str], address: str) -> Path:
     """Return where the login at an appliance is kept."""
-    home = environ.get("XDG_CONFIG_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".config")
+    home = environ.get("XDG_CONFIG_HOME") or str(Path(environ.get("HOME") or "/") / ".config")
     return Path(home) / FOLDER / f"login-{sha256(address.encode()).hexdigest()[:16]}.json"
 
 

@@ -217,6 +217,14 @@ def test_logging_out_ends_the_session_and_forgets_it(shell: ClientShell) -> None
     assert "There is no login to end." in shell.err
 
 
+def test_a_login_that_cannot_be_kept_is_refused(shell: ClientShell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/proc/none")
+    shell.server.on("POST /api/v1/auth/login", {"user": {}, "tokens": TOKENS})
+    assert shell.run("login", "a@example.org", stdin=PASSWORD) == 1
+    assert "The login cannot be kept in /proc/none/aiserve-gpuproxy/login-" in shell.err
+    assert "rt_1" not in shell.err
+
+
 def test_a_login_without_tokens_is_not_kept(shell: ClientShell) -> None:
     shell.server.on("POST /api/v1/auth/login", {"user": {}})
     assert shell.run("login", "a@example.org", "-", stdin=PASSWORD) == 1

@@ -192,6 +192,17 @@ def test_a_wait_ends(shell: ClientShell, answers: list[Any], text: str) -> None:
     assert text in failed.value.message
 
 
+def test_ctrl_c_clears_the_line_of_progress(shell: ClientShell) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    shell.server.on("GET /api/v1/gpu/rentals", {"rentals": [RENTAL]})
+    out = io.StringIO()
+    with pytest.raises(KeyboardInterrupt):
+        StartWatch(ApiClient(shell.server.url), out, sleep=interrupt, now_s=lambda: 0.0).wait("r-1")
+    assert out.getvalue().endswith("\r" + " " * len("starting … 0 s") + "\r")
+
+
 def test_an_instance_is_destroyed(shell: ClientShell) -> None:
     shell.server.on(
         "DELETE /api/v1/gpu/instances/io.net/a%2Fb",
