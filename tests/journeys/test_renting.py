@@ -23,22 +23,29 @@ async def twin() -> AsyncIterator[Twin]:
         yield running_one
 
 
+def settings_of(twin: Twin) -> dict[str, str]:
+    """Return the variables with which an appliance rents at the stand-ins."""
+    return {
+        "MARKET": "1",
+        "VASTAI_API_KEY": KEYS["vast"]["Authorization"].removeprefix("Bearer "),
+        "IONET_API_KEY": KEYS["ionet"]["X-API-KEY"],
+        "VASTAI_API_URL": f"http://127.0.0.1:{twin.ports['vast']}",
+        "IONET_API_URL": f"http://127.0.0.1:{twin.ports['ionet']}/enterprise/v1/io-cloud/caas",
+        "RENT_MARKUP_PERCENT": "10",
+        "GPU_API_TIMEOUT": "5s",
+        "GPU_PROXY_ALLOW_PRIVATE": "127.0.0.1/32",
+    }
+
+
 @pytest.fixture
 async def running(start: Start, twin: Twin) -> Running:  # noqa: F811
     return await start(
         ACCOUNTS="1",
-        MARKET="1",
         UNPRICED="free",
         JWT_SECRET=SECRET,
         REGISTRATION="open",
         OPERATOR_API_KEYS=OPERATOR,
-        VASTAI_API_KEY=KEYS["vast"]["Authorization"].removeprefix("Bearer "),
-        IONET_API_KEY=KEYS["ionet"]["X-API-KEY"],
-        VASTAI_API_URL=f"http://127.0.0.1:{twin.ports['vast']}",
-        IONET_API_URL=f"http://127.0.0.1:{twin.ports['ionet']}/enterprise/v1/io-cloud/caas",
-        RENT_MARKUP_PERCENT="10",
-        GPU_API_TIMEOUT="5s",
-        GPU_PROXY_ALLOW_PRIVATE="127.0.0.1/32",
+        **settings_of(twin),
     )
 
 

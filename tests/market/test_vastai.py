@@ -216,6 +216,27 @@ async def test_create_says_what_is_certain_and_is_sent_once(
         assert len(server.requests) == 1
 
 
+async def test_an_order_that_was_never_sent_is_refused() -> None:
+    async with RawServer(ScriptedMarket(answer(200)).script) as server:
+        pass
+    vast = _patient(server.address, FakeClock())
+    with pytest.raises(MarketRefused, match="Nothing was created") as caught:
+        await vast.create(OFFER, LAUNCH)
+    assert caught.value.code == "market_unreachable"
+    with pytest.raises(MarketUnknown):
+        await vast.list()
+    await vast.close()
+
+
+async def test_an_order_does_not_wait_for_a_market_that_asked_for_a_pause() -> None:
+    async with vast_that_answers(answer(429, b"slow down", Retry_After="60")) as (vast, server):
+        for _ in range(2):
+            with pytest.raises(MarketRefused) as caught:
+                await vast.create(OFFER, LAUNCH)
+            assert caught.value.code == "market_rate_limited"
+        assert len(server.requests) == 1
+
+
 async def test_create_orders_what_the_launch_says(caplog: pytest.LogCaptureFixture) -> None:
     done = answer(200, {"success": True, "new_contract": 991, "instance_api_key": "instance-secret"})
     async with vast_that_answers(done) as (vast, server):

@@ -13,7 +13,8 @@ from appliance.base.errors import ApplianceError
 from appliance.base.http import HttpClient, iter_body
 from appliance.base.logs import get_logger
 from appliance.base.reach import HostPolicy
-from appliance.market.types import MarketUnknown
+from appliance.base.wire.types import Unreachable
+from appliance.market.types import MarketRefused, MarketUnknown
 
 log = get_logger("market")
 
@@ -129,6 +130,7 @@ class MarketCalls:
 
         Raises:
             MarketUnknown: There is no whole answer in time.
+            MarketRefused: It is not repeatable, and was certainly not sent.
         """
         where = f"{url or self._url}{path}" + (f"?{urlencode(query)}" if query else "")
         data = None if body is None else jsons.dumps(body)
@@ -136,7 +138,7 @@ class MarketCalls:
         try:
             async with asyncio.timeout(self._timeout_s):
                 for number in range(tries):
-                    await self._wait_turn(endpoint)
+                    await self._wait_turn(endpoint, is_repeatable)
                     try:
                         reply = await self._once(
                             self._http, method, where, self._headers, data, is_repeatable
@@ -193,10 +195,20 @@ class MarketCalls:
         await self._http.close()
         await self._public.close()
 
-    async def _wait_turn(self, endpoint: str) -> None:
-        """Keep the least interval between two calls at one endpoint."""
+    async def _wait_turn(self, endpoint: str, is_repeatable: bool) -> None:
+        """Keep the least interval between two calls at one endpoint.
+
+        Raises:
+            MarketRefused: An order would wait for so long that its time could end while it is sent.
+        """
         now = self._clock.monotonic_s()
         at = max(now, self._free_at.get(endpoint, now))
+        if not is_repeatable and at - now > self._timeout_s / 2:
+            raise MarketRefused(
+                f"{self._name} takes no more orders at the moment. Nothing was created; try again later.",
+                code="market_rate_limited",
+                retry_after_s=at - now,
+            )
         self._free_at[endpoint] = at + self._intervals.get(endpoint, 0.0)
         if at > now:
             await self._pause(at - now)
@@ -242,6 +254,13 @@ class MarketCalls:
                 response.close()
         except MarketUnknown:
             raise
+        except Unreachable as exc:
+            if not is_repeatable:  # no byte of it was sent
+                raise MarketRefused(
+                    f"{self._name} cannot be reached: {exc.message[:300]}. Nothing was created.",
+                    code="market_unreachable",
+                ) from None
+            raise self.unknown(f"{exc.message[:300]}") from None
         except ApplianceError as exc:
             raise self.unknown(f"{exc.message[:300]}") from None
         except (OSError, ValueError) as exc:  # such as an address that no client can use
