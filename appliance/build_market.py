@@ -4,14 +4,14 @@ Imported where GPUs can be rented (MARKET=1) alone.
 """
 
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Final
 
 from appliance.accounts.rental_money import RentalMoney
 from appliance.base import jsons
 from appliance.base.clock import Clock
-from appliance.base.errors import Conflict, NotFound
+from appliance.base.errors import ApplianceError, Conflict, NotFound
 from appliance.base.tasks import Tasks
 from appliance.build_accounts import Accounts
 from appliance.market.build import build_rentals
@@ -120,6 +120,8 @@ async def open_market(
     )
     status = MarketStatus(service, accounts.database, clock=clock)
     stack.push_async_callback(service.close)
+    with suppress(ApplianceError):  # the database is down: the rounds open it when it is back
+        await service.open()
     service.start()
     tasks.every(REFRESH_S, status.refresh, name="market_status")
     return Market(search, service, status, RentedAddresses(service))

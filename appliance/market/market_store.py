@@ -4,6 +4,7 @@ import os
 from typing import Any, Final
 
 from appliance.base.clock import Clock
+from appliance.base.errors import Unavailable
 from appliance.market.brake import HOUR_MS, MarketUse, after_start
 from appliance.market.rental_store import LIVE
 from appliance.market.rental_types import MarketState
@@ -52,12 +53,18 @@ class MarketStore:
         self.install_id = (await self.state()).install_id
 
     async def market_row(self, transaction: Transaction, *, is_locked: bool = False) -> Any:
-        """Return the row of what holds for all."""
+        """Return the row of what holds for all.
+
+        Raises:
+            Unavailable: It is not made yet: the database was down until now.
+        """
         lock = " FOR UPDATE" if is_locked else ""
         rows = await transaction.execute(
             self._sql(f"SELECT * FROM market_state WHERE id = :id{lock}"),  # noqa: S608 - constants
             {"id": STATE_ID},
         )
+        if not rows:
+            raise Unavailable("Renting begins in some seconds: ask again then.", retry_after_s=2.0)
         return rows[0]
 
     async def change_market(self, transaction: Transaction, **values: Any) -> None:

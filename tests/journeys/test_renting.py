@@ -244,6 +244,12 @@ async def test_what_is_wrong_is_said(http: httpx.AsyncClient, mine: dict[str, st
         assert "X-Timelimit" in answer.json()["error"]
 
 
+async def test_the_state_of_the_market_is_there_from_the_first_moment(http: httpx.AsyncClient) -> None:
+    answer = await http.get("/admin/market", headers=OPERATING)
+    assert (answer.status_code, answer.json()["frozen"], answer.json()["alarms"]) == (200, False, [])
+    assert len(answer.json()["install_id"]) == 8
+
+
 async def test_operators_freeze_sweep_and_see_all_rentals(
     http: httpx.AsyncClient, mine: dict[str, str], running: Running, twin: Twin
 ) -> None:
