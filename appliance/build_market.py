@@ -6,7 +6,7 @@ Imported where GPUs can be rented (MARKET=1) alone.
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from appliance.accounts.rental_money import RentalMoney
 from appliance.base import jsons
@@ -23,6 +23,7 @@ from appliance.market.settings import MarketSettings
 from appliance.market_status import MarketStatus
 
 REFRESH_S: Final = 10.0
+MAX_OWN: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,15 @@ class Market:
     service: RentalService
     status: MarketStatus
     addresses: "RentedAddresses"
+
+    async def loads_of(self, user_id: str | None) -> dict[str, dict[str, Any]]:
+        """Return the loads of a user's running instances by their ids; None = of all users."""
+        loads = await self.service.loads()
+        if user_id is None:
+            return loads
+        own = await self.service.rentals(user_id=user_id, is_live_only=True, limit=MAX_OWN)
+        names = {self.service.view(rental)["instance_id"] for rental in own}
+        return {name: load for name, load in loads.items() if name in names}
 
 
 class RentedAddresses:

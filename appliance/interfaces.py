@@ -78,7 +78,7 @@ def build_front(appliance: Appliance) -> HttpServer:
             set_strategy=appliance.fleet.set_strategy,
             manager=manager,
             may_see_details=pipeline.may_see_details,
-            rented_loads=appliance.market.service.loads if appliance.market is not None else None,
+            rented_loads=appliance.market.loads_of if appliance.market is not None else None,
             account_checks=shown.checks if (shown := appliance.account_status) is not None else dict,
         ),
         ui.handlers if ui is not None else None,

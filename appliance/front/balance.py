@@ -33,7 +33,8 @@ class BalanceHandlers:
         set_strategy: Changes the strategy of all pools; raises Invalid for an unknown one.
         manager: The models that this appliance runs itself; None = none.
         may_see_details: Whether a caller (headers, address) sees all of /health.
-        rented_loads: Returns the loads of rented instances by their ids; None = there are none.
+        rented_loads: Returns the loads of a user's rented instances by their ids (None = of all users);
+            None = there are none.
         account_checks: Returns the checks of database and Redis, by name; {} = there are no accounts.
     """
 
@@ -45,7 +46,7 @@ class BalanceHandlers:
         set_strategy: Callable[[str], None],
         manager: ModelManagerApi | None = None,
         may_see_details: Callable[[dict[str, str], str], bool] = lambda headers, peer: True,
-        rented_loads: Callable[[], Awaitable[dict[str, dict[str, Any]]]] | None = None,
+        rented_loads: Callable[[str | None], Awaitable[dict[str, dict[str, Any]]]] | None = None,
         account_checks: Callable[[], dict[str, dict[str, Any]]] = dict,
     ) -> None:
         self._may_see_details = may_see_details
@@ -124,8 +125,8 @@ class BalanceHandlers:
         return json_response({"strategy": name, "message": "Load balancing strategy updated"})
 
     async def loads(self, request: Request) -> Response:
-        """Show the load of every backend and rented GPU: `{strategy, count, loads: {name: load}}`."""
-        loads = await self._loads()
+        """Show the load of every backend and one's rented GPUs: `{strategy, count, loads: {name: load}}`."""
+        loads = await self._loads(request)
         return json_response(
             {
                 "strategy": self._router.strategy,
@@ -143,16 +144,19 @@ class BalanceHandlers:
                 param="instance_id",
                 code="missing_required_parameter",
             )
-        if (found := (await self._loads()).get(name)) is not None:
+        if (found := (await self._loads(request)).get(name)) is not None:
             return json_response(found)
         raise NotFound(f"There is no backend {name[:200]!r}.", code="no_such_backend")
 
-    async def _loads(self) -> dict[str, dict[str, Any]]:
-        """Return the load of all backends, and of rented instances where the database tells them."""
+    async def _loads(self, request: Request) -> dict[str, dict[str, Any]]:
+        """Return the load of all backends, and of instances that the caller rents; operators see all."""
         rented: dict[str, dict[str, Any]] = {}
-        if self._rented_loads is not None:
-            with suppress(ApplianceError):
-                rented = await self._rented_loads()
+        actor = request.actor
+        user = actor.user if actor is not None else None
+        is_operator = actor is not None and (actor.kind == "operator" or (user is not None and user.is_admin))
+        if self._rented_loads is not None and (is_operator or user is not None):
+            with suppress(ApplianceError):  # the database is down: backends are shown all the same
+                rented = await self._rented_loads(None if is_operator or user is None else user.id)
         return {**rented, **{state.name: _load(state) for state in self._router.states()}}
 
 

@@ -184,6 +184,9 @@ async def test_renting_needs_an_account_with_credits(http: httpx.AsyncClient, mi
     assert (refused.status_code, refused.json()["code"]) == (402, "insufficient_credits")
     created = await http.post(path, headers=mine)
     assert created.status_code == 201
+    for caller, is_seen in ((mine, True), (headers, False), (OPERATING, True)):
+        loads = (await http.get("/loadbalancer/loads", headers=caller)).json()["loads"]
+        assert (offer["id"] in loads) is is_seen
     for call in (http.get(path, headers=headers), http.delete(path, headers=headers)):
         assert (await call).status_code == 404
 
