@@ -102,13 +102,17 @@ def begin_end(
 
 def begin_destroying(rental: Rental, now_ms: int) -> RentalStep:
     """Destroy a rental's instance; from now on its user does not pay any more."""
-    until = now_ms if rental.bad_since is None else rental.bad_since
+    since = rental.bad_since
+    if since is None and rental.misses:  # at the last look it was not there
+        since = rental.last_seen_at or now_ms
+    until = now_ms if since is None else since
     called = replace(
         rental,
         state="destroying",
         destroying_since=now_ms,
         destroy_called_at=now_ms,
         destroy_calls=1,
+        bad_since=since,
         misses=0,
         first_missed_at=None,
         billed_until=until if rental.billed_from is not None else None,
@@ -128,16 +132,15 @@ def finish(rental: Rental, now_ms: int, end_state: str = "", reason: str = "") -
     until = rental.billed_until
     if until is None and rental.billed_from is not None:
         until = rental.last_seen_at or rental.billed_from  # what was not seen is not paid
-    supplied = rental.supplied_until
-    if rental.destroy_called_at is not None and supplied is not None:
-        supplied = max(supplied, rental.destroy_called_at)
+    counted = _supplied_to_destruction(rental)
     ended = replace(
         rental,
         state=state,
         end_state=state,
         end_reason=rental.end_reason or reason,
         billed_until=until,
-        supplied_until=supplied,
+        supplied_from=counted.supplied_from,
+        supplied_until=counted.supplied_until,
         ended_at=now_ms,
         next_look_at=None,
         secrets="{}",
@@ -194,9 +197,28 @@ def after_destroy(rental: Rental, outcome: Exception | None, now_ms: int) -> Ren
     """Decide what the answer to the call that destroys means; only a look tells whether it is gone."""
     if rental.state != "destroying":
         return RentalStep(rental)
+    if outcome is None:
+        rental = _supplied_to_destruction(rental)
     text = rental.last_error if outcome is None else text_of(outcome)
     look_ms = 0 if outcome is None else backoff_ms(rental.destroy_calls)
     return RentalStep(replace(rental, last_error=text, next_look_at=now_ms + look_ms))
+
+
+def _supplied_to_destruction(rental: Rental) -> Rental:
+    """Count what the market asks of us up to the call that destroyed the instance.
+
+    That is the first one that was answered after the instance was last seen; where none was, the last one.
+    An instance that the market has never shown is counted from its creation, since it may have run.
+    """
+    called, seen_ms = rental.destroy_called_at, rental.last_seen_at
+    if called is None or not rental.contract_id or rental.bad_since is not None:
+        return rental
+    begun, until = rental.supplied_from, rental.supplied_until
+    if seen_ms is None and begun is None:
+        begun = rental.create_called_at
+    if begun is None or (until is not None and until > (seen_ms or 0)):
+        return rental
+    return replace(rental, supplied_from=begun, supplied_until=called)
 
 
 def text_of(error: Any) -> str:
@@ -252,7 +274,7 @@ def seen_again(rental: Rental, instance: Instance, now_ms: int) -> Rental:
         rental,
         last_seen_at=now_ms,
         supplied_from=supplied,
-        supplied_until=now_ms if supplied is not None else None,
+        supplied_until=now_ms if is_running else rental.supplied_until,  # what has stopped bills its disk
         billed_from=billed,
         clock=clock,
         misses=0,

@@ -50,7 +50,7 @@ class Machine:
             return self.offer.supply_musd_per_h * self.offer.prepaid_hours
         if self.running_at is None:
             return 0
-        end = min(now, self.ended_at) if self.ended_at is not None else now
+        end = min([now, *(at for at in (self.ended_at, self.exited_at) if at is not None)])
         return self.offer.supply_musd_per_h * max(0, end - self.running_at) // HOUR_MS
 
 

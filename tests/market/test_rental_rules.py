@@ -288,6 +288,41 @@ def test_what_failed_is_paid_for_until_it_failed() -> None:
     assert ended.billed_until == T + 100 * S
 
 
+def test_what_has_stopped_is_not_asked_for_by_its_market() -> None:
+    running = decide(row("ready", supplied_from=T + 20 * S), seen(), T + 90 * S).rental
+    stopped = decide(running, seen(STOPPED), T + 120 * S).rental
+    ended = decide(stopped, seen(STOPPED), T + 180 * S).rental
+    assert (ended.state, ended.supplied_until) == ("destroying", T + 90 * S)
+    gone = decide(ended, seen(ENDED), T + 190 * S).rental
+    assert (gone.state, gone.supplied_until) == ("failed", T + 90 * S)
+
+
+def test_what_was_missing_when_its_lease_ended_is_not_paid() -> None:
+    before = row("ready", supplied_from=T + 20 * S, supplied_until=T + 30 * S)
+    draining = decide(before, MISSING, T + 3600 * S).rental
+    ended = decide(draining, MISSING, T + 3601 * S).rental
+    assert (ended.state, ended.billed_until) == ("destroying", T + 30 * S)
+    gone = decide(ended, seen(ENDED), T + 3610 * S).rental
+    assert (gone.state, gone.supplied_until) == ("gone", T + 30 * S)
+
+
+def test_what_was_destroyed_is_counted_up_to_the_first_answer() -> None:
+    rental = row("destroying", last_seen_at=T + 50 * S, supplied_from=T, supplied_until=T + 50 * S)
+    unclear = after_destroy(rental, MarketUnknown("?"), T + 61 * S).rental
+    assert unclear.supplied_until == T + 50 * S
+    done = after_destroy(replace(rental, destroy_called_at=T + 70 * S), None, T + 71 * S).rental
+    again = after_destroy(replace(done, destroy_called_at=T + 500 * S), None, T + 501 * S).rental
+    assert (done.supplied_until, again.supplied_until) == (T + 70 * S, T + 70 * S)
+    alive = decide(again, seen(), T + 510 * S).rental
+    assert alive.supplied_until == T + 510 * S
+
+
+def test_what_was_never_shown_is_counted_from_its_creation() -> None:
+    before = row("destroying", end_state="gone", last_seen_at=None, **ONE_MISS)
+    gone = decide(before, MISSING, T + 200 * S).rental
+    assert (gone.supplied_from, gone.supplied_until, gone.billed_from) == (T, T + 60 * S, None)
+
+
 def test_what_is_lost_is_paid_for_while_it_was_seen() -> None:
     ended = decide(row("ready", **ONE_MISS), MISSING, T + 200 * S).rental
     assert ended.billed_until == T + 30 * S
