@@ -10,6 +10,7 @@ Modules:
     changes: tells all replicas what was changed.
     directory: keeps users and keys in memory current.
     ended_sessions: which sessions other replicas have ended, where Redis alone keeps them.
+    event_feed: who waits for events in this process.
     guardrails: limits on what is spent in a span of time.
     identity: builds and joins the parts that know who calls.
     issued_keys: API keys of users: made, listed, rotated, revoked.
@@ -41,6 +42,7 @@ Modules:
     tokens: access tokens and refresh tokens: made, verified, derived.
     totals: how much there is of everything.
     usage: settlements in the database.
+    usage_events: sums of usage and low credits, as events.
     user_export: all that is stored of a user.
     user_forms: e-mail addresses, names and changes as callers send them.
     users: registration, login, profile, roles, deletion.

@@ -30,6 +30,7 @@ from appliance.accounts.users import OpenWallet, UserRules, Users
 from appliance.base.clock import Clock
 from appliance.base.tasks import Tasks
 from appliance.storage.database import Database, StoreUnavailable
+from appliance.storage.events import EventLog
 from appliance.storage.redis_store import RedisStore, RedisUnavailable
 
 HOUR_S: Final = 3600.0
@@ -215,7 +216,7 @@ def _session_store(
     redis: RedisStore | None,
 ) -> tuple[SessionStore, EndedSessions | None]:
     """Choose where sessions are kept: SESSION_MODE, and `sql` where balanced has no Redis."""
-    sql = SqlSessions(database, changes)
+    sql = SqlSessions(database, changes, EventLog(database, changes, clock=clock))
     if redis is None or settings.session_mode == "sql":
         return sql, None
     lifetime_s = settings.jwt_expiration

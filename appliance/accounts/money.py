@@ -23,6 +23,7 @@ from appliance.accounts.settings import AccountSettings
 from appliance.accounts.settlement import BillingRules
 from appliance.accounts.settler import Settler
 from appliance.accounts.usage import UsageStore
+from appliance.accounts.usage_events import TELL_S, UsageEvents
 from appliance.accounts.wallets import MONEY_CHANGED, RETURN_CHANNEL, Wallets
 from appliance.base.clock import Clock
 from appliance.base.errors import Unavailable
@@ -30,10 +31,12 @@ from appliance.base.logs import get_logger
 from appliance.base.money import parse_musd
 from appliance.base.tasks import Tasks
 from appliance.storage.database import Database, StoreUnavailable
+from appliance.storage.events import EventLog
 
 log = get_logger("accounts")
 HEARTBEAT_S: Final = 15.0
 MINUTE_S: Final = 60.0
+HOUR_S: Final = 3600.0
 JOURNAL_FOLDER: Final = "journal"
 
 
@@ -56,6 +59,7 @@ class MoneyStore:
         limits = limits_of_settings(settings)
         self.settings = settings
         self.database = database
+        self.events = EventLog(database, changes, clock=clock)
         self.guardrails = Guardrails(database, clock, lambda wallet_id: limits)
         self.wallets = Wallets(
             database,
@@ -64,6 +68,7 @@ class MoneyStore:
             epoch=round(clock.now_s() * 1000),
             guardrails=self.guardrails if limits else None,
             changes=changes,
+            events=self.events,
         )
         self.usage = UsageStore(self.wallets)
         self.prices = PriceStore(database, changes, clock=clock)
@@ -93,6 +98,7 @@ class Money:
     allowances: Allowances
     settler: Settler
     metering: Metering
+    usage_events: UsageEvents
     clock: Clock
     tasks: Tasks
     host: str = ""
@@ -123,6 +129,8 @@ class Money:
         tasks.every(SWEEP_EVERY_S, self.allowances.sweep, name="accounts_sweep")
         tasks.every(HEARTBEAT_S, self._beat, name="accounts_heartbeat")
         tasks.every(MINUTE_S, self._each_minute, name="accounts_renew")
+        tasks.every(TELL_S, self.usage_events.tell, name="accounts_usage_events")
+        tasks.every(HOUR_S, self._prune_events, name="accounts_prune_events")
         await self.store.database.listen(RETURN_CHANNEL, self._told)
 
     async def close(self) -> None:
@@ -131,6 +139,7 @@ class Money:
             task.cancel()
         try:
             await self.settler.drain()
+            await self.usage_events.tell()
             await self.allowances.close()
             await self.store.quotas.close()
         except Unavailable as error:
@@ -189,6 +198,12 @@ class Money:
         if taken_musd:
             log.warning("leases_taken_back", musd=taken_musd)
 
+    async def _prune_events(self) -> None:
+        try:
+            await self.store.events.prune()
+        except Unavailable:
+            pass  # in an hour again
+
     def _told(self, text: str | None) -> None:
         """Handle a notification: another process asks for what is free of a wallet's lease."""
         wallet_id = self.store.wallets.asked_wallet(text)
@@ -229,7 +244,8 @@ def build_money(
         most_musd=parse_musd(settings.wallet_lease_max_usd),
         fence_after_s=settings.snapshot_max_age_s,
     )
-    settler = Settler(store.usage, allowances, journal, clock)
+    usage_events = UsageEvents(database, store.events, clock=clock)
+    settler = Settler(store.usage, allowances, journal, clock, on_settled=usage_events.add)
     caps = KeyCaps(database, clock, settler.unsettled_musd)
     metering = Metering(
         allowances,
@@ -250,6 +266,7 @@ def build_money(
         allowances,
         settler,
         metering,
+        usage_events,
         clock,
         tasks,
         host=host,

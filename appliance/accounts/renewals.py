@@ -99,6 +99,8 @@ async def renew(wallets: Wallets, wallet_id: str, seen_end_ms: int) -> bool:
                 "seen": seen_end_ms,
             },
         )
+        if done.changed == 1:
+            await wallets.tell(transaction, wallet_id, "renewal", renewal.plan_musd)
         return done.changed == 1
 
     is_done: bool = await wallets.run_noted(wallet_id, change)

@@ -10,8 +10,8 @@ of date does no harm.
 """
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Protocol, TypeVar
 
 from sqlalchemy import delete, insert, select, update
 
@@ -22,10 +22,12 @@ from appliance.base.clock import Clock
 from appliance.base.errors import Unavailable
 from appliance.base.logs import get_logger
 from appliance.storage.database import Database, Rows, StoreUnavailable, Transaction
+from appliance.storage.events import EventLog
 from appliance.storage.redis_store import Command, RedisStore, RedisUnavailable
 from appliance.storage.schema import sessions
 
 log = get_logger("accounts")
+ResultT = TypeVar("ResultT")
 MAX_LISTED: Final = 200
 ENDED_KEY: Final = "appliance:sessions_ended"
 
@@ -75,8 +77,14 @@ class SessionStore(Protocol):
     async def rotate(self, row: SessionRow, *, new_hash: str, now_ms: int, expires_at_ms: int) -> bool:
         """Replace the refresh token; False = it is another one meanwhile, or the session has ended."""
 
-    async def end(self, rows: Sequence[SessionRow], now_ms: int) -> None:
-        """End sessions."""
+    async def end(self, rows: Sequence[SessionRow], now_ms: int, *, reason: str = "ended") -> None:
+        """End sessions.
+
+        Args:
+            rows: The sessions.
+            now_ms: Epoch milliseconds.
+            reason: Why, as users are told: ended, or reuse.
+        """
 
     async def of_user(self, user_id: str, now_ms: int) -> list[SessionRow]:
         """Return the sessions of a user that have not ended, the newest first."""
@@ -89,11 +97,18 @@ class SessionStore(Protocol):
 
 
 class SqlSessions:
-    """Sessions in the database."""
+    """Sessions in the database.
 
-    def __init__(self, database: Database, changes: ChangeFeed) -> None:
+    Args:
+        database: Where they are.
+        changes: Tells the replicas which ended.
+        events: Tell users which began and ended; None = they are not told.
+    """
+
+    def __init__(self, database: Database, changes: ChangeFeed, events: EventLog | None = None) -> None:
         self._database = database
         self._changes = changes
+        self._events = events
 
     async def create(self, row: SessionRow) -> None:
         """Keep a new session."""
@@ -107,7 +122,12 @@ class SqlSessions:
             "user_agent": row.user_agent,
             "created_at": row.created_at_ms,
         }
-        await self._change(insert(sessions), [values])
+
+        async def work(transaction: Transaction) -> None:
+            await transaction.execute(insert(sessions), [values])
+            await self._tell(transaction, row, "login")
+
+        await self._run(work)
 
     async def read(self, session_id: str) -> SessionRow | None:
         """Return a session."""
@@ -139,24 +159,25 @@ class SqlSessions:
         )
         return (await self._change(statement)).changed == 1
 
-    async def end(self, rows: Sequence[SessionRow], now_ms: int) -> None:
-        """End sessions, and note it among the changes."""
+    async def end(self, rows: Sequence[SessionRow], now_ms: int, *, reason: str = "ended") -> None:
+        """End sessions, and note it among the changes; users are told of each once."""
         ids = [row.id for row in rows]
 
         async def work(transaction: Transaction) -> None:
-            await transaction.execute(
+            done = await transaction.execute(
                 update(sessions)
                 .where(sessions.c.id.in_(ids), sessions.c.revoked_at.is_(None))
                 .values(revoked_at=now_ms)
+                .returning(sessions.c.id)
             )
             await self._changes.note(transaction, "session", ids)
+            ended = {row.id for row in done}
+            for row in rows:
+                if row.id in ended:
+                    await self._tell(transaction, row, reason)
 
-        if not ids:
-            return
-        try:
-            await self._database.run(work)
-        except StoreUnavailable as error:
-            raise SessionsUnavailable from error
+        if ids:
+            await self._run(work)
 
     async def of_user(self, user_id: str, now_ms: int) -> list[SessionRow]:
         """Return the sessions of a user."""
@@ -185,14 +206,29 @@ class SqlSessions:
         except StoreUnavailable as error:
             raise SessionsUnavailable from error
 
-    async def _change(self, statement: Any, parameters: Any = None) -> Rows:
+    async def _change(self, statement: Any) -> Rows:
         async def work(transaction: Transaction) -> Rows:
-            return await transaction.execute(statement, parameters)
+            return await transaction.execute(statement)
 
+        return await self._run(work)
+
+    async def _run(self, work: Callable[[Transaction], Awaitable[ResultT]]) -> ResultT:
         try:
             return await self._database.run(work)
         except StoreUnavailable as error:
             raise SessionsUnavailable from error
+
+    async def _tell(self, transaction: Transaction, row: SessionRow, kind: str) -> None:
+        """Write the event of a session: login, ended, or reuse of a refresh token, which ended it."""
+        if self._events is None:
+            return
+        data = {
+            "kind": kind,
+            "session_id": row.id,
+            "ip_address": row.ip_address,
+            "user_agent": row.user_agent,
+        }
+        await self._events.append(transaction, row.user_id, "sessions", data)
 
 
 def _from_sql(row: Any) -> SessionRow:
@@ -253,7 +289,7 @@ class RedisSessions:
         except RedisUnavailable as error:
             raise SessionsUnavailable from error
 
-    async def end(self, rows: Sequence[SessionRow], now_ms: int) -> None:
+    async def end(self, rows: Sequence[SessionRow], now_ms: int, *, reason: str = "ended") -> None:
         """End sessions, and keep that for the other replicas."""
         commands: list[Command] = []
         for row in rows:
@@ -404,9 +440,9 @@ class BalancedSessions:
         await self._put(changed)
         return True
 
-    async def end(self, rows: Sequence[SessionRow], now_ms: int) -> None:
+    async def end(self, rows: Sequence[SessionRow], now_ms: int, *, reason: str = "ended") -> None:
         """End sessions in the database, then in Redis."""
-        await self._sql.end(rows, now_ms)
+        await self._sql.end(rows, now_ms, reason=reason)
         for row in rows:
             await self._forget(row.id)
 

@@ -165,7 +165,7 @@ class Sessions:
                     user = await self._active_user(row)
                     return user, self._issue(user, successor)
         if verdict is RefreshVerdict.REUSED and row is not None:  # 5
-            await self.end([row])
+            await self.end([row], reason="reuse")
             log.warning("session.reuse", session=row.id, user=row.user_id, generation=token.generation)
             raise Unauthenticated(
                 "This refresh token was used before, so it may have been copied: the session has ended. "
@@ -240,9 +240,9 @@ class Sessions:
             ended += len(rows)
         return ended
 
-    async def end(self, rows: list[SessionRow]) -> None:
-        """End sessions here and on all replicas."""
-        await self._store.end(rows, self._now_ms())
+    async def end(self, rows: list[SessionRow], *, reason: str = "ended") -> None:
+        """End sessions here and on all replicas; see `SessionStore.end`."""
+        await self._store.end(rows, self._now_ms(), reason=reason)
         await self._ended([row.id for row in rows])
 
     async def prune(self) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from appliance.accounts.allowance import Allowances
@@ -33,6 +33,7 @@ class Settler:
         allowances: Told what is settled.
         journal: Told what is settled.
         clock: The time.
+        on_settled: Called with those that were settled; None = with nothing. It does not wait or raise.
 
     Attributes:
         settled: How many attempts were settled, by source (`engine`, `counted` …).
@@ -41,12 +42,19 @@ class Settler:
     """
 
     def __init__(
-        self, store: SettlementStore, allowances: Allowances, journal: Journal, clock: Clock
+        self,
+        store: SettlementStore,
+        allowances: Allowances,
+        journal: Journal,
+        clock: Clock,
+        *,
+        on_settled: Callable[[Sequence[Settlement]], None] | None = None,
     ) -> None:
         self._store = store
         self._allowances = allowances
         self._journal = journal
         self._clock = clock
+        self._on_settled = on_settled
         self._waiting: deque[Settlement] = deque()
         self._came = asyncio.Event()
         self._was_lost = False
@@ -116,7 +124,10 @@ class Settler:
             for _ in batch:
                 self._waiting.popleft()
             stuck = {id(one) for one in self.stuck}
-            self._note([one for one in batch if id(one) not in stuck], result)
+            settled = [one for one in batch if id(one) not in stuck]
+            self._note(settled, result)
+            if self._on_settled is not None:
+                self._on_settled(settled)
 
     async def _one_by_one(self, batch: Sequence[Settlement], error: Exception) -> SettleResult:
         """Find out which one of a batch the database does not take: the others must not wait for it."""

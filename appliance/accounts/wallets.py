@@ -18,6 +18,7 @@ from appliance.base.clock import Clock, format_rfc3339_ms
 from appliance.base.errors import Conflict, Invalid, NotFound
 from appliance.base.money import MAX_MUSD, format_dollars, to_dollars
 from appliance.storage.database import ConstraintViolated, Database, Rows, Transaction
+from appliance.storage.events import EventLog
 from appliance.storage.statements import list_for, statement_for
 
 HEADROOM = "plan_musd + extra_musd + cap_musd - used_musd - leased_musd"
@@ -119,6 +120,15 @@ class Wallet:
             "period_end": None if self.period_end_ms is None else format_rfc3339_ms(self.period_end_ms),
         }
 
+    def change_told(self, kind: str, amount_musd: int, note: str = "") -> dict[str, Any]:
+        """Return the data of the event that credits were changed (see `Wallets.tell`)."""
+        return {
+            "kind": kind,
+            "amount": to_dollars(amount_musd),
+            "note": note[:200],
+            "credits": self.credits(self.user_id),
+        }
+
 
 def read_wallet(row: Any) -> Wallet:
     """Return the wallet of a row of `wallets`."""
@@ -152,6 +162,7 @@ class Wallets:
         epoch: When it started, epoch milliseconds.
         guardrails: Limits on spending, which bound leases, too; None = there are none.
         changes: Tells all replicas where a wallet has more to spend; None = they find out when they ask.
+        events: Tell users that their credits were changed; None = they are not told.
     """
 
     def __init__(
@@ -163,6 +174,7 @@ class Wallets:
         epoch: int = 0,
         guardrails: Guardrails | None = None,
         changes: ChangeFeed | None = None,
+        events: EventLog | None = None,
     ) -> None:
         self.database = database
         self.clock = clock
@@ -170,6 +182,7 @@ class Wallets:
         self._epoch = epoch
         self._guardrails = guardrails
         self.changes = changes
+        self._events = events
 
     def _sql(self, statement: str) -> str:
         return statement_for(self.database.kind, statement)
@@ -516,9 +529,11 @@ class Wallets:
                 await self._add(
                     transaction, wallet_id, {"extra_musd": amount_musd - paid_off, "owed_musd": -paid_off}
                 )
+                await self.tell(transaction, wallet_id, "payment", amount_musd, note)
             return await self._locked(transaction, wallet_id)
 
         wallet: Wallet = await self.run_noted(wallet_id, change)
+        await self._announce()
         return wallet
 
     async def set_plan(
@@ -574,6 +589,7 @@ class Wallets:
                 )
                 if alongside is not None:
                     await alongside(transaction)
+                await self.tell(transaction, wallet_id, "plan", more)
             return await self._locked(transaction, wallet_id)
 
         return await self._refused_if_used(change, wallet_id)
@@ -674,6 +690,7 @@ class Wallets:
                 await self._add(transaction, wallet_id, amounts)
                 if alongside is not None:
                     await alongside(transaction)
+                await self.tell(transaction, wallet_id, entry.kind, sum(amounts.values()), entry.note)
             elif not await is_posted(transaction, entry):
                 raise Conflict(
                     "Credits were granted before under the same reference (Idempotency-Key), with another "
@@ -708,4 +725,28 @@ class Wallets:
                 "would be left.",
                 code="credits_in_use",
             ) from None
+        await self._announce()
         return wallet
+
+    async def tell(
+        self, transaction: Transaction, wallet_id: str, kind: str, amount_musd: int, note: str = ""
+    ) -> None:
+        """Write the event that a wallet's credits were changed, in the transaction that has changed them.
+
+        Args:
+            transaction: Of the change.
+            wallet_id: The wallet; of one without user nothing is told.
+            kind: grant, payment, plan or renewal.
+            amount_musd: What was added; below 0 = taken away.
+            note: For people.
+        """
+        if self._events is None:
+            return
+        wallet = await self._locked(transaction, wallet_id)
+        if wallet.user_id:
+            data = wallet.change_told(kind, amount_musd, note)
+            await self._events.append(transaction, wallet.user_id, "billing", data)
+
+    async def _announce(self) -> None:
+        if self._events is not None:
+            await self._events.announce()

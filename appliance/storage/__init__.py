@@ -3,6 +3,7 @@
 Modules:
     columns: what tables are made of.
     database: what both databases promise: transactions, retries, errors, whether it is up.
+    events: what users and operators are told, numbered for each of them.
     migrate: brings the tables to a revision, in a process of its own; the only one that loads Alembic.
     migrations: the revisions.
     open: settings to a database.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from appliance.storage.database import StoreRefused, Transaction
 
-NEWEST = 3  # the last one of `migrations`
+NEWEST = 4  # the last one of `migrations`
 LOWEST = NEWEST
 HIGHEST = NEWEST + 1  # the next release's: while replicas are exchanged one after the other, both run
 TABLE = "alembic_version"

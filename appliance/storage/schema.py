@@ -415,3 +415,22 @@ gpu_usage = _table(
     Column("billing_id", Text, index=True),  # the rental
     *at_least_0("duration", "cost_musd"),
 )
+
+# ---- revision 0004: events
+
+event_marks = _table(
+    "event_marks",
+    Column("user_id", Text, primary_key=True),  # whose events; "" = those of operators
+    whole_column("last_seq", default=0),  # the number that was given last
+    whole_column("credit_level", default=0),  # what was told last of how few credits are left
+    *at_least_0("last_seq", "credit_level"),
+)
+events = _table(
+    "events",
+    text_column("user_id"),  # "" = operators
+    whole_column("seq"),  # from 1 for each of them, without gaps
+    text_column("topic"),
+    whole_column("at", index=True),
+    text_column("data"),  # JSON
+    PrimaryKeyConstraint("user_id", "seq"),
+)

@@ -63,7 +63,7 @@ class InMemory:
         )
         return True
 
-    async def end(self, rows: list[SessionRow], now_ms: int) -> None:
+    async def end(self, rows: list[SessionRow], now_ms: int, *, reason: str = "ended") -> None:
         for row in rows:
             self.rows[row.id] = replace(self.rows[row.id], revoked_at_ms=now_ms)
 

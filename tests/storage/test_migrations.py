@@ -198,7 +198,7 @@ async def test_an_old_file_is_copied_and_migrated_at_start(tmp_path: Path) -> No
         connection.commit()
     async with opened(StorageSettings(), tmp_path) as database, database.transaction() as transaction:
         assert [row.id for row in await transaction.execute("SELECT id FROM users")] == ["u"]
-    copy = tmp_path / "gpuproxy.db.before-0003"
+    copy = tmp_path / f"gpuproxy.db.before-{revision_name(NEWEST)}"
     assert (read_sqlite_revision(copy), read_sqlite_revision(path)) == (1, NEWEST)
     with closing(sqlite3.connect(copy)) as connection:
         assert connection.execute("SELECT id FROM users").fetchall() == [("u",)]
@@ -219,7 +219,7 @@ async def test_postgres_with_pending_revisions_is_refused(
 ) -> None:
     async with postgres_name(postgres_server) as name:
         await postgres_server.sql("UPDATE alembic_version SET version_num = '0001'", name)
-        with pytest.raises(StoreRefused, match="0003 is needed: run `appliance migrate`"):
+        with pytest.raises(StoreRefused, match=f"{revision_name(NEWEST)} is needed: run `appliance migrate`"):
             async with opened(postgres_server.settings(name), tmp_path):
                 pass
         await postgres_server.sql("DROP TABLE alembic_version", name)
@@ -278,7 +278,7 @@ def test_the_verb_says_what_it_did(tmp_path: Path) -> None:
     first, second = verb("--to", "1", **state), verb(**state)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert "from no tables to revision 0001" in first.stdout
-    assert "from revision 0001 to revision 0003" in second.stdout
+    assert f"from revision 0001 to revision {revision_name(NEWEST)}" in second.stdout
     assert "nothing to do" in verb(**state).stdout
     assert "is never taken back to 0001" in verb("--to", "1", **state).stdout
     assert verb("--to", "9", **state).returncode == 2

@@ -6,4 +6,5 @@ Modules:
     r0001_accounts: users, keys, sessions, changes, replicas, audit.
     r0002_money: wallets, ledger, usage, prices, quotas, credits.
     r0003_rentals: rentals, reservations, what is known of the markets.
+    r0004_events: events and their numbers.
 """
