@@ -253,7 +253,7 @@ async def open_sidecar(appliance: Appliance, stack: AsyncExitStack) -> None:
 
 
 async def close_feeds(appliance: Appliance) -> None:
-    """End waits for downloads and feeds about models, which would last for the whole grace period."""
+    """End waits for downloads, feeds about models and events, which would last for the whole grace period."""
     await appliance.jobs.close()
     appliance.receipts.close()
     if appliance.ui_feed is not None:
@@ -263,6 +263,8 @@ async def close_feeds(appliance: Appliance) -> None:
             manager.announce_shutdown()
     if appliance.manager_handlers is not None:
         appliance.manager_handlers.close()
+    if appliance.event_handlers is not None:
+        appliance.event_handlers.close()
 
 
 # ---- the process

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance import __version__
+from appliance.accounts.event_feed import EventFeed
 from appliance.accounts.guardrails import LatestSpending, limits_of_settings
 from appliance.accounts.identity import Identity, build_identity
 from appliance.accounts.money import Money, build_money
@@ -35,6 +36,7 @@ class Accounts:
     Attributes:
         redis: None = REDIS_HOST is not set.
         gate: What the pipeline asks.
+        events: What users and operators are told.
     """
 
     database: Database
@@ -43,6 +45,7 @@ class Accounts:
     money: Money
     spending: Spending
     gate: UserGate
+    events: EventFeed
 
 
 async def open_accounts(settings: Settings, stack: AsyncExitStack, *, clock: Clock, tasks: Tasks) -> Accounts:
@@ -97,6 +100,7 @@ async def open_accounts(settings: Settings, stack: AsyncExitStack, *, clock: Clo
     money.file_prices = list(settings.prices)
     await money.start()
     stack.push_async_callback(identity.close)
+    events = EventFeed(money.store.events, identity.changes)
     await identity.start()
     limits = limits_of_settings(own)
     spending = Spending(
@@ -108,4 +112,4 @@ async def open_accounts(settings: Settings, stack: AsyncExitStack, *, clock: Clo
         latest=LatestSpending(money.store.guardrails, tasks, clock) if limits else None,
     )
     gate = UserGate(identity.callers, identity.directory, spending, limited_windows=limits)
-    return Accounts(database, redis, identity, money, spending, gate)
+    return Accounts(database, redis, identity, money, spending, gate, events)

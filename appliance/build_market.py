@@ -127,6 +127,7 @@ async def open_market(
         clock=clock,
         tasks=tasks,
         strategy=strategy,
+        events=money.store.events,
     )
     status = MarketStatus(service, accounts.database, clock=clock)
     stack.push_async_callback(service.close)

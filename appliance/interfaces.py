@@ -32,7 +32,7 @@ from appliance.front.passthrough.passthrough import Passthrough
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.access_tickets import AccessTickets
 from appliance.front.pipeline.pipeline import RequestPipeline
-from appliance.front.pipeline.route import RouteGroup
+from appliance.front.pipeline.route import Route, RouteGroup
 from appliance.front.receipts import ReceiptHandlers
 from appliance.front.routes import join_routes
 from appliance.front.routes_text import served_sections
@@ -47,6 +47,10 @@ from appliance.settings import Settings
 if TYPE_CHECKING:  # loaded only with GRPC_PORT, and where KV events are followed
     from appliance.control.gpuproxy.answers import AskHttp
     from appliance.engines.kv.follower import KvFollower
+
+if TYPE_CHECKING:  # their libraries are loaded only with ACCOUNTS=1
+    from appliance.build_accounts import Accounts
+    from appliance.front.events.handlers import EventHandlers
 
 
 def build_front(appliance: Appliance) -> HttpServer:
@@ -82,7 +86,7 @@ def build_front(appliance: Appliance) -> HttpServer:
             account_checks=shown.checks if (shown := appliance.account_status) is not None else dict,
         ),
         ui.handlers if ui is not None else None,
-        *_account_groups(appliance),
+        *_account_groups(appliance, lambda: routes),
         *_market_groups(appliance),
         appliance.manager_handlers,
         DownloadHandlers(appliance.jobs, folders=appliance.folders),
@@ -121,7 +125,7 @@ def _market_groups(appliance: Appliance) -> list[RouteGroup]:
     return [*renting, ProxyHandlers(proxy)]
 
 
-def _account_groups(appliance: Appliance) -> list[RouteGroup]:
+def _account_groups(appliance: Appliance, routes: Callable[[], list[Route]]) -> list[RouteGroup]:
     """Return the groups of accounts; [] = there are no accounts, and nothing of them is imported."""
     accounts = appliance.accounts
     if accounts is None:
@@ -129,7 +133,31 @@ def _account_groups(appliance: Appliance) -> list[RouteGroup]:
     from appliance.front.accounts.groups import build_groups
 
     money = accounts.money
-    return build_groups(accounts.identity, money.store, file_prices=lambda: money.file_prices)
+    appliance.event_handlers = _event_handlers(appliance, accounts, routes)
+    groups = build_groups(accounts.identity, money.store, file_prices=lambda: money.file_prices)
+    return [*groups, appliance.event_handlers]
+
+
+def _event_handlers(
+    appliance: Appliance, accounts: "Accounts", routes: Callable[[], list[Route]]
+) -> "EventHandlers":
+    """Build the addresses of events."""
+    from appliance.front.events.chats import SocketChats
+    from appliance.front.events.handlers import EventHandlers
+    from appliance.front.events.snapshots import build_snapshots
+
+    def chat_route() -> Route:
+        return next(one for one in routes() if one.serves("POST") and one.fits("/v1/chat/completions"))
+
+    view = appliance.account_status
+    assert view is not None
+    return EventHandlers(
+        appliance.pipeline,
+        accounts.events,
+        SocketChats(appliance.pipeline, chat_route),
+        snapshots=build_snapshots(accounts.identity, accounts.money.store),
+        stats=partial(appliance.metrics.compatible_numbers, view.figures),
+    )
 
 
 def _is_operator(pipeline: RequestPipeline, headers: dict[str, str], peer: str) -> bool:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # its libraries are loaded only with ACCOUNTS=1
     from appliance.account_status import AccountStatus
     from appliance.build_accounts import Accounts
     from appliance.build_market import Market
+    from appliance.front.events.handlers import EventHandlers
     from appliance.market.proxy.service import GpuProxy
 
 log = get_logger("appliance")
@@ -54,6 +55,7 @@ class Appliance:
         manager: Runs the models of this machine; None = none can be run here, or it is not open yet.
         library: The details of the files of those models; None as for `manager`.
         no_models: Reports that no models are run here; None = `manager` runs them, or nothing is open yet.
+        event_handlers: The addresses of events; None as for `accounts`, or they are not open yet.
         manager_handlers: The HTTP addresses of `manager` or `no_models`; None = they are not open yet.
         server: The HTTP server; None = it is not open yet.
         ui_feed: What pages of the web UI follow; None = there is no web UI (UI=0), or it is not open yet.
@@ -95,6 +97,7 @@ class Appliance:
         self.account_status: AccountStatus | None = None
         self.proxy: GpuProxy | None = None
         self.market: Market | None = None
+        self.event_handlers: EventHandlers | None = None
         self.manager: ModelManager | None = None
         self.no_models: NoModels | None = None
         self.library: ModelLibrary | None = None

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from appliance.accounts.settlement import Settlement
-from appliance.accounts.statements import list_for, statement_for
+from appliance.storage.statements import list_for, statement_for
 from appliance.accounts.wallets import Wallet, read_wallet
 from appliance.base.clock import Clock, format_rfc3339_ms
 from appliance.base.money import to_dollars
@@ -13,7 +13,7 @@ from appliance.storage.database import Database, StoreUnavailable, Transaction
 from appliance.storage.events import EventLog
 
 TELL_S: Final = 5.0
-MAX_USERS: Final = 10_000  # whose sums wait; of more nothing is told until there is room
+MAX_USERS: Final = 10_000  # whose sums wait; of more nothing is told until there is headroom
 TOGETHER: Final = 200  # users in one transaction
 LOW_PERCENT: Final = (20, 10, 5, 0)
 

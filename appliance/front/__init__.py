@@ -6,6 +6,7 @@ Modules:
     anthropic: Anthropic's dialect.
     balance: addresses about backends and load balancing.
     downloads: addresses of downloads and their jobs.
+    events: what users are told as it happens: a WebSocket, and polling; only with ACCOUNTS=1.
     inner_calls: calls of the addresses from inside the process.
     lora: addresses of LoRA adapters.
     manager: addresses of the models that run on this machine.

@@ -41,7 +41,7 @@ _PRUNE_MANY: Final = (
 )
 
 
-class Changes(Protocol):
+class ChangeNotes(Protocol):
     """How replicas hear that something is new (accounts.changes.ChangeFeed)."""
 
     async def note(self, transaction: Transaction, kind: str, ids: Iterable[str]) -> None:
@@ -101,7 +101,7 @@ class EventLog:
         clock: The time.
     """
 
-    def __init__(self, database: Database, changes: Changes, *, clock: Clock) -> None:
+    def __init__(self, database: Database, changes: ChangeNotes, *, clock: Clock) -> None:
         self._database = database
         self._changes = changes
         self._clock = clock

@@ -118,7 +118,9 @@ class _Thread:
         if timeout_s is not None:
             alarm = loop.call_later(timeout_s, self._interrupt)
             work.add_done_callback(lambda _: loop.call_soon_threadsafe(alarm.cancel))
-        return await asyncio.wrap_future(work)
+        # Shielded: a statement that waits for the thread is not taken back, for it may be the one that ends
+        # a transaction.
+        return await asyncio.shield(asyncio.wrap_future(work))
 
     def _use(self, function: Callable[[Connection], ResultT]) -> ResultT:
         if self._connection is None:

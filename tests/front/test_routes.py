@@ -69,7 +69,8 @@ def test_every_address_has_a_summary() -> None:
 def test_few_addresses_are_public() -> None:
     public = {"/healthz", "/health", "/", "/openapi.json", "/docs", "/docs/{file}"}
     public |= {f"/api/v1/auth/{name}" for name in ("register", "login", "refresh", "logout")}
-    public |= {"/ui", "/ui/{file:.*}", "/ui/api/me", "/ui/api/session"}  # files, and who is there
+    public |= {"/ws", "/monitor"}  # it says who calls in its first message; it leads to the web UI
+    public |= {"/admin", "/ui", "/ui/{file:.*}", "/ui/api/me", "/ui/api/session"}  # files, and who is there
     assert {route.path for route in MAIN if route.access is Access.PUBLIC} == public
     sidecar = sidecar_routes(*without_parts(SIDECAR))
     assert {route.path for route in sidecar if route.access is Access.PUBLIC} == {"/health", "/ready"}

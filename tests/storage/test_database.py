@@ -202,3 +202,18 @@ async def test_every_table_takes_a_row_as_it_says(database: Database) -> None:
     async with database.transaction(is_read_only=True) as transaction:
         for table in metadata.sorted_tables:
             assert await transaction.execute(select(table)) == []
+
+
+async def test_a_reader_whose_caller_leaves_at_any_step_goes_on(sqlite_database: Database) -> None:
+    async def read() -> None:
+        async with sqlite_database.transaction(is_read_only=True) as transaction:
+            await transaction.execute("SELECT 1")
+
+    for steps in range(40):
+        for pause_s in (0.0, 0.0002):
+            reading = asyncio.create_task(read())
+            for _ in range(steps % 20):
+                await asyncio.sleep(pause_s)
+            reading.cancel()
+            await asyncio.wait({reading})
+            await asyncio.gather(*(read() for _ in range(4)))  # by every reader

@@ -99,6 +99,21 @@ class AccountMetrics(Collector):
         return [*_own_families(figures), *_compatible_families(figures, totals)]
 
 
+def compatible_numbers(figures: AccountFigures, totals: RequestTotals) -> dict[str, float]:
+    """Return the numbers of the families with `gpuproxy_`, by their names without it.
+
+    Quantiles are named `request_duration_milliseconds_p50` and so on.
+    """
+    found = {}
+    for family in _compatible_families(figures, totals):
+        for sample in family.samples:
+            name = sample.name.removeprefix("gpuproxy_")
+            if "quantile" in sample.labels:
+                name += f"_p{round(100 * float(sample.labels['quantile']))}"
+            found[name] = float(sample.value)
+    return found
+
+
 def add_requests(requests: CounterFamily, request_seconds: HistogramFamily) -> RequestTotals:
     """Add up the requests of all routes and statuses; quantiles are estimated within a bucket."""
     rows = requests.rows()

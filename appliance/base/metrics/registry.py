@@ -11,7 +11,12 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics_exposition
 
-from appliance.base.metrics.accounts import AccountFigures, AccountMetrics
+from appliance.base.metrics.accounts import (
+    AccountFigures,
+    AccountMetrics,
+    add_requests,
+    compatible_numbers,
+)
 from appliance.base.metrics.exposition_write import EOF_LINE
 from appliance.base.metrics.histogram import PlainHistogram
 from appliance.base.metrics.latencies import Latencies
@@ -180,6 +185,10 @@ class Metrics:
             read: Returns what is known of them; called when the page is read.
         """
         self.registry.register(MarketMetrics(read))
+
+    def compatible_numbers(self, read: Callable[[], AccountFigures]) -> dict[str, float]:
+        """Return the numbers of the families with `gpuproxy_`, for `/stats`."""
+        return compatible_numbers(read(), add_requests(self.requests, self.request_seconds))
 
     def render(self, *, openmetrics: bool = False) -> bytes:
         """Render all families in Prometheus' text format, or in OpenMetrics without `# EOF`."""

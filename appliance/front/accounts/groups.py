@@ -17,11 +17,13 @@ from appliance.front.accounts.billing import BillingHandlers
 from appliance.front.accounts.guardrails import GuardrailHandlers
 from appliance.front.accounts.money import AdminMoneyHandlers, MoneyViews
 from appliance.front.accounts.users import UserHandlers
+from appliance.front.events.handlers import EventHandlers
 from appliance.front.pipeline.route import RouteGroup
 
 SECTIONS: tuple[tuple[str, tuple[type[RouteGroup], ...]], ...] = (
     ("Accounts (ACCOUNTS=1)", (AuthHandlers, ApiKeyHandlers, UserHandlers)),
     ("Credits and limits on spending (ACCOUNTS=1)", (BillingHandlers, GuardrailHandlers)),
+    ("Events (ACCOUNTS=1)", (EventHandlers,)),
     ("Users and money, for operators (ACCOUNTS=1)", (AdminUserHandlers, AdminMoneyHandlers)),
 )
 

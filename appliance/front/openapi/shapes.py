@@ -74,6 +74,8 @@ _RENTALS: dict[str, Schema] = {"live": {"enum": ["0", "1"]}, **_LIMIT}
 _PRICES = shape({"prices": listed(ref("PriceRow"))})
 
 SHAPES: dict[tuple[str, str], Shape] = {
+    ("GET", "/admin"): Shape(answer=None, others=(HTML,), statuses=(303,)),
+    ("GET", "/monitor"): Shape(answer=None, others=(HTML,), statuses=(302,)),
     ("GET", "/ui"): Shape(answer=None, others=(HTML,), statuses=(303,)),
     ("GET", "/ui/{file}"): Shape(answer=None, others=(HTML,)),
     ("GET", "/ui/api/feed"): _FEED,

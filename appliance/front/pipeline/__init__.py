@@ -20,6 +20,7 @@ Modules:
     request: what a handler receives.
     response: what a handler returns.
     route: one address of the HTTP API.
+    sockets: a connection of messages, as handlers see it.
     sse: engines' event streams, and the appliance's own events.
     token_estimate: how many tokens a prompt has, where no engine can count them.
 """

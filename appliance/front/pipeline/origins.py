@@ -76,6 +76,12 @@ class Origins:
             code="origin_not_allowed",
         )
 
+    def may_page_call(self, headers: dict[str, str]) -> bool:
+        """Whether a caller is no web page, or one of a named origin (CORS_ORIGINS) or of our own."""
+        if self.is_any or "origin" not in headers:
+            return True
+        return self._is_named(headers) or self.is_own_origin(headers)
+
     def is_foreign_page(self, headers: dict[str, str]) -> bool:
         """Whether another site's page calls an operator's address; `*` in a setting opens nothing here.
 

@@ -10,6 +10,7 @@ from typing import Protocol
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response
+from appliance.front.pipeline.sockets import AcceptSocket
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -28,6 +29,8 @@ class Route:
         scope: Which scope an API key of a user needs; with ACCOUNTS=1 only.
         is_hot: Served by the fast connection where the request allows it (server/fast_connection.py).
         is_open_while_draining: Served also while the appliance takes no new requests.
+        socket: Serves WebSocket connections at this address; None = there are none. It decides who may open
+            one, after the level of access.
         takes_ticket: A browser's EventSource may open it by a ticket in the query (access_tickets.py).
     """
 
@@ -40,6 +43,7 @@ class Route:
     is_hot: bool = False
     is_open_while_draining: bool = False
     takes_ticket: bool = False
+    socket: AcceptSocket | None = None
 
     @property
     def summary(self) -> str:

@@ -27,10 +27,12 @@ from appliance.front.pipeline.pipeline import RequestPipeline, close_stream, sto
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response
 from appliance.front.pipeline.route import Route
+from appliance.front.pipeline.sockets import GOING_AWAY, INTERNAL, NORMAL, AcceptSocket
 from appliance.front.server.addresses import find_meant_route, has_joined_bases, strip_slashes, suggest_path
 from appliance.front.server.cold_protocol import ColdProtocol, is_unreadable
 from appliance.front.server.connections import LINGER_S, Connections, InnerProtocol
 from appliance.front.server.fast_connection import FastConnection
+from appliance.front.server.web_socket import WebSocket, asks_for_socket
 from appliance.front.settings import FrontSettings
 
 log = get_logger("front")
@@ -216,6 +218,8 @@ class HttpServer:
                 if error is not None:
                     dialect = route.dialect if route is not None else self._dialect_at(request.path)
                     return await self._refuse(web_request, request, self._bare_error(error, dialect, request))
+                if route is not None and route.socket is not None and asks_for_socket(web_request):
+                    return await self._serve_socket(web_request, route, route.socket, request)
                 if route is not None:  # 1
                     return await self._serve(web_request, route, request)
                 if is_passed:  # 2
@@ -259,6 +263,43 @@ class HttpServer:
             return await self._send_stream(web_request, response, request)
         pipeline.mark_first_byte(request)
         return await self._send_whole(web_request, response, request)
+
+    async def _serve_socket(
+        self, web_request: web.Request, route: Route, accept: AcceptSocket, request: Request
+    ) -> web.StreamResponse:
+        """Serve a connection of messages; it is one request, which ends with it."""
+        pipeline = self.pipeline
+        try:
+            await pipeline.look_up(route.access, request.headers, request.peer, scope=route.scope)
+            accepted = await accept(request)
+        except ApplianceError as error:
+            return await self._refuse(web_request, request, self._bare_error(error, route.dialect, request))
+        socket = WebSocket(web_request, accepted)
+        try:
+            opened = await socket.open([("x-request-id", request.id)])
+        except web.HTTPException:
+            text = (
+                "The WebSocket handshake cannot be read: version 13 with a Sec-WebSocket-Key is served here."
+            )
+            refused = self._bare_error(Invalid(text, code="invalid_handshake"), route.dialect, request)
+            return await self._refuse(web_request, request, refused)
+        request.receipt.status = 101
+        pipeline.mark_first_byte(request)
+        try:
+            await accepted.serve(socket)
+        except asyncio.CancelledError:
+            await socket.close(GOING_AWAY, "The appliance stops.")
+            if not self._is_cut:
+                raise
+        except ConnectionError:
+            pass  # the client has left
+        except Exception as error:
+            pipeline.fail_stream(error, request)
+            await socket.close(INTERNAL, "Something failed inside the appliance.")
+            return opened
+        await socket.close(NORMAL, "")
+        request.finish = Finish.DONE
+        return opened
 
     async def _read_body(self, web_request: web.Request) -> bytes:
         """Read a body of any framing.

@@ -88,6 +88,7 @@ class UiHandlers:
         read = partial(Route, ("GET",), access=Access.PUBLIC, is_open_while_draining=True)
         return [
             read("/ui", self.to_folder),
+            read("/admin", self.to_folder),
             read("/ui/api/me", self.me),
             Route(
                 ("POST", "DELETE"),
