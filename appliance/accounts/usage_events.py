@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from appliance.accounts.settlement import Settlement
-from appliance.storage.statements import list_for, statement_for
 from appliance.accounts.wallets import Wallet, read_wallet
 from appliance.base.clock import Clock, format_rfc3339_ms
 from appliance.base.money import to_dollars
 from appliance.storage.database import Database, StoreUnavailable, Transaction
 from appliance.storage.events import EventLog
+from appliance.storage.statements import list_for, statement_for
 
 TELL_S: Final = 5.0
 MAX_USERS: Final = 10_000  # whose sums wait; of more nothing is told until there is headroom

@@ -11,9 +11,9 @@ from appliance.front.events.event_socket import (
     DEFAULT_TIMES,
     Chats,
     EventSocket,
-    UserFeed,
     SocketParts,
     SocketTimes,
+    UserFeed,
 )
 from appliance.front.events.listeners import Listener, find_listener
 from appliance.front.events.messages import topics_in
