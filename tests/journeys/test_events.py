@@ -566,7 +566,7 @@ async def test_polls_and_figures_need_a_credential(running: Running) -> None:
         assert (await http.get("/polling?after=0")).status_code == 401
         assert (await http.get("/stats")).status_code == 401
         moved = await http.get("/monitor")
-        assert (moved.status_code, moved.headers["location"]) == (302, "/admin")
+        assert (moved.status_code, moved.headers["location"]) == (302, "ui/")
         static = await http.get("/polling?after=0", headers={"x-api-key": OPERATOR})
         assert (static.status_code, static.json()["code"]) == (403, "account_required")
 

@@ -223,6 +223,11 @@ async def test_a_user_makes_a_key_uses_it_and_sees_the_cost(start: Start, page: 
         body = {"messages": [{"role": "user", "content": "hello"}]}
         done = await http.post("/v1/chat/completions", json=body, headers={"x-api-key": key})
         assert done.status_code == 200
+        for _ in range(100):  # it is settled in the background
+            used = await http.get("/api/v1/billing/usage", headers={"x-api-key": key})
+            if used.json()["count"]:
+                break
+            await asyncio.sleep(0.1)
         await page.open(running.base_url + "/ui/#/usage")
         await page.wait(has("Spending by day"))
         await page.wait("document.querySelectorAll('svg rect').length === 1")
