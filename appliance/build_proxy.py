@@ -82,4 +82,5 @@ def build_proxy(
 def own_ports_of(settings: Settings) -> list[int]:
     """Return the ports on which this appliance listens."""
     front, control = settings.front, settings.control
-    return [port for port in (front.proxy_port, front.sidecar_port, control.control_port) if port]
+    ports = (front.proxy_port, front.sidecar_port, control.control_port, control.grpc_port)
+    return [port for port in (*ports, settings.models.status_port) if port]

@@ -40,7 +40,8 @@ NOT_DOWN: Final = HOP_BY_HOP | {
     "strict-transport-security",
     "clear-site-data",
 }
-SECRET: Final = frozenset(("authorization", "api-key", "x-auth-token", "x-goog-api-key"))
+# What goes along to another host where a target redirects: any other field may hold a secret.
+PLAIN: Final = frozenset(("accept", "accept-language", "content-type", "user-agent"))
 
 
 def fields_up(fields: Iterable[tuple[str, str]], *, own_keys: Iterable[str] = ()) -> Fields:
@@ -83,9 +84,9 @@ def join_fields(fields: Iterable[tuple[str, str]]) -> dict[str, str]:
     return joined
 
 
-def without_secrets(fields: Iterable[tuple[str, str]]) -> Fields:
+def for_another_host(fields: Iterable[tuple[str, str]]) -> Fields:
     """Return the fields that another host may see: a redirect must not carry credentials there."""
-    return [(name, value) for name, value in fields if name.lower() not in SECRET]
+    return [(name, value) for name, value in fields if name.lower() in PLAIN]
 
 
 def content_type_of(fields: Iterable[tuple[str, str]]) -> str:

@@ -12,7 +12,7 @@ from appliance.base.http import HttpClient, iter_body
 from appliance.base.ssrf import CallTarget, TargetPolicy, refused
 from appliance.base.wire.types import UpstreamTimeout, WireError
 from appliance.market.proxy.exchange import Outbound
-from appliance.market.proxy.fields import Fields, fields_down, without_secrets
+from appliance.market.proxy.fields import Fields, fields_down, for_another_host
 
 MAX_DOWN_BYTES: Final = 33_554_432
 MAX_REDIRECTS: Final = 3
@@ -93,7 +93,7 @@ class TargetSender:
                 method, body = "GET", None
                 headers = [(name, value) for name, value in headers if name.lower() != "content-type"]
             if following.origin != target.origin:  # 2
-                headers = without_secrets(headers)
+                headers = for_another_host(headers)
             target = following
 
     async def _open(
