@@ -25,6 +25,7 @@ ERRORS = {
     413: "The body is larger than MAX_BODY_BYTES",
     415: "The Content-Encoding of the body is not known",
     422: "An engine refused the request",
+    426: "The address is a WebSocket: send `Upgrade: websocket`",
     429: "Too many requests; `Retry-After` says when to come back",
     431: "The head is larger than MAX_HEADER_BYTES",
     500: "Something failed inside the appliance; its log has the details under the request's id",
