@@ -6,7 +6,7 @@ installation wrote, is not read.
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -68,24 +68,18 @@ class SnapshotFile:
         Raises:
             OSError: The old file is unchanged.
         """
-        body = self._render(content)
-        write_atomic(self._path, body + b"\n" + self._mac(body), mode=0o600, is_synced=False)
+        write_atomic(self._path, self._pieces(content), mode=0o600, is_synced=False)
 
-    def _render(self, content: SnapshotContent) -> bytes:
-        """Return the file's JSON, made in pieces: while one is made, the process can do nothing else."""
-        head = {
-            "format": FORMAT,
-            "as_of": content.as_of_s,
-            "ended": content.ended,
-            "static_user": content.static_user,
-        }
-        users = _render_rows(_user_out(user) for user in content.users)
-        keys = _render_rows(
-            _key_out(known.digest, known.actor.user.id, known.actor.key)
-            for known in content.keys
-            if known.actor.user is not None and known.actor.key is not None
-        )
-        return b'%s,"users":[%s],"keys":[%s]}' % (jsons.dumps(head)[:-1], users, keys)
+    def _pieces(self, content: SnapshotContent) -> Iterator[bytes]:
+        """Give the file piece by piece: while one is made, the process can do nothing else.
+
+        The whole text of many keys is never in memory: what it took there would stay taken from the system.
+        """
+        mac = hmac.new(self._key, digestmod=hashlib.sha256)
+        for piece in _render(content):
+            mac.update(piece)
+            yield piece
+        yield b"\n" + mac.hexdigest().encode()
 
     def load(self, snapshot: Snapshot) -> bool:
         """Fill a snapshot from the file (blocking); False = none may be used, and the log says why."""
@@ -126,8 +120,30 @@ class SnapshotFile:
         return hmac.digest(self._key, body, hashlib.sha256).hex().encode()
 
 
-def _render_rows(rows: Iterable[list[Any]]) -> bytes:
-    return b",".join(jsons.dumps(row) for row in rows)
+def _render(content: SnapshotContent) -> Iterator[bytes]:
+    """Give the JSON of the file piece by piece."""
+    head = {
+        "format": FORMAT,
+        "as_of": content.as_of_s,
+        "ended": content.ended,
+        "static_user": content.static_user,
+    }
+    yield jsons.dumps(head)[:-1] + b',"users":['
+    yield from _render_rows(_user_out(user) for user in content.users)
+    yield b'],"keys":['
+    yield from _render_rows(
+        _key_out(known.digest, known.actor.user.id, known.actor.key)
+        for known in content.keys
+        if known.actor.user is not None and known.actor.key is not None
+    )
+    yield b"]}"
+
+
+def _render_rows(rows: Iterable[list[Any]]) -> Iterator[bytes]:
+    comma = b""
+    for row in rows:
+        yield comma + jsons.dumps(row)
+        comma = b","
 
 
 def _limits_out(limits: Limits) -> list[int | None]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from sqlalchemy import Select, func, select
@@ -221,9 +222,22 @@ def _user_of(row: Any) -> UserFacts:
 def _key_of(row: Any) -> KeyFacts:
     limits = stored_limits(row.limits, cap_musd=row.spend_cap_musd)
     expires_at_s = None if row.expires_at is None else row.expires_at / 1000
-    models = tuple(jsons.loads(row.models)) if row.models is not None else ()
-    scopes = frozenset(jsons.loads(row.scopes))
-    return KeyFacts(row.id, row.prefix, scopes, models, limits, bool(row.stay_local), expires_at_s)
+    models = _names_of(row.models) if row.models is not None else ()
+    return KeyFacts(
+        row.id, row.prefix, _scopes_of(row.scopes), models, limits, bool(row.stay_local), expires_at_s
+    )
+
+
+@lru_cache(maxsize=256)
+def _scopes_of(text: str) -> frozenset[str]:
+    """Read scopes as they are stored; keys with the same ones share them."""
+    return frozenset(jsons.loads(text))
+
+
+@lru_cache(maxsize=256)
+def _names_of(text: str) -> tuple[str, ...]:
+    """Read names of models as they are stored; keys with the same ones share them."""
+    return tuple(jsons.loads(text))
 
 
 def stored_limits(text: str, *, cap_musd: int | None = None) -> Limits:

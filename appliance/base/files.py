@@ -5,6 +5,7 @@ They are written to a temporary file beside them, which is then renamed.
 
 import errno
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,7 +13,9 @@ DEFAULT_MODE = 0o666  # less the umask: as most programs create files
 MAX_TEXT_BYTES = 1 << 20  # of a file that holds one secret, or variables
 
 
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, is_synced: bool = True) -> None:
+def write_atomic(
+    path: Path, data: bytes | Iterable[bytes], *, mode: int = 0o600, is_synced: bool = True
+) -> None:
     """Write `data` as the file's new content; a missing folder is made (blocking).
 
     One writer at a time for a file: the temporary file is always `.NAME.new` beside it, so that the next
@@ -20,7 +23,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, is_synced: bool 
 
     Args:
         path: The file.
-        data: Its whole content.
+        data: Its whole content; or pieces of it, which are written as they are made.
         mode: Of the file, less the umask.
         is_synced: Wait until it is on the disk; False = the content can be computed again if it is lost.
 
@@ -31,7 +34,8 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, is_synced: bool 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-            file.write(data)
+            for piece in (data,) if isinstance(data, bytes) else data:
+                file.write(piece)
             if is_synced:
                 file.flush()
                 os.fsync(file.fileno())
