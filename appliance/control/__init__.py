@@ -10,6 +10,7 @@ Modules:
     guard: who may call, and whether the settings are safe.
     health: the standard health service.
     interceptor: token, errors and log line of every call.
+    listening: what the gRPC servers have in common: options, port, TLS.
     parts: the parts of the appliance that the control API uses.
     reflection: server reflection, v1 and v1alpha.
     server: where it listens, its limits, its shutdown.

@@ -13,12 +13,12 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from appliance.base import logs
-from appliance.base.listeners import describe_listen_error, why_not
 from appliance.base.settings import InvalidSettings
 from appliance.base.tasks import Tasks
 from appliance.control.guard import Guard, is_loopback, problems
 from appliance.control.health import SERVICE, HealthService
 from appliance.control.interceptor import Interceptor
+from appliance.control.listening import listen_tcp, server_options, tls_credentials
 from appliance.control.parts import ControlParts
 from appliance.control.reflection import enable_reflection
 from appliance.control.servicer import Servicer
@@ -28,19 +28,6 @@ from appliance.control.v1 import control_pb2_grpc
 log = logs.get_logger("control")
 MAX_CALLS = 256  # at the same time, streams included
 MAX_MESSAGE_BYTES = 33_554_432  # as MAX_BODY_BYTES of the HTTP front
-MAX_METADATA_BYTES = 16_384
-OPTIONS = [
-    # else a second appliance could listen on the same port and get half of the calls
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-    ("grpc.max_concurrent_streams", MAX_CALLS),
-    # A caller whose connection is dead is detected within 80 s, and its upstream request is cancelled.
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-]
 
 
 @asynccontextmanager
@@ -97,7 +84,9 @@ def _build(
 ) -> grpc.aio.Server:
     guard = Guard(settings.control_token.get_secret_value())
     server = grpc.aio.server(
-        interceptors=[Interceptor(guard)], options=OPTIONS, maximum_concurrent_rpcs=max_calls
+        interceptors=[Interceptor(guard)],
+        options=server_options(max_message_bytes=MAX_MESSAGE_BYTES, max_calls=MAX_CALLS),
+        maximum_concurrent_rpcs=max_calls,
     )
     control_pb2_grpc.add_ControlServicer_to_server(Servicer(parts, stopping=stopping, tasks=tasks), server)
     health_pb2_grpc.add_HealthServicer_to_server(HealthService(parts, stopping=stopping), server)
@@ -110,18 +99,13 @@ def _listen(server: grpc.aio.Server, settings: ControlSettings, stack: AsyncExit
     """Open the port and the socket that the settings name; return their addresses."""
     addresses = []
     if settings.control_port:
-        host, port = settings.control_host, settings.control_port
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        credentials = _credentials(settings)
-        try:
-            if credentials is None:
-                server.add_insecure_port(address)
-            else:
-                server.add_secure_port(address, credentials)
-        except RuntimeError as exc:
-            reason = why_not(host, port)
-            text = describe_listen_error(reason, host, port, settings=("CONTROL_HOST", "CONTROL_PORT"))
-            raise OSError(reason.errno, text) from exc
+        host = settings.control_host
+        credentials = tls_credentials(
+            settings.control_tls_cert, settings.control_tls_key, settings.control_tls_client_ca
+        )
+        address = listen_tcp(
+            server, host, settings.control_port, credentials, settings=("CONTROL_HOST", "CONTROL_PORT")
+        )
         addresses.append(address)
         if not is_loopback(host):
             log.warning("control_beyond_loopback", address=address)
@@ -173,18 +157,6 @@ def _remove(path: Path, inode: int) -> None:
     with suppress(OSError):
         if path.stat().st_ino == inode:
             path.unlink()
-
-
-def _credentials(settings: ControlSettings) -> grpc.ServerCredentials | None:
-    """Return the TLS credentials; None for plain text."""
-    cert, key, ca = settings.control_tls_cert, settings.control_tls_key, settings.control_tls_client_ca
-    if cert is None or key is None:
-        return None
-    return grpc.ssl_server_credentials(
-        [(key.read_bytes(), cert.read_bytes())],
-        root_certificates=ca.read_bytes() if ca is not None else None,
-        require_client_auth=ca is not None,
-    )
 
 
 async def _watch_stopping(parts: ControlParts, stopping: asyncio.Event) -> None:

@@ -9,28 +9,19 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from appliance.base import logs
 from appliance.base.clock import Clock
-from appliance.base.listeners import describe_listen_error, why_not
 from appliance.control.gpuproxy import gpuproxy_pb2, gpuproxy_pb2_grpc
 from appliance.control.gpuproxy.answers import AskHttp
 from appliance.control.gpuproxy.servicer import GpuProxyServicer
 from appliance.control.guard import Guard, is_loopback
 from appliance.control.interceptor import Interceptor
+from appliance.control.listening import listen_tcp, server_options, tls_credentials
 from appliance.control.reflection import enable_reflection
 from appliance.control.settings import ControlSettings
 
 log = logs.get_logger("control")
 SERVICE = gpuproxy_pb2.DESCRIPTOR.services_by_name["GPUProxyService"].full_name
 MAX_CALLS = 256  # at the same time, streams included
-OPTIONS = [
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", 16_777_216),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_metadata_size", 16_384),
-    ("grpc.max_concurrent_streams", MAX_CALLS),
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-]
+MAX_MESSAGE_BYTES = 16_777_216
 
 
 class ServingHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no types
@@ -83,14 +74,19 @@ async def serving_gpuproxy(
         yield ""
         return
     server = grpc.aio.server(
-        interceptors=[Interceptor(Guard(""))], options=OPTIONS, maximum_concurrent_rpcs=MAX_CALLS
+        interceptors=[Interceptor(Guard(""))],
+        options=server_options(max_message_bytes=MAX_MESSAGE_BYTES, max_calls=MAX_CALLS),
+        maximum_concurrent_rpcs=MAX_CALLS,
     )
     gpuproxy_pb2_grpc.add_GPUProxyServiceServicer_to_server(GpuProxyServicer(ask, clock=clock), server)
     health_pb2_grpc.add_HealthServicer_to_server(ServingHealth(is_serving), server)
     enable_reflection(server, (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name))
-    address = _listen(server, settings)
+    credentials = tls_credentials(settings.grpc_tls_cert, settings.grpc_tls_key)
+    address = listen_tcp(
+        server, settings.grpc_host, settings.grpc_port, credentials, settings=("GRPC_HOST", "GRPC_PORT")
+    )
     await server.start()
-    has_tls = settings.grpc_tls_cert is not None
+    has_tls = credentials is not None
     log.info("gpuproxy_grpc_serving", address=address, tls=has_tls)
     if not has_tls and not is_loopback(settings.grpc_host):
         log.warning(
@@ -102,19 +98,3 @@ async def serving_gpuproxy(
         yield address
     finally:
         await server.stop(grace_s())
-
-
-def _listen(server: grpc.aio.Server, settings: ControlSettings) -> str:
-    host, port = settings.grpc_host, settings.grpc_port
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
-        if settings.grpc_tls_cert is not None and settings.grpc_tls_key is not None:
-            pair = (settings.grpc_tls_key.read_bytes(), settings.grpc_tls_cert.read_bytes())
-            server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
-        else:
-            server.add_insecure_port(address)
-    except RuntimeError as exc:
-        reason = why_not(host, port)
-        text = describe_listen_error(reason, host, port, settings=("GRPC_HOST", "GRPC_PORT"))
-        raise OSError(reason.errno, text) from exc
-    return address
