@@ -55,7 +55,6 @@ def build_ui(appliance: Appliance) -> WebUi:
         tokens=tokens,
         feed=feed,
         history=history,
-        check_access=pipeline.check_access,
         look_up=pipeline.look_up,
         knows_key=lambda key: pipeline.keys.knows(key),
         parts=lambda: _parts(appliance),

@@ -1,7 +1,7 @@
 """What a page of the web UI follows: one stream, the latest state of each topic, sent when it has changed."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Final
 
 from appliance.base import jsons
@@ -46,11 +46,11 @@ class Feed:
         """End every stream: its last event is `bye`."""
         self.closed.set()
 
-    async def stream(self, is_admitted: Callable[[], str]) -> AsyncGenerator[bytes, None]:
+    async def stream(self, role_of: Callable[[], Awaitable[str]]) -> AsyncGenerator[bytes, None]:
         """Yield `event: TOPIC` for each topic, again when it has changed, and `heartbeat` after silence.
 
         Args:
-            is_admitted: Returns the caller's role now: `operator`, `client`, "" = it may not follow any more.
+            role_of: Returns the caller's role now: `operator`, `client`, `none` = it may not follow any more.
 
         Yields:
             Events; the last one is `bye` with `{reason}`: `stopping` or `signed_out`.
@@ -58,9 +58,9 @@ class Feed:
         sent: dict[str, bytes] = {}
         said_s = self._clock.monotonic_s()
         while True:
-            role = is_admitted()
-            if not role or self.closed.is_set():
-                yield render_event("bye", {"reason": "stopping" if role else "signed_out"})
+            role = await role_of()
+            if role == "none" or self.closed.is_set():
+                yield render_event("bye", {"reason": "signed_out" if role == "none" else "stopping"})
                 return
             topics = self._topics | (self._operator_topics if role == "operator" else {})
             for name, build in topics.items():

@@ -4,7 +4,7 @@ Everything else that its pages do are the documented addresses that other progra
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
 from math import ceil
 from typing import Any, Final
@@ -37,8 +37,7 @@ SAFE: Final = [
 MAX_KEY_CHARS: Final = 4096
 TRIES, TRIES_S = 10, 60.0  # of wrong keys, from one address
 MAX_PEERS: Final = 1000
-CheckAccess = Callable[[Access, dict[str, str], str], None]
-Admit = Callable[[Access, dict[str, str], str], Any]
+LookUp = Callable[[Access, dict[str, str], str], Awaitable[None]]
 
 
 class UiHandlers:
@@ -49,8 +48,8 @@ class UiHandlers:
         tokens: Stand for keys.
         feed: What pages follow.
         history: The last hour.
-        check_access: Raises where a caller (headers, address) may not call addresses of a level.
-        look_up: The same, where the caller may have to be looked up first.
+        look_up: Raises where a caller (headers, address) may not call addresses of a level; it may have to be
+            looked up first.
         knows_key: Whether a key is one of the settings.
         parts: Returns which parts there are: `{models, downloads, accounts, …}` → whether it is there.
         version: Of the appliance.
@@ -64,8 +63,7 @@ class UiHandlers:
         tokens: UiTokens,
         feed: Feed,
         history: History,
-        check_access: CheckAccess,
-        look_up: Admit,
+        look_up: LookUp,
         knows_key: Callable[[str], bool],
         parts: Callable[[], dict[str, bool]],
         version: str,
@@ -75,7 +73,6 @@ class UiHandlers:
         self._tokens = tokens
         self._feed = feed
         self._history = history
-        self._check_access = check_access
         self._look_up = look_up
         self._knows_key = knows_key
         self._parts = parts
@@ -224,20 +221,11 @@ class UiHandlers:
 
         The last event is `bye`.
         """
-
-        def role() -> str:
-            for name, access in (("operator", Access.OPERATOR), ("client", Access.CLIENT)):
-                try:
-                    self._check_access(access, request.headers, request.peer)
-                except ApplianceError:
-                    continue
-                return name
-            return ""
-
+        role_of = partial(self._role, request.headers, request.peer)
         return Response(
             content_type="text/event-stream",
             headers=SSE_HEADERS,
-            pieces=GeneratedStream(_begun(self._feed.stream(role))),
+            pieces=GeneratedStream(_begun(self._feed.stream(role_of))),
             on_error=render_error_event,
             heartbeat=HEARTBEAT,
         )

@@ -46,13 +46,8 @@ class NotedModel(Protocol):
         ...
 
     @property
-    def status(self) -> Any:
+    def status(self) -> str:
         """What became of it."""
-        ...
-
-    @property
-    def error_message(self) -> str:
-        """Why it failed."""
         ...
 
 
@@ -99,7 +94,7 @@ class History:
 
     def note_models(self, models: Iterable[NotedModel]) -> None:
         """Note what changed among the models since the last call."""
-        now = {one.alias: str(getattr(one.status, "value", one.status)) for one in models}
+        now = {one.alias: one.status for one in models}
         at_s = round(self._clock.now_s(), 1)
         for alias, status in now.items():
             if self._statuses.get(alias, "off") != status:

@@ -31,7 +31,6 @@ def handlers(clock: FakeClock, *, has_accounts: bool = False, **keys: str) -> Ui
         tokens=tokens,
         feed=Feed({}, {}, clock=clock),
         history=History(LoadTotals, clock=clock),
-        check_access=known.check,
         look_up=look_up,
         knows_key=known.knows,
         parts=lambda: {"models": False, "accounts": has_accounts, "demo": True, "hosted": False},
