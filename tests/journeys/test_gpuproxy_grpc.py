@@ -9,11 +9,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from appliance.control.gpuproxy import gpuproxy_pb2 as pb
 from appliance.control.gpuproxy.gpuproxy_pb2_grpc import GPUProxyServiceStub
+from tests.accounts.parts import PASSWORD, SECRET
 from tests.journeys.running import Running, Start, free_port
 
-SECRET = "a-secret-of-tests-that-is-long-enough-0123456789-abcdefghij"
 OPERATOR = "operator-key-of-tests"
-ADA = {"email": "ada@example.org", "password": "correct horse battery", "name": "Ada"}
+ADA = {"email": "ada@example.org", "password": PASSWORD, "name": "Ada"}
 
 
 async def begin(start: Start, **more: str) -> tuple[Running, str]:

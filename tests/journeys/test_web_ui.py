@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.accounts.parts import PASSWORD, SECRET
 from tests.journeys.browser import Page, browsing
 from tests.journeys.running import Running, Start, free_port, until
 
@@ -194,10 +195,10 @@ async def test_models_are_loaded_pinned_and_unloaded(managed: Any, page: Page) -
 ACCOUNTS = {
     "ACCOUNTS": "1",
     "REGISTRATION": "open",
-    "JWT_SECRET": "a-secret-of-tests-that-is-long-enough-0123456789-abcdefghij",
+    "JWT_SECRET": SECRET,
     "OPERATOR_API_KEYS": OPERATOR,
 }
-ADA = {"email": "ada@example.org", "password": "correct horse battery", "name": HOSTILE[:60]}
+ADA = {"email": "ada@example.org", "password": PASSWORD, "name": HOSTILE[:60]}
 
 
 async def test_a_user_makes_a_key_uses_it_and_sees_the_cost(start: Start, page: Page) -> None:

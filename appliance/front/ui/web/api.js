@@ -27,6 +27,9 @@ export function keepToken(value, renewal = "") {
 
 export const hasToken = () => token !== "";
 
+/** Whether a user has signed in, not a key. */
+export const hasSession = () => refresh !== "";
+
 /** Return the full address of a path. @param {string} path */
 export const addressOf = (path) => new URL(path, ROOT).href;
 

@@ -1,6 +1,6 @@
 // The frame: navigation, who is signed in, whether the server answers, and the page that the address names.
 import { effect, html, render, useEffect, useRef, useState } from "./lib.js";
-import { hasToken } from "./api.js";
+import { hasSession, hasToken } from "./api.js";
 import { loadWords, t } from "./i18n.js";
 import { Bones, Button, Failure, Icon, Pill, said } from "./parts.js";
 import { connection, follow, followHistory, me, path, readMe, signOut, theme, told, useTheme } from "./store.js";
@@ -34,8 +34,7 @@ const KEYS = { o: "/", m: "/models", p: "/playground", r: "/requests", b: "/back
 function pagesOf() {
   const { role, accounts } = me.value ?? {};
   if (!accounts || role === "none") return PAGES;
-  const isUser = sessionStorage.getItem("appliance-token-refresh") !== null;
-  return { ...PAGES, ...(isUser ? ACCOUNT_PAGES : {}), ...(role === "operator" ? OPERATOR_ACCOUNT_PAGES : {}) };
+  return { ...PAGES, ...(hasSession() ? ACCOUNT_PAGES : {}), ...(role === "operator" ? OPERATOR_ACCOUNT_PAGES : {}) };
 }
 
 /** A page whose module is loaded when it is opened first. */

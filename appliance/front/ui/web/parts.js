@@ -33,6 +33,10 @@ export const Card = ({ title, aside, children, bare }) => html`<section class="c
   ${bare ? children : html`<div class="body">${children}</div>`}
 </section>`;
 
+/** A number that is seen at once, with a picture below it where there is one. */
+export const Tile = ({ label, value, unit, children }) => html`<div class="tile"><div class="words">
+  <div class="label">${label}</div><div class="value">${value} <span class="unit">${unit}</span></div></div>${children}</div>`;
+
 export const Pill = ({ kind = "", busy, children }) => html`<span class=${`pill ${kind} ${busy ? "busy" : ""}`}>${children}</span>`;
 
 export const Note = ({ kind = "bad", children }) => html`<div class=${`note ${kind}`} role=${kind === "bad" ? "alert" : "note"}>${children}</div>`;

@@ -2,7 +2,7 @@
 import { call } from "../api.js";
 import { html, useEffect, useState } from "../lib.js";
 import { money, number, since, t } from "../i18n.js";
-import { Bones, Button, Card, CopyLine, Drawer, Failure, Note, Pill, Table } from "../parts.js";
+import { Bones, Button, Card, CopyLine, Drawer, Failure, Note, Pill, Table, Tile } from "../parts.js";
 import { DailySpend } from "../charts.js";
 
 const BASE = "api/v1";
@@ -55,8 +55,6 @@ export function Keys() {
     ${asked && html`<${Drawer} title=${t("revoke_key", { name: asked.name })} onClose=${() => setAsked(null)}>
       <p>${t("revoke_says")}</p><div><${Button} kind="main-action" label=${t("revoke")} onClick=${revoke} onError=${setFailed} /></div></${Drawer}>`}`;
 }
-
-const Tile = ({ label, value, unit }) => html`<div class="tile"><div class="words"><div class="label">${label}</div><div class="value">${value} <span class="unit">${unit ?? ""}</span></div></div></div>`;
 
 /** Credits, and what they went to. */
 export function Usage() {

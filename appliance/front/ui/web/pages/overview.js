@@ -3,13 +3,12 @@ import { addressOf } from "../api.js";
 import { html, useState } from "../lib.js";
 import { number, t } from "../i18n.js";
 import { BackendAreas, MemoryBar, ModelsOverTime, Sparkline } from "../charts.js";
-import { Bones, Card, CopyLine, Icon, Note, Pill } from "../parts.js";
+import { Bones, Card, CopyLine, Icon, Note, Pill, Tile } from "../parts.js";
 import { history, me, told } from "../store.js";
 import { Receipt, RequestTable } from "./requests.js";
 
-const Tile = ({ label, value, unit, values, kind }) => html`<div class="tile"><div class="words">
-  <div class="label">${label}</div><div class="value">${value} <span class="unit">${unit}</span></div></div>
-  <${Sparkline} values=${values} kind=${kind} label=${t("over_the_hour", { label })} /></div>`;
+const LineTile = ({ values, kind, ...tile }) => html`<${Tile} ...${tile}>
+  <${Sparkline} values=${values} kind=${kind} label=${t("over_the_hour", { label: tile.label })} /></${Tile}>`;
 
 function Tiles() {
   const { samples } = history.value;
@@ -20,10 +19,10 @@ function Tiles() {
   const failed = minute.reduce((sum, one) => sum + one.errors, 0);
   const shown = samples.slice(-90);
   return html`<div class="tiles">
-    <${Tile} label=${t("requests")} value=${number(last.requests)} unit=${t("per_s")} kind="0" values=${shown.map((one) => one.requests)} />
-    <${Tile} label=${t("tokens")} value=${number(last.tokens)} unit=${t("per_s")} kind="1" values=${shown.map((one) => one.tokens)} />
-    <${Tile} label=${t("in_queue")} value=${number(load.queued)} unit=${t("n_running", { n: load.running })} kind="2" values=${shown.map((one) => one.queued)} />
-    <${Tile} label=${t("errors")} value=${number(asked ? (failed / asked) * 100 : 0)} unit=${t("percent_minute")} kind="3" values=${shown.map((one) => one.errors)} />
+    <${LineTile} label=${t("requests")} value=${number(last.requests)} unit=${t("per_s")} kind="0" values=${shown.map((one) => one.requests)} />
+    <${LineTile} label=${t("tokens")} value=${number(last.tokens)} unit=${t("per_s")} kind="1" values=${shown.map((one) => one.tokens)} />
+    <${LineTile} label=${t("in_queue")} value=${number(load.queued)} unit=${t("n_running", { n: load.running })} kind="2" values=${shown.map((one) => one.queued)} />
+    <${LineTile} label=${t("errors")} value=${number(asked ? (failed / asked) * 100 : 0)} unit=${t("percent_minute")} kind="3" values=${shown.map((one) => one.errors)} />
   </div>`;
 }
 

@@ -7,7 +7,7 @@ import { me, told } from "../store.js";
 
 const HEAD = () => [[t("when")], [t("model")], [t("went_to")], [t("in_queue"), "num"], [t("total"), "num"], [t("tokens"), "num"], [t("result")]];
 
-export const rowOf = (receipt, open) => html`<tr key=${receipt.id}>
+const rowOf = (receipt, open) => html`<tr key=${receipt.id}>
   <td class="dim">${since(receipt.at_s)}</td>
   <td><button type="button" class="link" onClick=${() => open(receipt)}>${receipt.public_model || receipt.model || receipt.route}</button></td>
   <td>${receipt.backend || "–"}</td>

@@ -2,7 +2,7 @@
 import { call } from "../api.js";
 import { html, useEffect, useState } from "../lib.js";
 import { money, number, t } from "../i18n.js";
-import { Bones, Button, Card, Drawer, Failure, Pill, Table } from "../parts.js";
+import { Bones, Button, Card, Drawer, Failure, Pill, Table, Tile } from "../parts.js";
 
 const BASE = "api/v1/admin";
 
@@ -50,8 +50,9 @@ export function Users() {
   if (error && !users) return html`<${Card}><${Failure} error=${error} retry=${read} /></${Card}>`;
   if (!users) return html`<${Card}><${Bones} lines=${5} /></${Card}>`;
   const shown = users.filter((one) => `${one.email} ${one.name} ${one.id}`.toLowerCase().includes(words.toLowerCase()));
-  const tile = (label, value) => html`<div class="tile"><div class="words"><div class="label">${label}</div><div class="value">${value}</div></div></div>`;
-  return html`<div class="tiles">${tile(t("users"), number(sums.wallets.count))}${tile(t("credits_left"), money(sums.wallets.remaining))}${tile(t("charged"), money(sums.usage.cost))}${tile(t("owed"), money(sums.wallets.owed))}</div>
+  return html`<div class="tiles">
+      <${Tile} label=${t("users")} value=${number(sums.wallets.count)} /><${Tile} label=${t("credits_left")} value=${money(sums.wallets.remaining)} />
+      <${Tile} label=${t("charged")} value=${money(sums.usage.cost)} /><${Tile} label=${t("owed")} value=${money(sums.wallets.owed)} /></div>
     <${Card} bare title=${t("users")} aside=${html`<input type="search" aria-label=${t("find_user")} placeholder=${t("find_user")} value=${words} onInput=${(event) => setWords(event.target.value)} />`}>
       <${Table} caption=${t("users")} empty=${t("no_users")} head=${[[t("email")], [t("name")], [t("state")], [t("role")]]}
         rows=${shown.map((one) => html`<tr key=${one.id}><td><button type="button" class="link" onClick=${() => setOpen(one)}>${one.email}</button></td><td>${one.name}</td>
