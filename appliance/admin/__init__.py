@@ -6,6 +6,7 @@ Modules:
     access: the database itself, or a running appliance.
     commands: what each command does and prints.
     flags: command lines as programs in Go read them.
+    go_program: a program of commands as those of aiserve-gpuproxyd are.
     passwords: passwords that are typed, piped in, or must leave the list of processes.
     prices: files of prices, and prices as a table.
     program: `aiserve-gpuproxy-admin`.

@@ -7,28 +7,27 @@ reached · 78 invalid settings.
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from appliance.admin.flags import GoFlag, WrongUsage, parse_flags, switches
-from appliance.admin.passwords import hide_argument, read_password
+from appliance.admin.flags import GoFlag, WrongUsage, switches
+from appliance.admin.go_program import FAILED, GoCommand, GoProgram, GoRun, fail, usage_rows
+from appliance.admin.passwords import read_password
 from appliance.command_lines import USER_LIMITS
 
 if TYPE_CHECKING:
     from appliance.admin.commands import Commands
 
 PROGRAM: Final = "aiserve-gpuproxy-admin"
-WRONG_USAGE, FAILED = 2, 1  # exit codes
 FLAGS: Final = {
     **switches(["dv", "developer-mode"], ["dm", "debug-mode"], ["json"], ["h", "help"]),
     "address": GoFlag("address", has_value=True),
 }
 
 
-class AdminRun:
+class AdminRun(GoRun):
     """One run of a command: its words and flags, and what it needs.
 
     Args:
@@ -39,16 +38,9 @@ class AdminRun:
     def __init__(
         self, words: list[str], flags: dict[str, str], environ: dict[str, str], stack: ExitStack
     ) -> None:
-        self.words, self.flags, self.environ = words, flags, environ
+        super().__init__(words, flags)
+        self.environ = environ
         self._stack = stack
-
-    def word(self, place: int, default: str = "") -> str:
-        """Return a word of the command line, or `default` where it was left out."""
-        return self.words[place] if place < len(self.words) else default
-
-    def flag(self, name: str) -> str:
-        """Return a flag's value; "" = it was left out."""
-        return self.flags.get(name, "")
 
     @property
     def commands(self) -> "Commands":
@@ -67,37 +59,7 @@ class AdminRun:
         return Commands(access, sys.stdout, is_json=self.flag("json") == "1")
 
 
-@dataclass(frozen=True, slots=True)
-class AdminCommand:
-    """One command.
-
-    Attributes:
-        words: As the usage has them: <needed>, [left out or not], -flag; `pass` is a password.
-        summary: What it does.
-        run: Does it; returns an exit code, or None = 0.
-        flags: Which it has beside those of all.
-    """
-
-    words: str
-    summary: str
-    run: Callable[[AdminRun], int | None]
-    flags: dict[str, GoFlag] = field(default_factory=dict)
-
-    @property
-    def places(self) -> list[str]:
-        """Its words, without flags."""
-        return [word for word in self.words.split() if not word.startswith("[-")]
-
-    def check(self, name: str, given: Sequence[str]) -> None:
-        """Check how many words there are.
-
-        Raises:
-            WrongUsage: Too few, or too many.
-        """
-        least = sum(word.startswith("<") for word in self.places)
-        if not least <= len(given) <= len(self.places):
-            fault = "words are missing" if len(given) < least else "there are too many words; quote names"
-            raise WrongUsage(f"{fault}\nUsage: {PROGRAM} {name} {self.words}".rstrip())
+AdminCommand = GoCommand[AdminRun]
 
 
 def _migrate(run: AdminRun) -> int:
@@ -115,9 +77,9 @@ def _migrate(run: AdminRun) -> int:
     try:
         migrate(settings.storage, settings.state_dir, to=int(text), is_dry=is_dry, output=sys.stdout)
     except StoreRefused as error:
-        return _fail(f"Migration failed: {error}", FAILED)
+        return fail(f"Migration failed: {error}", FAILED)
     except StoreUnavailable as error:
-        return _fail(f"Migration failed: {error.reason}", UNREACHABLE)
+        return fail(f"Migration failed: {error.reason}", UNREACHABLE)
     if not is_dry:
         print("Database migration completed successfully")
     return 0
@@ -251,7 +213,7 @@ COMMANDS: Final = {
 
 def usage() -> str:
     """Return the usage."""
-    rows = [f"  {f'{name} {one.words}'.rstrip():<47}  {one.summary}" for name, one in COMMANDS.items()]
+    rows = usage_rows(COMMANDS, width=47)
     return "\n".join(
         [
             "GPU Proxy Admin Utility",
@@ -284,33 +246,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        flags, words = parse_flags(words, FLAGS)
-        if flags.get("help") == "1" or words[:1] == ["help"]:
-            print(usage(), end="")
-            return 0
-        if not words:
-            print(usage(), end="", file=sys.stderr)
-            return WRONG_USAGE
-        command = COMMANDS.get(words[0])
-        if command is None:
-            raise WrongUsage(f"Unknown command: {words[0][:40]}\n{usage()}".rstrip("\n"))
-        more, rest = parse_flags(words[1:], FLAGS | command.flags)
-        for word, place in zip(rest, command.places, strict=False):
-            if place == "<pass>":
-                hide_argument(word)
-        if more.get("help") == "1":
-            print(f"Usage: {PROGRAM} {words[0]} {command.words}".rstrip() + f"\n{command.summary}")
-            return 0
-        command.check(words[0], rest)
-        return run_command(command, rest, flags | more)
-    except WrongUsage as fault:
-        return _fail(str(fault), WRONG_USAGE)
+    return ADMIN.main(sys.argv[1:] if arguments is None else arguments)
 
 
 def run_command(command: AdminCommand, words: list[str], flags: dict[str, str]) -> int:
-    """Run a command whose command line is right; say in one sentence what fails."""
+    """Run a command; say what an appliance, the database or the settings refuse."""
     from appliance.base import logs
     from appliance.base.settings import InvalidSettings
     from appliance.cli.client import CallFailed
@@ -327,21 +267,16 @@ def run_command(command: AdminCommand, words: list[str], flags: dict[str, str]) 
             environ = read_environ(os.environ)
             return command.run(AdminRun(words, flags, environ.values, stack)) or 0
     except CallFailed as failure:
-        return _fail(f"error: {failure.message}", failure.exit_code)
+        return fail(f"error: {failure.message}", failure.exit_code)
     except InvalidSettings as invalid:
-        return _fail("\n".join(f"error: {problem}" for problem in invalid.problems), os.EX_CONFIG)
-    except WrongUsage:
-        raise
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        if flags.get("developer-mode") == "1":
-            raise
-        return _fail(f"error: {type(error).__name__}: {error} (-dv shows where)", FAILED)
+        return fail("\n".join(f"error: {problem}" for problem in invalid.problems), os.EX_CONFIG)
 
 
-def _fail(text: str, code: int) -> int:
-    from appliance.cli.screen import clean
-
-    print(clean(text), file=sys.stderr)
-    return code
+ADMIN: Final = GoProgram(
+    PROGRAM,
+    COMMANDS,
+    FLAGS,
+    usage,
+    too_many="there are too many words; quote names",
+    run=run_command,
+)

@@ -6,6 +6,7 @@ import uuid
 from typing import Any, Final
 
 from appliance.admin.flags import WrongUsage
+from appliance.admin.go_program import INTERRUPTED
 from appliance.cli.screen import clean
 from appliance.gpuproxy_client.api import ApiClient, ApiFailure, quoted
 from appliance.gpuproxy_client.output import ClientOutput, number_of, price, rows_of, text_of, vram
@@ -13,7 +14,6 @@ from appliance.gpuproxy_client.starting import READY, StartWatch
 
 PROGRAM: Final = "aiserve-gpuproxy-client"
 MOST_RESERVED: Final = 16
-INTERRUPTED: Final = 130
 SEE_RENTALS: Final = f"`{PROGRAM} rentals` shows what runs, `{PROGRAM} destroy PROVIDER ID` ends it."
 _UNIT_S: Final = {"": 1, "s": 1, "m": 60, "h": 3600}
 _DURATION: Final = re.compile(r"(\d{1,9})([smh]?)", re.ASCII)

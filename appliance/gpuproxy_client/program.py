@@ -5,24 +5,22 @@ Exit codes: 0 done · 1 refused · 2 wrong usage · 3 the appliance cannot be re
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from appliance.admin.flags import GoFlag, WrongUsage, parse_flags, switches
+from appliance.admin.flags import GoFlag, WrongUsage, switches
+from appliance.admin.go_program import GoCommand, GoProgram, GoRun, fail, usage_rows
 from appliance.admin.passwords import hide_argument
 from appliance.base.clock import SystemClock
 from appliance.cli.screen import clean
 from appliance.gpuproxy_client.api import ApiClient, ApiFailure
 from appliance.gpuproxy_client.commands import ClientCommands
 from appliance.gpuproxy_client.credentials import KeptLogin, credential_headers, login_path
-from appliance.gpuproxy_client.instances import INTERRUPTED, PROGRAM, InstanceCommands, read_seconds
+from appliance.gpuproxy_client.instances import PROGRAM, InstanceCommands, read_seconds
 from appliance.gpuproxy_client.output import ClientOutput
 from appliance.gpuproxy_client.starting import StartWatch
 
 DEFAULT_API: Final = "http://localhost:8080"
-WRONG_USAGE: Final = 2
-FAILED: Final = 1
 
 
 def _values(*names: str) -> dict[str, GoFlag]:
@@ -38,7 +36,7 @@ NUMBERS: Final = ("min_vram", "max_price")
 FILTER_FLAGS: Final = _values(*FILTERS)
 
 
-class ClientRun:
+class ClientRun(GoRun):
     """One run of a command: its words and flags, and the appliance.
 
     Args:
@@ -46,7 +44,7 @@ class ClientRun:
     """
 
     def __init__(self, words: list[str], flags: dict[str, str], environ: Mapping[str, str]) -> None:
-        self.words, self.flags = words, flags
+        super().__init__(words, flags)
         trace = _trace if self.flag("debug-mode") == "1" else None
         address = self.flag("api") or environ.get("GPUPROXY_API_URL", "") or DEFAULT_API
         self.api = ApiClient(address, trace=trace)
@@ -54,14 +52,6 @@ class ClientRun:
         self.api.headers = lambda: credential_headers(self.api, login, key=self.flag("key"), environ=environ)
         self.output = ClientOutput(sys.stdout, is_json=self.flag("json") == "1")
         self.commands = ClientCommands(self.api, self.output, login)
-
-    def word(self, place: int, default: str = "") -> str:
-        """Return a word of the command line, or `default` where it was left out."""
-        return self.words[place] if place < len(self.words) else default
-
-    def flag(self, name: str) -> str:
-        """Return a flag's value; "" = it was left out."""
-        return self.flags.get(name, "")
 
     @property
     def instances(self) -> InstanceCommands:
@@ -77,35 +67,7 @@ class ClientRun:
         return {name: value for name, value in given.items() if value}
 
 
-@dataclass(frozen=True, slots=True)
-class ClientCommand:
-    """One command.
-
-    Attributes:
-        words: As the usage has them: <needed>, [left out or not].
-        summary: What it does.
-        run: Does it; returns an exit code, or None = 0.
-        flags: Which it has beside those of all.
-    """
-
-    words: str
-    summary: str
-    run: Callable[[ClientRun], int | None]
-    flags: dict[str, GoFlag] = field(default_factory=dict)
-
-    def check(self, name: str, given: Sequence[str]) -> None:
-        """Check how many words there are.
-
-        Raises:
-            WrongUsage: Too few, or too many.
-        """
-        places = [word for word in self.words.split() if not word.startswith("[-")]
-        least = sum(word.startswith("<") for word in places)
-        if not least <= len(given) <= len(places):
-            fault = (
-                "words are missing" if len(given) < least else "there are too many words; flags come first"
-            )
-            raise WrongUsage(f"{fault}\nUsage: {PROGRAM} {name} {self.words}".rstrip())
+ClientCommand = GoCommand[ClientRun]
 
 
 def _list(run: ClientRun) -> None:
@@ -206,7 +168,7 @@ COMMANDS: Final = {
 
 def usage() -> str:
     """Return the usage."""
-    rows = [f"  {f'{name} {one.words}'.rstrip():<32}  {one.summary}" for name, one in COMMANDS.items()]
+    rows = usage_rows(COMMANDS, width=32)
     return "\n".join(
         [
             "GPU Proxy Client",
@@ -246,28 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        _hide_keys(words)
-        flags, words = parse_flags(words, FLAGS)
-        if flags.get("help") == "1" or words[:1] == ["help"]:
-            print(usage(), end="")
-            return 0
-        if not words:
-            print(usage(), end="", file=sys.stderr)
-            return WRONG_USAGE
-        command = COMMANDS.get(words[0])
-        if command is None:
-            raise WrongUsage(f"Unknown command: {words[0][:40]}\n{usage()}".rstrip("\n"))
-        more, rest = parse_flags(words[1:], FLAGS | command.flags)
-        if more.get("help") == "1":
-            print(f"Usage: {PROGRAM} {words[0]} {command.words}".rstrip() + f"\n{command.summary}")
-            return 0
-        command.check(words[0], rest)
-        if words[0] == "login" and len(rest) > 1:
-            hide_argument(rest[1])
-        return _run(command, rest, flags | more)
-    except WrongUsage as fault:
-        return _fail(str(fault), WRONG_USAGE)
+    _hide_keys(words)
+    return CLIENT.main(words)
 
 
 def _run(command: ClientCommand, words: list[str], flags: dict[str, str]) -> int:
@@ -275,18 +217,10 @@ def _run(command: ClientCommand, words: list[str], flags: dict[str, str]) -> int
     try:
         return command.run(ClientRun(words, flags, os.environ)) or 0
     except ApiFailure as failure:
-        return _fail(f"error: {failure.message}", failure.exit_code)
-    except WrongUsage:
-        raise
-    except KeyboardInterrupt:
-        return INTERRUPTED
+        return fail(f"error: {failure.message}", failure.exit_code)
     except BrokenPipeError:  # `| head` has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the flush at the end of the process
         return 0
-    except Exception as error:
-        if flags.get("developer-mode") == "1":
-            raise
-        return _fail(f"error: {type(error).__name__}: {error} (-dv shows where)", FAILED)
 
 
 def _hide_keys(words: Sequence[str]) -> None:
@@ -305,6 +239,11 @@ def _trace(line: str) -> None:
     print(clean(line), file=sys.stderr)
 
 
-def _fail(text: str, code: int) -> int:
-    print(clean(text), file=sys.stderr)
-    return code
+CLIENT: Final = GoProgram(
+    PROGRAM,
+    COMMANDS,
+    FLAGS,
+    usage,
+    too_many="there are too many words; flags come first",
+    run=_run,
+)
