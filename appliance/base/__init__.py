@@ -11,6 +11,7 @@ Modules:
     file_events: tells when files may have changed, by the kernel's inotify.
     file_looks: looks at files when they may have changed.
     files: files that are written completely or not at all.
+    go_durations: durations as Go writes them.
     http: streaming HTTP client for requests outside the hot path; the only user of aiohttp's client.
     ids: ids of rows, which sort by time.
     inline: coroutines that run without a task, inside callbacks.

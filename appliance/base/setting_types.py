@@ -7,14 +7,14 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator
 
+from appliance.base.go_durations import sum_terms_s
+
 TRUE_WORDS = {"1", "true", "yes", "on"}
 FALSE_WORDS = {"0", "false", "no", "off"}
 HOST = "an IP address of this machine, or its name"
 _HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
 _REMOTE_NAME = re.compile(r"\w[\w.-]{0,252}")  # with letters of any language: they are looked up as IDNA
 _DURATION = re.compile(r"(?:\d{1,9}(?:\.\d{1,9})?(?:ns|us|µs|ms|s|m|h))+")
-_PART = re.compile(r"([\d.]+)(ns|us|µs|ms|s|m|h)")
-_UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def _split(separator: str, value: Any) -> Any:
@@ -86,7 +86,7 @@ def check_address(value: str) -> str:
 def _seconds(value: Any) -> Any:
     """Take seconds, or a duration as Go writes it: 90, 1m30s, 1.5h, 250ms."""
     if isinstance(value, str) and _DURATION.fullmatch(value):
-        return sum(float(number) * _UNIT_S[unit] for number, unit in _PART.findall(value))
+        return sum_terms_s(value)
     return value
 
 

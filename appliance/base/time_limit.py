@@ -8,6 +8,7 @@ import re
 from typing import Any, Final
 
 from appliance.base.errors import Invalid, TimedOut
+from appliance.base.go_durations import sum_terms_s
 
 HEADER: Final = "x-timelimit"
 FIRST_NANOSECONDS: Final = 1_000_000
@@ -15,17 +16,6 @@ MAX_S: Final = 31_536_000.0
 MAX_CHARACTERS: Final = 64
 _NUMBER: Final = re.compile(r"\d{1,19}(\.\d{1,9})?")
 _DURATION: Final = re.compile(r"(?:\d{1,12}(?:\.\d{1,9})?(?:ns|us|µs|μs|ms|s|m|h))+")
-_PART: Final = re.compile(r"([\d.]+)(ns|us|µs|μs|ms|s|m|h)")
-_UNIT_S: Final = {
-    "ns": 1e-9,
-    "us": 1e-6,
-    "µs": 1e-6,
-    "μs": 1e-6,
-    "ms": 1e-3,
-    "s": 1.0,
-    "m": 60.0,
-    "h": 3600.0,
-}
 
 
 def parse_time_limit_s(value: Any, *, name: str = "X-Timelimit") -> float | None:
@@ -54,7 +44,7 @@ def parse_time_limit_s(value: Any, *, name: str = "X-Timelimit") -> float | None
         if _NUMBER.fullmatch(value):  # 2
             seconds = _from_number(float(value))
         elif _DURATION.fullmatch(value):  # 3
-            seconds = sum(float(number) * _UNIT_S[unit] for number, unit in _PART.findall(value))
+            seconds = sum_terms_s(value)
     if seconds == 0:
         return None
     if not 0 < seconds <= MAX_S:  # 4, also what is no number

@@ -4,12 +4,11 @@ import re
 from typing import Any
 
 from appliance.base.errors import Invalid
+from appliance.base.go_durations import sum_terms_s
 
 FOREVER = -1.0  # seconds; the model manager reads it as: never unload
 NEVER_AFTER_S = 2**63 / 1e9  # 292 years: the longest time that Ollama can hold; it means never
 _DURATION = re.compile(r"[+-]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+")
-_TERM = re.compile(r"([\d.]+)(ns|us|µs|μs|ms|s|m|h)")
-_UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def parse_keep_alive_s(value: Any) -> float | None:
@@ -30,7 +29,7 @@ def parse_keep_alive_s(value: Any) -> float | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not is_nan:
         return float(value) if 0 <= value <= NEVER_AFTER_S else FOREVER
     if isinstance(value, str) and (value.lstrip("+-") == "0" or _DURATION.fullmatch(value)):
-        total = sum(float(number) * _UNIT_S[unit] for number, unit in _TERM.findall(value))
+        total = sum_terms_s(value)
         return FOREVER if total > NEVER_AFTER_S or (value.startswith("-") and total) else total
     raise Invalid(
         '`keep_alive` must be seconds as a number, or a duration such as "5m" or "-1s".', param="keep_alive"
